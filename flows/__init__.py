@@ -1,0 +1,1 @@
+"""Order: Prefect flows and the command line; no logic, no numbers."""

@@ -1,0 +1,114 @@
+"""Writing files so that a reader sees the old bytes or the new ones, never half."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from meca.errors import MecaError
+
+__all__ = ["atomic_write", "canonical_json", "lock", "read_json", "replace_folder", "sha256_file", "sha256_tree", "sync"]
+
+
+def sync(path: Path) -> None:
+    """Push a file or a folder entry to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write a whole file: temporary neighbour, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def canonical_json(value: Any, indent: int | None = 2) -> str:
+    """Return JSON with sorted keys: equal values give equal bytes. NaN is refused, because JSON has none."""
+    return json.dumps(value, sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """Return the parsed content of a JSON file that meca wrote.
+
+    Raises:
+        MecaError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MecaError(f"Expected the file {path}, which does not exist; run the stage that writes it.") from None
+    except ValueError as error:
+        raise MecaError(f"{path} is not JSON ({error}); run the stage that writes it again.") from None
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Put a finished folder in the place of an older one.
+
+    Between the two renames a reader finds no folder, never a mixed one.
+    """
+    for file in sorted(temporary.rglob("*")):
+        if file.is_file():
+            sync(file)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(final, old)
+        os.replace(temporary, final)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, final)
+    sync(final.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(path: Path) -> str:
+    """Return one SHA-256 for a file or for all files below a folder (relative name and content, sorted by name)."""
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        raise MecaError(f"Expected a file or a folder at {path}, found neither.")
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold `path` exclusively; a second holder fails at once instead of writing over the first.
+
+    The kernel releases the lock when the holder dies, however it dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise MecaError(f"{what} is being written by process {owner} (lock {path}); wait for it or end it.") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,169 @@
+"""params.yaml: every number that changes a result, one group per stage, no unknown keys, no defaults in code.
+
+The groups of the method have two blocks, `default` and `paper`; the field `preset` says which one is in force. The
+packaged copy `meca/params.yaml` equals the one at the root of the repository (a test compares them).
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from meca.errors import UsageError
+from meca.files import canonical_json
+
+__all__ = ["PACKAGED", "PRESETS", "Params", "read_params", "with_settings"]
+
+PACKAGED = Path(__file__).with_name("params.yaml")
+PRESETS = ("default", "paper")
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """A parsed params.yaml."""
+
+    tree: Mapping[str, Any]
+    origin: str
+
+    @property
+    def preset(self) -> str:
+        """`default` or `paper`."""
+        preset = self.tree.get("preset")
+        if preset not in PRESETS:
+            raise UsageError(f"{self.origin}: expected preset to be one of {', '.join(PRESETS)}, got {preset!r}.")
+        return preset
+
+    @property
+    def seed(self) -> int:
+        """The seed that every draw derives from."""
+        seed = self.tree.get("seed")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+            raise UsageError(f"{self.origin}: expected seed to be an integer in [0, 2^31), got {seed!r}.")
+        return seed
+
+    def raw(self, group: str) -> Mapping[str, Any]:
+        """Return a group as it stands, with the block of the preset in force chosen where there are blocks."""
+        block = self.tree.get(group)
+        if not isinstance(block, Mapping):
+            raise UsageError(f"{self.origin}: expected a group [{group}], found {'none' if block is None else type(block).__name__}.")
+        if set(block) == set(PRESETS):
+            block = block[self.preset]
+        return block
+
+    def group(self, group: str, cls: type[T]) -> T:
+        """Return a group as the dataclass `cls`; unknown, missing and ill-typed fields are errors.
+
+        Raises:
+            UsageError: Names the group, the field and what was expected.
+        """
+        block = self.raw(group)
+        hints = typing.get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+        unknown = [key for key in block if key not in names]
+        missing = [name for name in names if name not in block]
+        if unknown or missing:
+            near = {key: difflib.get_close_matches(str(key), names, 1) for key in unknown}
+            said = [f"{key!r}" + (f" (did you mean {match[0]!r}?)" if match else "") for key, match in near.items()]
+            parts = [f"has unknown {', '.join(said)}"] * bool(said) + [f"lacks {missing}"] * bool(missing)
+            raise UsageError(f"{self.origin}: [{group}] {' and '.join(parts)}.")
+        return cls(**{name: self._convert(f"{group}.{name}", block[name], hints[name]) for name in names})
+
+    def _convert(self, where: str, value: Any, hint: Any) -> Any:
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+        for option in options:
+            origin, args = typing.get_origin(option), typing.get_args(option)
+            if option is type(None) and value is None:
+                return None
+            if origin is typing.Literal and value in args:
+                return value
+            if origin is tuple and isinstance(value, list):
+                return tuple(self._convert(where, item, args[0]) for item in value)
+            if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+            if option in (int, str, bool) and type(value) is option:
+                return value
+        expected = " or ".join(str(typing.get_args(o)) if typing.get_origin(o) is typing.Literal else getattr(o, "__name__", str(o)) for o in options)
+        raise UsageError(f"{self.origin}: expected {where} to be {expected}, got {value!r}.")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the whole tree."""
+        return hashlib.sha256(canonical_json(self.tree, indent=None).encode()).hexdigest()
+
+
+@cache
+def _loader() -> type:
+    import yaml  # only here: importing the core needs no YAML reader
+
+    class Strict(yaml.SafeLoader):
+        """A SafeLoader that refuses a key given twice."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
+                    raise UsageError(f"{node.start_mark.name}: the key {key!r} stands twice in one group (line {key_node.start_mark.line + 1}).")
+                seen.add(key)
+            return super().construct_mapping(node, deep)
+
+    return Strict
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Parse YAML with the strict loader."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())  # noqa: S506 - Strict is a SafeLoader
+    except yaml.YAMLError as error:
+        raise UsageError(f"{origin} is not YAML: {error}") from None
+
+
+def read_params(path: Path = PACKAGED) -> Params:
+    """Read a params.yaml.
+
+    Raises:
+        UsageError: The file is missing, is no YAML mapping, or repeats a key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"Expected a parameter file at {path}, found none.") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: expected groups of parameters, got {type(tree).__name__}.")
+    return Params(tree=tree, origin=path.name)
+
+
+def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
+    """Return a copy with fields replaced; keys are dotted paths that exist already, such as `ingest.source`.
+
+    A field of the method (`partition.epochs`) is set in the block of the preset in force.
+    Values that are strings are read as YAML.
+    """
+    import copy
+
+    tree = copy.deepcopy(dict(params.tree))
+    if "preset" in settings:
+        tree["preset"] = settings["preset"]
+    preset = tree.get("preset")
+    for key, value in settings.items():
+        *groups, name = key.split(".")
+        node: Any = tree
+        for group in groups:
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict) and set(node) == set(PRESETS):
+            node = node[preset]
+        if not isinstance(node, dict) or name not in node:
+            known = [f"{g}.{f}" for g, b in tree.items() if isinstance(b, dict) for f in (b[preset] if set(b) == set(PRESETS) else b)]
+            near = difflib.get_close_matches(key, known, 1)
+            raise UsageError(f"{params.origin} has no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+        node[name] = parse_yaml(value, f"--set {key}") if isinstance(value, str) else value
+    return Params(tree=tree, origin=params.origin)

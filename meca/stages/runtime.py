@@ -1,0 +1,219 @@
+"""What every stage program shares: options, lock, finished-or-nothing outputs, checkpoints, receipt.
+
+A stage is a module with a function `run`. Its parameters say everything: `ctx` comes from here, a `Path` named in the
+module's `OUTPUTS` is written, every other `Path` is read. `main` makes the program of it, `execute` runs it from Python.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from meca import __version__
+from meca.errors import MecaError
+from meca.files import atomic_write, canonical_json, lock, replace_folder, sha256_file, sha256_tree
+from meca.params import Params, read_params
+from meca.progress import Progress
+
+__all__ = ["Context", "describe", "execute", "main", "stage_key"]
+
+
+@dataclasses.dataclass
+class Context:
+    """What a stage knows of the world: parameters, a place for checkpoints, a place to say things."""
+
+    name: str
+    params: Params
+    checkpoints: Path  # survives a kill; not among the outputs, because DVC empties those before it runs a stage
+    progress: Progress
+    out: Path
+    metrics: dict[str, float | int | None] = dataclasses.field(default_factory=dict)
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.params.seed
+
+    def curve(self, **values: float) -> None:
+        """Append one point (a step or an epoch) to curves.jsonl."""
+        with open(self.out / "curves.jsonl", "a", encoding="utf-8") as file:
+            file.write(canonical_json(values, indent=None))
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Any:
+        """Add the seconds of a block to the receipt."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[what] = self.timings.get(what, 0.0) + time.perf_counter() - start
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """The interface of a stage, read from its `run`."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    groups: tuple[str, ...]  # groups of params.yaml that it reads
+
+
+def describe(module: ModuleType) -> Described:
+    """Return the interface of a stage module."""
+    outputs: tuple[str, ...] = getattr(module, "OUTPUTS", ("out",))
+    names = [name for name in inspect.signature(module.run).parameters if name != "ctx"]
+    name = module.__spec__.name.rsplit(".", 1)[-1] if module.__spec__ else module.__name__
+    return Described(name, tuple(n for n in names if n not in outputs), outputs, module.GROUPS)
+
+
+def _code_digest() -> str:
+    """Hash the source of meca that is loaded, so that changed code is a changed key."""
+    root = Path(__file__).parents[1]
+    files = sorted({Path(m.__file__) for n, m in sys.modules.items() if (n == "meca" or n.startswith("meca.")) and getattr(m, "__file__", None)})
+    files = [f for f in files if f.is_relative_to(root)]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def stage_key(stage: Described, hashes: Mapping[str, str], params: Params) -> str:
+    """Return the name of a stage's result: hash of stage, input hashes, parameters in force and code."""
+    numbers = {group: params.tree.get(group) if group in ("seed", "preset") else params.raw(group) for group in stage.groups}
+    content = [stage.name, dict(hashes), numbers, _code_digest()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux), so that no second copy is left running."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() == 1 and os.environ.get("MECA_PARENT") not in (None, "1"):
+            os._exit(1)
+
+
+def execute(
+    module: ModuleType,
+    paths: Mapping[str, Path],
+    params: Params,
+    receipt: Path | None = None,
+    progress: Progress | None = None,
+    scratch: Path | None = None,
+) -> dict[str, Any]:
+    """Run a stage and return its receipt.
+
+    Every output appears whole or not at all. What a killed run left behind is removed at the next start, except its
+    checkpoints, from which it continues.
+
+    Args:
+        module: The stage.
+        paths: A path for each input and output that `describe` names.
+        params: The parameters.
+        receipt: Where to write the receipt; nowhere if None.
+        progress: Told what is going on; silent if None.
+        scratch: Folder for checkpoints and locks; `.meca` in the working directory if None.
+    """
+    stage = describe(module)
+    scratch = scratch or Path(os.environ.get("MECA_SCRATCH", ".meca"))
+    started = time.perf_counter()
+    owner = hashlib.sha256(str(paths[stage.outputs[0]].resolve()).encode()).hexdigest()[:16]
+    with lock(scratch / "locks" / f"{stage.name}-{owner}", f"The output of stage {stage.name}"):
+        hashes = {name: sha256_tree(paths[name]) for name in stage.inputs}
+        key = stage_key(stage, hashes, params)
+        temporary = {name: _temporary(paths[name]) for name in stage.outputs}
+        checkpoints = scratch / "checkpoints" / f"{stage.name}-{key[:24]}"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        ctx = Context(stage.name, params, checkpoints, progress or Progress(quiet=True), temporary[stage.outputs[0]])
+        module.run(ctx=ctx, **{n: paths[n] for n in stage.inputs}, **temporary)
+        if ctx.metrics:
+            atomic_write(ctx.out / "metrics.json", canonical_json(ctx.metrics))
+        for name in stage.outputs:
+            replace_folder(temporary[name], paths[name])
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        record = {
+            "schema": "meca.receipt/1",
+            "stage": stage.name,
+            "key": key,
+            "preset": params.preset,
+            "params": {g: params.tree.get(g) if g in ("seed", "preset") else params.raw(g) for g in stage.groups},
+            "inputs": hashes,
+            "outputs": {name: sha256_tree(paths[name]) for name in stage.outputs},
+            "metrics": ctx.metrics,
+            "seconds": round(time.perf_counter() - started, 3),
+            "timings": {name: round(value, 3) for name, value in ctx.timings.items()},
+            "peak_mib": _peak_mib(),
+            "versions": _versions(),
+            "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
+        }
+        if receipt is not None:
+            atomic_write(receipt, canonical_json(record))
+        return record
+
+
+def _temporary(path: Path) -> Path:
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def _peak_mib() -> float:
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def _versions() -> dict[str, str]:
+    found = {"meca": __version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy", "pyarrow", "PIL", "sklearn"):
+        if name in sys.modules:
+            found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
+    return found
+
+
+def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:
+    """Run a stage as a program. Exits 0 when the work is done, whatever was found: a verdict is data, not a failure."""
+    die_with_parent()
+    stage = describe(module)
+    parser = argparse.ArgumentParser(prog=f"python -m meca.stages.{stage.name}", description=(module.__doc__ or "").splitlines()[0])
+    for name in stage.inputs:
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=Path, required=True, help="input")
+    for name in stage.outputs:
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=Path, required=True, help="output")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file")
+    parser.add_argument("--receipt", type=Path, help="where to write what was done")
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        paths = {name: getattr(arguments, name) for name in (*stage.inputs, *stage.outputs)}
+        with Progress() as progress:
+            execute(module, paths, read_params(arguments.params), arguments.receipt, progress)
+    except MecaError as error:
+        print(f"meca {stage.name}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+

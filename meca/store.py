@@ -1,0 +1,206 @@
+"""The one form in which images reach the method: a folder that is written once and verified by hash when opened.
+
+    images.npy       uint8 [n h w c], memory-mapped: the rows of split `train` first, then those of `test`
+    samples.parquet  one line for every input sample, also for those that could not be read (see `SCHEMA`)
+    payload.bin      the encoded bytes of every sample as they came, one after the other; empty where the source has
+                     no encoding of its own (arrays), because there the pixels are the encoding
+    store.json       sizes, class names, source, the SHA-256 of the three files and one root over them
+
+Only the readers' output is written here, so nothing in a store runs code: `numpy` without pickle, parquet, JSON.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from meca.errors import InputRefused, MecaError
+from meca.files import canonical_json, read_json, sha256_file
+
+__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "write_store"]
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),  # SHA-256 of the encoded bytes; of dtype, shape and pixels where there are none
+        ("source", pa.string()),  # relative path, `shard#row` or `name#row`; unique
+        ("split", pa.string()),  # train: is sanitized; test: evaluation only
+        ("row", pa.int64()),  # index into images.npy; -1 for a quarantined sample
+        ("label", pa.int64()),  # as given; -1 where there was none to read
+        ("class_name", pa.string()),
+        ("width", pa.int32()),  # as found, before the resize
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("format", pa.string()),
+        ("bytes", pa.int64()),
+        ("offset", pa.int64()),  # into payload.bin; -1 where there is no encoding
+        ("reason", pa.string()),  # why it is quarantined; null for a readable sample
+        ("notes", pa.list_(pa.string())),  # what was done to it, as `converted:L`
+    ]
+)
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store says about itself (store.json)."""
+
+    n: int
+    n_train: int
+    n_test: int
+    quarantined: int
+    height: int
+    width: int
+    channels: int
+    class_names: tuple[str, ...]
+    source: dict[str, Any]  # kind, name, options: enough to say where the data came from and how to write it again
+    sha256: dict[str, str]
+    root: str  # SHA-256 over the three hashes: the identity of the data set
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store. Arrays cover the readable samples; `samples` has a line for every input sample."""
+
+    path: Path
+    info: StoreInfo
+    images: np.ndarray  # uint8 [n h w c], read-only
+    samples: pa.Table
+
+    @cached_property
+    def readable(self) -> pa.Table:
+        """The lines of `samples` with pixels, in the order of `images`."""
+        table = self.samples.filter(pc.greater_equal(self.samples["row"], 0))
+        return table.sort_by("row")
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [n]: the labels as given."""
+        return self.readable["label"].to_numpy()
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The sample ids in the order of `images`."""
+        return self.readable["sample_id"].to_pylist()
+
+    @property
+    def train(self) -> slice:
+        """The rows that are sanitized."""
+        return slice(0, self.info.n_train)
+
+    @property
+    def test(self) -> slice:
+        """The rows that are for evaluation only."""
+        return slice(self.info.n_train, self.info.n)
+
+    def payload(self, offset: int, size: int) -> bytes:
+        """Return the encoded bytes of one sample."""
+        if offset < 0:
+            raise MecaError("This sample has no encoded bytes; its pixels are its encoding.")
+        with open(self.path / "payload.bin", "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def pixel_id(image: np.ndarray) -> str:
+    """Return the id of a sample without an encoding: SHA-256 of dtype, shape and pixel bytes."""
+    head = f"{image.dtype.str}{list(image.shape)}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def write_store(
+    path: Path,
+    images: np.ndarray,
+    samples: Sequence[dict[str, Any]] | pa.Table,
+    class_names: Sequence[str],
+    source: dict[str, Any],
+    payload: bytes | Path = b"",
+) -> StoreInfo:
+    """Write a new store and return what it says about itself.
+
+    Args:
+        path: A folder that does not hold a store yet.
+        images: uint8 [n h w c]; rows of split `train` first.
+        samples: A line of `SCHEMA` for every input sample; the non-negative `row`s are 0 .. n-1.
+        class_names: One name per label.
+        source: Kind, name and options of the source; JSON.
+        payload: The encoded bytes, or a file that holds them and is moved into the store.
+
+    Raises:
+        InputRefused: The lines contradict the images, or there is nothing to train on.
+    """
+    table = samples if isinstance(samples, pa.Table) else pa.Table.from_pylist(list(samples), schema=SCHEMA)
+    table = table.cast(SCHEMA)
+    _check(images, table, class_names)
+    path.mkdir(parents=True, exist_ok=True)
+    np.save(path / "images.npy", np.ascontiguousarray(images), allow_pickle=False)
+    if isinstance(payload, Path):
+        os.replace(payload, path / "payload.bin")
+    else:
+        (path / "payload.bin").write_bytes(payload)
+    pq.write_table(table, path / "samples.parquet", compression="zstd")
+    hashes = {name: sha256_file(path / name) for name in ("images.npy", "payload.bin", "samples.parquet")}
+    readable = table.filter(pc.greater_equal(table["row"], 0))
+    n_train = pc.sum(pc.equal(readable["split"], "train")).as_py() or 0
+    info = StoreInfo(
+        n=len(images),
+        n_train=n_train,
+        n_test=len(images) - n_train,
+        quarantined=table.num_rows - len(images),
+        height=images.shape[1],
+        width=images.shape[2],
+        channels=images.shape[3],
+        class_names=tuple(class_names),
+        source=source,
+        sha256=hashes,
+        root=hashlib.sha256(json.dumps([hashes, list(class_names)], sort_keys=True).encode()).hexdigest(),
+    )
+    (path / "store.json").write_text(canonical_json({"schema": "meca.store/1", **info.__dict__}), encoding="utf-8")
+    return info
+
+
+def _check(images: np.ndarray, table: pa.Table, class_names: Sequence[str]) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise InputRefused(f"Expected uint8 images [n h w c] with 1 or 3 channels, got {images.dtype} {list(images.shape)}.")
+    rows = table["row"].to_numpy()
+    readable = rows >= 0
+    if not np.array_equal(np.sort(rows[readable]), np.arange(len(images))):
+        raise InputRefused(f"Expected the rows 0..{len(images) - 1} once each in the sample table.")
+    labels = table["label"].to_numpy()[readable]
+    if labels.size and (labels.min() < 0 or labels.max() >= len(class_names)):
+        bad = labels[(labels < 0) | (labels >= len(class_names))][0]
+        raise InputRefused(f"Expected labels in 0..{len(class_names) - 1}, got {bad}.")
+    is_train = np.array(table["split"].to_pylist(), dtype=object) == "train"
+    if not is_train[readable].any():
+        raise InputRefused("Expected at least one readable training image, got none.")
+    order = np.argsort(rows[readable])
+    if (np.diff(is_train[readable][order].astype(int)) > 0).any():
+        raise InputRefused("Expected the rows of split 'train' before those of 'test'.")
+    if len(set(table["source"].to_pylist())) != table.num_rows:
+        raise InputRefused("Expected every sample to have a source name of its own.")
+
+
+def open_store(path: Path, verify: bool = True) -> Store:
+    """Open a store, check every byte against its hashes, and map the images.
+
+    Raises:
+        MecaError: The store is missing, or a file differs from what was written.
+    """
+    record = read_json(path / "store.json")
+    record.pop("schema", None)
+    record["class_names"] = tuple(record["class_names"])
+    info = StoreInfo(**record)
+    if verify:
+        for name, expected in info.sha256.items():
+            actual = sha256_file(path / name)
+            if actual != expected:
+                raise MecaError(f"{path / name} was changed after it was written: expected SHA-256 {expected[:12]}, got {actual[:12]}; ingest the data again.")
+    images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
+    return Store(path=path, info=info, images=images, samples=pq.read_table(path / "samples.parquet"))
