@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from meca.report.text import plain
+
 __all__ = ["Progress"]
 
 
@@ -45,6 +47,7 @@ class Progress:
         """Say that `done` of `total` parts of `what` are finished."""
         if self.quiet:
             return
+        what, note = plain(what), plain(note)
         if self._bar is not None:
             if what not in self._tasks:
                 self._tasks[what] = self._bar.add_task(what, total=total)
@@ -54,3 +57,12 @@ class Progress:
         if done >= total or now - self._last.get(what, -1e9) >= self.every:
             self._last[what] = now
             print(f"{what} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(plain(text), markup=False, highlight=False)
+        else:
+            print(plain(text), file=sys.stderr, flush=True)

@@ -1,0 +1,338 @@
+"""The command `meca`: parses, hands over, turns every outcome into a text and an exit code.
+
+Only the standard library and cyclopts are imported here; each verb imports what it needs when it runs, so that `--help`,
+`--version` and a usage error answer at once, and the verbs of the core work where Prefect, MLflow and DVC are missing.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+from meca import __version__
+from meca.errors import MecaError, UsageError
+from meca.report.text import plain
+
+__all__ = ["app", "main"]
+
+DONE, POISONED, FAILED, REFUSED, USAGE, INCONCLUSIVE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 5, 130, 143
+VERDICTS = {"no_evidence": DONE, "poisoned": POISONED, "inconclusive": INCONCLUSIVE}
+
+EXITS = """\
+Exit codes: 0 no evidence of poison, or done; 1 poison found (clean: and handled; verify: a mismatch); 2 meca failed, start it again;
+3 the input was refused; 4 wrong usage or configuration; 5 inconclusive, or a gate does not hold; 130, 143 interrupted."""
+
+app = App(
+    name="meca",
+    help="Train a backdoor-free image classifier on data that you do not trust, and get the data back sanitized.",
+    help_epilogue=EXITS,
+    help_format="plaintext",
+    version=__version__,
+    suppress_keyboard_interrupt=False,  # run() decides what an interrupt becomes
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on stdout; messages go to stderr.")]
+ExitZero = Annotated[bool, Parameter(name="--exit-zero", negative="", help="Exit 0 whatever the verdict; failures keep their codes.")]
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", negative="", help="group.key=value: replaces one number of params.yaml; may be repeated."),
+]
+Preset = Annotated[Literal["default", "paper"] | None, Parameter(help="Which set of parameters; `paper` is arXiv 2405.12719 to the letter.")]
+ParamsFile = Annotated[Path | None, Parameter(name="--params", help="A params.yaml; without it the packaged one.")]
+Format = Annotated[str, Parameter(help="auto, or the name that `meca inspect` shows.")]
+
+
+@app.command
+def inspect(path: Annotated[str, Parameter(help="The data.")], /, *, format: Format = "auto", as_json: Json = False) -> int:
+    """Look at data without changing it: format, counts per class and split, odd files. Takes seconds."""
+    from dataclasses import asdict
+
+    from meca.inspection import inspect as look
+
+    found = asdict(look(_existing(path), format))
+    _json(found) if as_json else _say(*_lines(found))
+    return DONE
+
+
+@app.command
+def clean(
+    path: Annotated[str, Parameter(help="The training data.")],
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder for the sanitized set, the verdicts, the model and the report.")],
+    format: Format = "auto",
+    preset: Preset = None,
+    params: ParamsFile = None,
+    settings: Settings = (),
+    as_json: Json = False,
+    exit_zero: ExitZero = False,
+) -> int:
+    """Find poisoned samples, train a clean model, write the sanitized set. Started again on the same input it resumes."""
+    from meca import pipeline
+    from meca.progress import Progress
+
+    _existing(path)
+    chosen = _params(params, preset, settings, {"ingest.format": format})
+    with Progress() as progress:
+
+        def told(stage: str, seconds: float | None) -> None:
+            progress.say(f"{stage:<17} {'unchanged' if seconds is None else f'{seconds:8.1f} s'}")
+
+        summary = pipeline.clean(path, output, chosen, progress, told)
+    if as_json:
+        _json(summary)
+    else:
+        _say(*_verdict_lines(summary))
+        _say(f"Published     {output}", f"Kept for a resume, delete it freely: {pipeline.run_folder(output)}", f"Report        {output / 'report.html'}")
+    return DONE if exit_zero else VERDICTS[summary["verdict"]]
+
+
+@app.command
+def evaluate(run: Annotated[Path, Parameter(help="A workspace, or the output of `clean`.")], /, *, as_json: Json = False) -> int:
+    """Print ACC, recall, ASR, TPR and FPR where there is a truth, and say what cannot be known without one."""
+    from meca.files import read_json
+    from meca.pipeline import find_run
+
+    evaluation = read_json(find_run(run) / "work" / "evaluate" / "evaluation.json")
+    _json(evaluation) if as_json else _say(*_evaluation_lines(evaluation))
+    return DONE
+
+
+@app.command
+def report(
+    run: Annotated[Path, Parameter(help="A workspace, or the output of `clean`.")],
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Where to write the page; without it the place it had.")] = None,
+) -> int:
+    """Write the report page of a finished run again and print its path."""
+    from meca.files import atomic_write
+    from meca.pipeline import find_run, render
+
+    page = output or (run / "report.html" if find_run(run) != run else run / "report" / "report.html")
+    atomic_write(page, render(find_run(run)))
+    _say(page)
+    return DONE
+
+
+@app.command
+def verify(out: Annotated[Path, Parameter(help="A published folder.")], /, *, as_json: Json = False) -> int:
+    """Check hashes and accounting of a published folder. Needs no network, no account and no torch."""
+    from meca.verification import verify as check
+
+    mismatches = [str(found) for found in check(_folder(out))]
+    if as_json:
+        _json({"verified": not mismatches, "mismatches": mismatches})
+    else:
+        _say(*mismatches, f"{len(mismatches)} mismatches in {out}." if mismatches else f"Everything in {out} is as it was published.")
+    return POISONED if mismatches else DONE
+
+
+@app.command
+def promote(
+    run: Annotated[Path, Parameter(help="A workspace whose run is tracked; without it the working directory.")] = Path(),
+    /,
+    *,
+    as_json: Json = False,
+) -> int:
+    """Register the clean model and move the alias, if every gate in params.yaml holds. Exits 5 with the distance if one does not."""
+    _platform()
+    from flows.demo import promote_run
+
+    outcome = promote_run(run)
+    _json(outcome) if as_json else _say(*_lines(outcome))
+    return DONE
+
+
+@app.command
+def demo(
+    *,
+    data: Annotated[str, Parameter(help="shapes (generated), digits (bundled scans), cifar10 (MECA_DATA or download), or a path.")] = "shapes",
+    folder: Annotated[Path | None, Parameter(help="The workspace; without it .demo/<data>.")] = None,
+    preset: Preset = None,
+    settings: Settings = (),
+    as_json: Json = False,
+) -> int:
+    """Poison a data set, clean it, train, track, publish and promote: the main job as a Prefect flow, with no server."""
+    _platform()
+    from flows.demo import demo as play
+
+    given = {**_settings(settings), **({"preset": preset} if preset else {})}
+    outcome = play(data, folder or Path(".demo") / Path(data).name, given)
+    if as_json:
+        _json(outcome)
+    else:
+        from flows.demo import lines
+
+        _say(*lines(outcome))
+    return DONE
+
+
+@app.command
+def doctor(*, as_json: Json = False) -> int:
+    """Say what is here: versions, devices, disk, servers, telemetry. Exits 2 if something that meca needs is missing."""
+    from flows.doctor import examine
+
+    checks = examine()
+    if as_json:
+        _json({"ok": all(check["ok"] for check in checks), "checks": checks})
+    else:
+        _say(*(f"{'ok ' if check['ok'] else 'BAD'} {check['name']:<12} {plain(check['found'])}" for check in checks))
+    return DONE if all(check["ok"] for check in checks) else FAILED
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; no exception but an exit gets out."""
+    try:
+        result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return result if isinstance(result, int) else DONE
+    except CycloptsError as error:
+        _complain(f"{plain(error, 600)} `meca --help` shows the verbs, `meca VERB --help` their options.")
+        return USAGE
+    except MecaError as error:
+        _complain(plain(error, 2000))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command continues.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`meca inspect … | head`). The interpreter would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:  # every unforeseen failure is a 2; 1 would say "poison found"
+        _complain(f"failed with {type(error).__name__}: {plain(error, 600)} {_keep_traceback()}")
+        return FAILED
+
+
+def main() -> NoReturn:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        # In the C locale a class name outside ASCII must not end the run.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    sys.exit(run())
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+def _keep_traceback() -> str:
+    if os.environ.get("MECA_DEBUG"):
+        traceback.print_exc()
+        return "(traceback above)"
+    try:
+        handle, name = tempfile.mkstemp(prefix="meca-", suffix=".traceback.txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exc(file=file)
+    except OSError:
+        traceback.print_exc()
+        return "(traceback above)"
+    return f"(traceback in {name}; what is finished is kept, the same command continues)"
+
+
+def _platform() -> None:
+    """Prepare the environment for Prefect, MLflow and DVC before the first of them is imported."""
+    from tasks.environment import prepare
+
+    prepare()
+
+
+def _existing(path: str) -> str:
+    """Return the path; data sets known by name (shapes, digits, …) need no file."""
+    if not Path(path).exists() and (os.sep in path or path not in ("shapes", "digits", "cifar10", "fashion-mnist")):
+        raise UsageError(f"Expected a file or folder, found nothing at {plain(path)}; check the path.")
+    return path
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise UsageError(f"Expected a folder, found none at {plain(path)}; check the path.")
+    return path
+
+
+def _settings(given: Iterable[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for item in given:
+        key, sign, value = item.partition("=")
+        if not sign or not key:
+            raise UsageError(f"Expected --set group.key=value, got {plain(item)!r}.")
+        settings[key] = value
+    return settings
+
+
+def _params(file: Path | None, preset: str | None, given: Iterable[str], more: dict[str, Any]) -> Any:
+    from meca.params import PACKAGED, read_params, with_settings
+
+    chosen = {**({"preset": preset} if preset else {}), **more, **_settings(given)}
+    return with_settings(read_params(file or PACKAGED), chosen)
+
+
+def _say(*lines: object) -> None:
+    for line in lines:
+        print(plain(line, 4000))
+
+
+def _json(value: Any) -> None:
+    # ASCII only: a control or bidi character in a class name reaches the terminal as \u202e, the reader of the JSON as it was.
+    print(json.dumps(value, sort_keys=True, indent=2, ensure_ascii=True, default=str))
+
+
+def _complain(message: str) -> None:
+    print(f"meca: {message}", file=sys.stderr, flush=True)
+
+
+def _lines(value: Any, name: str = "", depth: int = 0) -> list[str]:
+    """Return a nested value as indented lines."""
+    pad = "  " * depth
+    if isinstance(value, dict):
+        head = [f"{pad}{plain(name)}"] if name else []
+        return head + [line for key, item in value.items() for line in _lines(item, str(key), depth + bool(name))]
+    if isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
+        return [f"{pad}{plain(name)}", *(line for item in value for line in _lines(item, "-", depth + 1))]
+    shown = ", ".join(plain(item) for item in value) if isinstance(value, list | tuple) else plain(value, 2000)
+    return [f"{pad}{plain(name)}: {shown}" if name != "-" else f"{pad}- {shown}"]
+
+
+def _verdict_lines(summary: dict[str, Any]) -> list[str]:
+    counts = summary["counts"]
+    lines = [summary["sentence"]]
+    if summary.get("reason") and summary["reason"] not in summary["sentence"]:
+        lines.append(summary["reason"])
+    lines.append("Samples       " + ", ".join(f"{counts[key]} {key}" for key in ("kept", "relabelled", "removed", "quarantined")) + f" of {counts['input']}")
+    if summary.get("target_class"):
+        lines.append(f"Target class  {plain(summary['target_class']['name'])} (label {summary['target_class']['label']})")
+    return lines + [f"Warning       {warning}" for warning in summary.get("warnings") or ()]
+
+
+def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
+    from meca.report.numbers import interval, percent
+
+    lines = [f"{'model':<12} {'ACC':>8} {'ASR':>8}  {'successful attacks':<18} {'95 % interval':<16}"]
+    for key in ("no_defence", "oracle", "enhanced", "clean", "final"):
+        figures = evaluation.get(key)
+        if figures:
+            attacks = f"{figures['asr_k']} of {figures['asr_n']}" if figures.get("asr_n") else "unknown"
+            lines.append(
+                f"{key.replace('_', ' '):<12} {percent(figures.get('acc')):>8} {percent(figures.get('asr')):>8}  "
+                f"{attacks:<18} {interval(figures.get('asr_interval')):<16}".rstrip()
+            )
+    if len(lines) == 1:
+        lines = ["There is no test split: no accuracy can be given."]
+    detection = evaluation.get("detection") or {}
+    lines += [f"{key.upper():<12} {percent(detection[key])}" for key in ("tpr", "fpr") if detection.get(key) is not None]
+    if detection.get("auroc") is not None:
+        lines.append(f"{'AUROC':<12} {detection['auroc']:.3f}")
+    unknown = evaluation.get("unknown") or []
+    return lines + [f"Cannot be known without the truth: {plain(item)}" for item in unknown]

@@ -1,0 +1,221 @@
+"""The whole pipeline without a platform: the stages in order, in one folder. `meca clean` is this and nothing else.
+
+The paths are those of dvc.yaml (a test compares them). A folder's last name is the name of the stage's parameter, so the
+table below is the DAG. Started again on the same input it resumes: a stage whose inputs, parameters and code are those of
+its receipt, and whose outputs still have the receipt's hashes, is not run again.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from meca.errors import InputRefused, MecaError, UsageError
+from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder, sha256_file, sha256_tree
+from meca.params import Params, with_settings
+from meca.progress import Progress
+
+__all__ = ["STEPS", "clean", "find_run", "paths_of", "refuse_test_split", "run", "run_folder"]
+
+STORE = "data/store"
+
+# stage: (what it reads, what it writes)
+STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "ingest": ((), ("data/ingested",)),
+    "poison": (("data/ingested",), (STORE, "data/truth")),
+    "partition": ((STORE,), ("work/partition",)),
+    "enhance": ((STORE, "work/partition"), ("work/enhance",)),
+    "split": ((STORE, "work/partition", "work/enhance"), ("work/split",)),
+    "train_clean": ((STORE, "work/split"), ("work/train_clean",)),
+    "relabel_finetune": ((STORE, "work/split", "work/train_clean"), ("work/relabel_finetune",)),
+    "evaluate": (
+        (STORE, "data/truth", "work/partition", "work/enhance", "work/split", "work/train_clean", "work/relabel_finetune"),
+        ("work/evaluate",),
+    ),
+    "publish": ((STORE, "work/partition", "work/enhance", "work/split", "work/relabel_finetune"), ("published",)),
+    "report": ((STORE, "published", "work/partition", "work/enhance", "work/relabel_finetune", "work/evaluate"), ("report",)),
+}
+
+Told = Callable[[str, float | None], None]  # stage, seconds; None where it was finished already
+
+
+def run(folder: Path, params: Params, progress: Progress | None = None, told: Told | None = None) -> dict[str, Any]:
+    """Run every stage that is not finished, in `folder`, and return the summary.
+
+    Args:
+        folder: Gets `data/`, `work/`, `published/` and `report/`.
+        params: The parameters.
+        progress: Told what is going on inside a stage.
+        told: Called after each stage.
+    """
+    from meca.stages.runtime import execute
+
+    with lock(folder / ".meca" / "locks" / "run", f"The run in {folder}"):
+        _forget_if_changed(folder, params)
+        for name in STEPS:
+            module = importlib.import_module(f"meca.stages.{name}")
+            paths, receipt = paths_of(module, name, folder), folder / "work" / "receipts" / f"{name}.json"
+            seconds = None
+            if not _finished(module, paths, params, receipt):
+                receipt.unlink(missing_ok=True)
+                seconds = execute(module, paths, params, receipt, progress, folder / ".meca")["seconds"]
+            if told:
+                told(name, seconds)
+    return read_json(folder / "published" / "summary.json")
+
+
+def clean(source: str, out: Path, params: Params, progress: Progress | None = None, told: Told | None = None) -> dict[str, Any]:
+    """Sanitize the data at `source` into the folder `out` and return the summary.
+
+    `out` is replaced in one step, at the end. What the stages wrote stays beside it (`run_folder`), for a resume.
+
+    Raises:
+        UsageError: `out` holds something that meca did not write, or lies inside the input.
+        InputRefused: The source is a test split.
+    """
+    refuse_test_split(source)
+    _check_out(source, out)
+    settings = {"poison.attack": "none", "ingest.source": str(Path(source).resolve()) if Path(source).exists() else source}
+    folder = run_folder(out)
+    summary = run(folder, with_settings(params, settings), progress, told)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(folder / "published", temporary, copy_function=_link_or_copy)
+    _link_or_copy(folder / "report" / "report.html", temporary / "report.html")
+    replace_folder(temporary, out)
+    return summary
+
+
+def run_folder(out: Path) -> Path:
+    """Return the folder beside `out` that holds what the stages wrote: the published folder itself stays free of it."""
+    out = out.resolve()
+    return out.with_name(f".{out.name}.meca")
+
+
+def find_run(path: Path) -> Path:
+    """Return the folder of the run that `path` belongs to: a workspace, a run folder, or the output of `clean`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    for folder in (path, run_folder(path)):
+        if (folder / "work").is_dir() and (folder / "published").is_dir():
+            return folder
+    raise UsageError(f"Expected the folder of a finished run (with work/ and published/) or the output of `meca clean`, got {path}.")
+
+
+def refuse_test_split(source: str) -> None:
+    """Refuse what is named as a test split: figures on a cleaned test set flatter.
+
+    Raises:
+        InputRefused: It is one.
+    """
+    name = Path(source).name.lower()
+    if name in ("test", "test_batch") or name.startswith(("test-0", "t10k-")):
+        raise InputRefused(
+            f"Expected training data, got {source!r}, which is named as a test split; a cleaned test set gives flattering figures. "
+            "Clean the training split (or the folder above); rename the input if it is training data."
+        )
+
+
+def paths_of(module: ModuleType, name: str, folder: Path) -> dict[str, Path]:
+    """Return a path below `folder` for every input and output of a stage.
+
+    Raises:
+        MecaError: The table above and the stage do not agree.
+    """
+    from meca.stages.runtime import describe
+
+    stage, (reads, writes) = describe(module), STEPS[name]
+    inputs = {Path(path).name: folder / path for path in reads}
+    outputs = {Path(path).name: folder / path for path in writes} if len(writes) > 1 else {stage.outputs[0]: folder / writes[0]}
+    if set(inputs) != set(stage.inputs) or set(outputs) != set(stage.outputs):
+        raise MecaError(f"Stage {name} reads {stage.inputs} and writes {stage.outputs}; meca/pipeline.py has {tuple(inputs)} and {tuple(outputs)}.")
+    return {**inputs, **outputs}
+
+
+def _finished(module: ModuleType, paths: Mapping[str, Path], params: Params, receipt: Path) -> bool:
+    from meca.stages.runtime import describe
+
+    stage = describe(module)
+    if not receipt.is_file() or not all(paths[name].exists() for name in (*stage.inputs, *stage.outputs)):
+        return False
+    try:
+        record = read_json(receipt)
+    except MecaError:
+        return False
+    numbers = {group: params.tree.get(group) if group in ("seed", "preset") else params.raw(group) for group in stage.groups}
+    return (
+        record.get("params") == numbers
+        and record.get("inputs") == {name: sha256_tree(paths[name]) for name in stage.inputs}
+        and record.get("outputs") == {name: sha256_tree(paths[name]) for name in stage.outputs}
+    )
+
+
+def _forget_if_changed(folder: Path, params: Params) -> None:
+    """Drop the receipts that the code or the input of today does not stand behind.
+
+    Receipts hold what a stage read below the run folder. Two things lie outside of it: the code, and the input of `ingest`,
+    which is told by name, size and times, since reading it all only to see that nothing changed would double the work.
+    """
+    receipts, file = folder / "work" / "receipts", folder / ".meca" / "identity.json"
+    now = {"code": _code(), "input": _fingerprint(str(params.raw("ingest").get("source")))}
+    before: Any = None
+    with contextlib.suppress(MecaError):
+        before = read_json(file)
+    before = before if isinstance(before, dict) else {}
+    if before.get("code") != now["code"]:
+        shutil.rmtree(receipts, ignore_errors=True)
+    elif before.get("input") != now["input"]:
+        (receipts / "ingest.json").unlink(missing_ok=True)
+    atomic_write(file, canonical_json(now))
+
+
+def _code() -> str:
+    root = Path(__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".html", ".css") and path.is_file())
+    return hashlib.sha256("".join(f"{path.relative_to(root)} {sha256_file(path)}\n" for path in files).encode()).hexdigest()
+
+
+def _fingerprint(source: str) -> str:
+    digest = hashlib.sha256(source.encode(errors="surrogateescape"))
+    for path in _entries(Path(source)):
+        status = path.lstat()
+        line = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _entries(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        for folder, folders, files in os.walk(path):
+            folders.sort()
+            yield from (Path(folder, name) for name in sorted(files))
+    elif path.exists():
+        yield path
+
+
+def _check_out(source: str, out: Path) -> None:
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _ours(out))):
+        raise UsageError(f"Expected {out} to be new, empty, or an earlier output of meca, but it holds other files; choose another --output.")
+    inside, target = Path(source).resolve(), out.resolve()
+    if Path(source).is_dir() and (inside == target or inside in target.parents or target in inside.parents):
+        raise UsageError(f"Expected input and output to be apart, got {source} and {out}; choose another --output.")
+
+
+def _ours(out: Path) -> bool:
+    known = {"data", "model", "verdicts.parquet", "summary.json", "README.md", "manifest.json", "report.html"}
+    return (out / "summary.json").is_file() and all(path.name in known for path in out.iterdir())
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    # A link costs no space; stages never write into a finished file, so the two names never drift apart by our doing.
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
