@@ -10,9 +10,10 @@ Only the readers' output is written here, so nothing in a store runs code: `nump
 """
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 from meca.errors import InputRefused, MecaError
 from meca.files import canonical_json, read_json, sha256_file
 
-__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "write_store"]
+__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "png_bytes", "rewrite", "write_store"]
 
 SCHEMA = pa.schema(
     [
@@ -115,6 +116,60 @@ def pixel_id(image: np.ndarray) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
+def png_bytes(image: np.ndarray) -> bytes:
+    """Return uint8 [h w c] as a PNG without metadata: the same pixels give the same bytes and come back unchanged."""
+    from PIL import Image  # only here: opening a store needs no codec
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int]]) -> StoreInfo:
+    """Write a copy of a store in which some samples have other pixels or another label.
+
+    Source names, splits and all other samples stay as they are. New pixels get a new id, and an encoding of their own (a
+    lossless PNG) where the old ones had one; a sample whose label alone changes keeps its bytes and its id.
+
+    Args:
+        store: The store to start from.
+        out: A folder that does not hold a store yet.
+        changed: uint8 [h w c] and label by row.
+    """
+    unknown = [row for row in changed if not 0 <= row < store.info.n]
+    if unknown:
+        raise MecaError(f"Expected rows in 0..{store.info.n - 1} to change, got {unknown[0]}.")
+    out.mkdir(parents=True, exist_ok=True)
+    scratch, payload = out / "images.tmp", out / "payload.tmp"
+    images = np.memmap(scratch, np.uint8, "w+", shape=store.images.shape)
+    images[:] = store.images
+    lines: list[dict[str, Any]] = store.samples.to_pylist()
+    with open(store.path / "payload.bin", "rb") as old, open(payload, "wb") as new:
+        for line in lines:
+            data = b""
+            if line["offset"] >= 0:
+                old.seek(line["offset"])
+                data = old.read(line["bytes"])
+            if line["row"] in changed:
+                image, label = changed[line["row"]]
+                line |= {"label": int(label), "class_name": store.info.class_names[label]}
+                if not np.array_equal(image, images[line["row"]]):
+                    images[line["row"]] = image
+                    line |= {"height": image.shape[0], "width": image.shape[1], "mode": "RGB" if image.shape[2] == 3 else "L", "notes": []}
+                    if line["offset"] >= 0:
+                        data = png_bytes(image)
+                        line |= {"sample_id": hashlib.sha256(data).hexdigest(), "format": "PNG", "bytes": len(data)}
+                    else:
+                        line |= {"sample_id": pixel_id(image)}
+            if line["offset"] >= 0:
+                line["offset"] = new.tell()
+                new.write(data)
+    info = write_store(out, images, lines, store.info.class_names, store.info.source, payload)
+    del images
+    scratch.unlink()
+    return info
+
+
 def write_store(
     path: Path,
     images: np.ndarray,
@@ -201,6 +256,8 @@ def open_store(path: Path, verify: bool = True) -> Store:
         for name, expected in info.sha256.items():
             actual = sha256_file(path / name)
             if actual != expected:
-                raise MecaError(f"{path / name} was changed after it was written: expected SHA-256 {expected[:12]}, got {actual[:12]}; ingest the data again.")
+                raise MecaError(
+                    f"{path / name} was changed after it was written: expected SHA-256 {expected[:12]}, got {actual[:12]}; ingest the data again."
+                )
     images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
     return Store(path=path, info=info, images=images, samples=pq.read_table(path / "samples.parquet"))

@@ -111,7 +111,7 @@ def _coverage(kind: NDArray[np.int64], x: Floats, y: Floats, place: Floats, shar
 def _enlarge(grid: Floats, size: int) -> Floats:
     """Return grids of noise [n k k c] as smooth fields [n size size c]: linear between the points."""
     k = grid.shape[1]
-    at = np.linspace(0, k - 1, size)
+    at: Floats = np.linspace(0, k - 1, size, dtype=np.float32)
     weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(k))).astype(np.float32)
     rows = np.einsum("sk,nklc->nslc", weights, grid, optimize=True)
     return np.einsum("tl,nslc->nstc", weights, rows, optimize=True)
