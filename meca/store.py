@@ -2,9 +2,11 @@
 
     images.npy       uint8 [n h w c], memory-mapped: the rows of split `train` first, then those of `test`
     samples.parquet  one line for every input sample, also for those that could not be read (see `SCHEMA`)
-    payload.bin      the encoded bytes of every sample as they came, one after the other; empty where the source has
-                     no encoding of its own (arrays), because there the pixels are the encoding
-    store.json       sizes, class names, source, the SHA-256 of the three files and one root over them
+    payload.bin      the encoded bytes of every sample as they came, one after the other. Where the source has no encoding
+                     of its own (arrays, format `raw`) it holds the pixels as found if `images.npy` had to resize them or
+                     repeat their channel, and nothing otherwise
+    columns.parquet  only where the source has columns of its own to give back; aligned with `samples.parquet`
+    store.json       sizes, class names, source, the SHA-256 of the other files and one root over them
 
 Only the readers' output is written here, so nothing in a store runs code: `numpy` without pickle, parquet, JSON.
 """
@@ -21,13 +23,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from meca.errors import InputRefused, MecaError
 from meca.files import canonical_json, read_json, sha256_file
 
-__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "png_bytes", "rewrite", "write_store"]
+__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "png_bytes", "read_parquet", "rewrite", "write_store"]
 
 SCHEMA = pa.schema(
     [
@@ -78,7 +79,7 @@ class Store:
     @cached_property
     def readable(self) -> pa.Table:
         """The lines of `samples` with pixels, in the order of `images`."""
-        table = self.samples.filter(pc.greater_equal(self.samples["row"], 0))
+        table = self.samples.filter(pa.array(self.samples["row"].to_numpy() >= 0))
         return table.sort_by("row")
 
     @cached_property
@@ -90,6 +91,18 @@ class Store:
     def ids(self) -> list[str]:
         """The sample ids in the order of `images`."""
         return self.readable["sample_id"].to_pylist()
+
+    @cached_property
+    def columns(self) -> pa.Table | None:
+        """Further columns of the source, aligned with `samples`; None where there are none."""
+        return read_parquet(self.path / "columns.parquet") if "columns.parquet" in self.info.sha256 else None
+
+    def original(self, line: Mapping[str, Any]) -> np.ndarray:
+        """Return the pixels as found, uint8 [h w c], of a sample of format `raw`; `line` is its line of `samples`."""
+        if line["offset"] < 0:
+            return self.images[line["row"]]
+        shape = (line["height"], line["width"], 1 if line["mode"] == "L" else 3)
+        return np.frombuffer(self.payload(line["offset"], line["bytes"]), np.uint8).reshape(shape)
 
     @property
     def train(self) -> slice:
@@ -108,6 +121,21 @@ class Store:
         with open(self.path / "payload.bin", "rb") as file:
             file.seek(offset)
             return file.read(size)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Return one parquet file as a table.
+
+    Not `pq.read_table`: that reads columns out of folder names such as `year=2026` above the file.
+
+    Raises:
+        MecaError: The file is missing or is not parquet.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise MecaError(f"{path} cannot be read ({error}); run the stage that writes it again.") from None
 
 
 def pixel_id(image: np.ndarray) -> str:
@@ -129,7 +157,8 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
     """Write a copy of a store in which some samples have other pixels or another label.
 
     Source names, splits and all other samples stay as they are. New pixels get a new id, and an encoding of their own (a
-    lossless PNG) where the old ones had one; a sample whose label alone changes keeps its bytes and its id.
+    lossless PNG) where the old ones had one; in a source of arrays of one size they are scaled back to that size for
+    publishing. A sample whose label alone changes keeps its bytes and its id.
 
     Args:
         store: The store to start from.
@@ -155,19 +184,32 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
                 line |= {"label": int(label), "class_name": store.info.class_names[label]}
                 if not np.array_equal(image, images[line["row"]]):
                     images[line["row"]] = image
-                    line |= {"height": image.shape[0], "width": image.shape[1], "mode": "RGB" if image.shape[2] == 3 else "L", "notes": []}
-                    if line["offset"] >= 0:
-                        data = png_bytes(image)
-                        line |= {"sample_id": hashlib.sha256(data).hexdigest(), "format": "PNG", "bytes": len(data)}
+                    if line["offset"] < 0:
+                        line["sample_id"] = pixel_id(image)
+                    elif line["format"] == "raw":
+                        found = _as_found(image, line)
+                        data = found.tobytes()
+                        line["sample_id"] = pixel_id(found)
                     else:
-                        line |= {"sample_id": pixel_id(image)}
+                        data = png_bytes(image)
+                        line |= {"height": image.shape[0], "width": image.shape[1], "mode": "RGB" if image.shape[2] == 3 else "L"}
+                        line |= {"sample_id": hashlib.sha256(data).hexdigest(), "format": "PNG", "bytes": len(data), "notes": []}
             if line["offset"] >= 0:
                 line["offset"] = new.tell()
                 new.write(data)
-    info = write_store(out, images, lines, store.info.class_names, store.info.source, payload)
+    info = write_store(out, images, lines, store.info.class_names, store.info.source, payload, store.columns)
     del images
     scratch.unlink()
     return info
+
+
+def _as_found(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
+    """Return uint8 [h w c] pixels in the size and with the channels that the sample had before it was changed."""
+    from PIL import Image
+
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    picture = picture.convert(line["mode"]).resize((line["width"], line["height"]), Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(line["height"], line["width"], -1)
 
 
 def write_store(
@@ -177,6 +219,7 @@ def write_store(
     class_names: Sequence[str],
     source: dict[str, Any],
     payload: bytes | Path = b"",
+    columns: pa.Table | None = None,
 ) -> StoreInfo:
     """Write a new store and return what it says about itself.
 
@@ -187,12 +230,12 @@ def write_store(
         class_names: One name per label.
         source: Kind, name and options of the source; JSON.
         payload: The encoded bytes, or a file that holds them and is moved into the store.
+        columns: Further columns of the source, a line for each of `samples`, that are given back when it is published.
 
     Raises:
         InputRefused: The lines contradict the images, or there is nothing to train on.
     """
-    table = samples if isinstance(samples, pa.Table) else pa.Table.from_pylist(list(samples), schema=SCHEMA)
-    table = table.cast(SCHEMA)
+    table = pa.Table.from_pylist(list(samples), schema=SCHEMA) if isinstance(samples, Sequence) else samples.cast(SCHEMA)
     _check(images, table, class_names)
     path.mkdir(parents=True, exist_ok=True)
     np.save(path / "images.npy", np.ascontiguousarray(images), allow_pickle=False)
@@ -201,9 +244,14 @@ def write_store(
     else:
         (path / "payload.bin").write_bytes(payload)
     pq.write_table(table, path / "samples.parquet", compression="zstd")
-    hashes = {name: sha256_file(path / name) for name in ("images.npy", "payload.bin", "samples.parquet")}
-    readable = table.filter(pc.greater_equal(table["row"], 0))
-    n_train = pc.sum(pc.equal(readable["split"], "train")).as_py() or 0
+    names = ["images.npy", "payload.bin", "samples.parquet"]
+    if columns is not None:
+        if columns.num_rows != table.num_rows:
+            raise InputRefused(f"Expected {table.num_rows} lines of further columns, got {columns.num_rows}.")
+        pq.write_table(columns, path / "columns.parquet", compression="zstd")
+        names.append("columns.parquet")
+    hashes = {name: sha256_file(path / name) for name in names}
+    n_train = sum(row >= 0 and split == "train" for row, split in zip(table["row"].to_pylist(), table["split"].to_pylist(), strict=True))
     info = StoreInfo(
         n=len(images),
         n_train=n_train,
@@ -260,4 +308,4 @@ def open_store(path: Path, verify: bool = True) -> Store:
                     f"{path / name} was changed after it was written: expected SHA-256 {expected[:12]}, got {actual[:12]}; ingest the data again."
                 )
     images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-    return Store(path=path, info=info, images=images, samples=pq.read_table(path / "samples.parquet"))
+    return Store(path=path, info=info, images=images, samples=read_parquet(path / "samples.parquet"))
