@@ -92,7 +92,11 @@ def clean(
         _json(summary)
     else:
         _say(*_verdict_lines(summary))
-        _say(f"Published     {output}", f"Kept for a resume, delete it freely: {pipeline.run_folder(output)}", f"Report        {output / 'report.html'}")
+        _say(
+            f"Published     {output}",
+            f"Kept for a resume, delete it freely: {pipeline.run_folder(output)}",
+            f"Report        {output / 'report.html'}",
+        )
     return DONE if exit_zero else VERDICTS[summary["verdict"]]
 
 
@@ -310,7 +314,9 @@ def _verdict_lines(summary: dict[str, Any]) -> list[str]:
     lines = [summary["sentence"]]
     if summary.get("reason") and summary["reason"] not in summary["sentence"]:
         lines.append(summary["reason"])
-    lines.append("Samples       " + ", ".join(f"{counts[key]} {key}" for key in ("kept", "relabelled", "removed", "quarantined")) + f" of {counts['input']}")
+    lines.append(
+        "Samples       " + ", ".join(f"{counts[key]} {key}" for key in ("kept", "relabelled", "removed", "quarantined")) + f" of {counts['input']}"
+    )
     if summary.get("target_class"):
         lines.append(f"Target class  {plain(summary['target_class']['name'])} (label {summary['target_class']['label']})")
     return lines + [f"Warning       {warning}" for warning in summary.get("warnings") or ()]

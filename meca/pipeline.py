@@ -20,7 +20,7 @@ from meca.files import atomic_write, canonical_json, lock, read_json, replace_fo
 from meca.params import Params, with_settings
 from meca.progress import Progress
 
-__all__ = ["STEPS", "clean", "find_run", "paths_of", "refuse_test_split", "run", "run_folder"]
+__all__ = ["STEPS", "clean", "find_run", "paths_of", "refuse_test_split", "render", "run", "run_folder"]
 
 STORE = "data/store"
 
@@ -89,6 +89,19 @@ def clean(source: str, out: Path, params: Params, progress: Progress | None = No
     _link_or_copy(folder / "report" / "report.html", temporary / "report.html")
     replace_folder(temporary, out)
     return summary
+
+
+def render(folder: Path) -> str:
+    """Return the report page of the run in `folder`, as its parameters want it."""
+    from meca.params import read_params
+    from meca.report import page
+    from meca.stages import report
+
+    record = folder / "work" / "receipts" / "report.json"
+    params = Params(read_json(record)["params"], record.name) if record.is_file() else read_params()
+    paths = paths_of(report, "report", folder)
+    found = page.read_run(**{Path(path).name: paths[Path(path).name] for path in STEPS["report"][0]})
+    return page.render(found, params.seed, params.group("report", page.Pictures))
 
 
 def run_folder(out: Path) -> Path:
