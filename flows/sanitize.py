@@ -1,0 +1,141 @@
+"""The pipeline of dvc.yaml as a Prefect flow: same stages, same order, same results, plus schedules, retries and a page.
+
+    python -m flows.sanitize        in a workspace; without PREFECT_API_URL, Prefect's server runs for as long as the flow
+
+DVC says what is stale and keeps what was computed; Prefect only starts it. Delete the decorators and it still runs.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from tasks import environment
+
+environment.prepare()  # before the first import of Prefect, which reads its settings then
+
+from prefect import flow, get_run_logger, task  # noqa: E402
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.futures import wait  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
+from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+
+from meca.errors import MecaError  # noqa: E402
+from meca.params import read_params  # noqa: E402
+from tasks import remote, server, slots, summary, tracking  # noqa: E402
+from tasks.stage import Pipeline, StageFailed  # noqa: E402
+
+__all__ = ["run", "sanitize"]
+
+SIDE_BY_SIDE = 2  # the graph is nowhere wider, and a stage uses the cores it finds
+
+
+def _is_temporary(task: Any, task_run: Any, state: Any) -> bool:
+    """Retry only what a network may have caused."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailed | remote.RemoteUnavailable) and error.is_temporary
+
+
+@task(
+    name="stage",
+    task_run_name="{name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=_is_temporary,
+)
+def stage(name: str, pipeline: Any) -> dict[str, Any]:
+    """Bring one stage up to date."""
+    with slots.gpu_slot() if pipeline[name].needs_gpu else contextlib.nullcontext():
+        return pipeline.run(name, force=name == "track" and not tracking.is_recorded(pipeline.workspace), log=get_run_logger().info)
+
+
+@task(name="push", cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_is_temporary)
+def push() -> int:
+    """Send what the remote lacks."""
+    return remote.push()
+
+
+@flow(
+    name="sanitize",
+    flow_run_name=lambda: summary.data_name(read_params(Path("params.yaml"))),
+    task_runner=cast(Any, ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE)),
+    persist_result=False,
+)
+def sanitize(push_after: bool = False) -> dict[str, Any]:
+    """Bring every stage of the workspace (the working directory) up to date and say what came out.
+
+    Args:
+        push_after: Send data, models and results to the DVC remote at the end.
+    """
+    pipeline = Pipeline()
+    futures: dict[str, Any] = {}
+    submit: Any = stage.submit  # its overloads know no wait_for
+    for step in pipeline.stages:
+        futures[step.name] = submit(step.name, pipeline, wait_for=[futures[name] for name in step.upstream])
+    wait(list(futures.values()))
+    _raise_first_failure(futures)
+    outcomes = [future.result() for future in futures.values()]
+    found = summary.read(pipeline.folder("publish"))
+    _tell(found, outcomes, summary.data_name(read_params(Path("params.yaml"))), pipeline.folder("report") / "report.html")
+    pushed = push() if push_after else None
+    return {
+        "verdict": found["verdict"],
+        "sentence": found["sentence"],
+        "counts": found["counts"],
+        "stages": {o["stage"]: {"outcome": o["outcome"], "seconds": o["seconds"]} for o in outcomes},
+        "pushed": pushed,
+    }
+
+
+def _raise_first_failure(futures: dict[str, Any]) -> None:
+    """Raise the error of the stage that failed, not of those that could not start because of it."""
+    for future in futures.values():
+        if future.state.is_failed() or future.state.is_crashed() or future.state.is_cancelled():
+            future.result()
+
+
+def _tell(found: dict[str, Any], outcomes: list[dict[str, Any]], data: str, page: Path) -> None:
+    """Leave one text, one table and one link, and name the run after what was found."""
+    create_markdown_artifact(summary.markdown(found, outcomes), key=summary.key(f"{data}-summary"), description="What was found and what was done")
+    create_table_artifact(summary.classes(found), key=summary.key(f"{data}-classes"), description="Samples per class")
+    create_link_artifact(
+        page.as_uri(), link_text="report.html", key=summary.key(f"{data}-report"), description="The report, on the machine that ran the flow"
+    )
+    if flow_run.id:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run.id), name=f"{data}-{found['verdict']}")
+
+
+def run(workspace: Path = Path(), push_after: bool = False) -> dict[str, Any]:
+    """Run the flow in a workspace and return its result; nothing that it started is left when this process ends.
+
+    Raises:
+        StageFailed: A stage ended with a code other than 0.
+    """
+    with contextlib.chdir(workspace):
+        server.ensure()
+        return sanitize(push_after=push_after)
+
+
+def main() -> None:
+    """Run the flow in the working directory."""
+    parser = argparse.ArgumentParser(prog="python -m flows.sanitize", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--push", action="store_true", help="send the results to the DVC remote at the end")
+    arguments = parser.parse_args()
+    try:
+        result = run(push_after=arguments.push)
+    except MecaError as error:
+        print(f"meca: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The DVC remote: a local folder unless MECA_REMOTE_URL says otherwise (`s3://bucket/prefix`); keys come from the AWS variables."""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from meca.errors import MecaError
+from tasks import environment
+
+__all__ = ["RemoteUnavailable", "pull", "push"]
+
+# Names of error classes behind which a network was away; looked up by name, since each storage brings its own library.
+NETWORK_ERRORS = {
+    "ConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError", "HTTPClientError",
+    "ClientConnectionError", "ClientOSError", "ServerDisconnectedError", "ServerTimeoutError", "TimeoutError", "gaierror",
+}  # fmt: skip
+
+
+class RemoteUnavailable(MecaError):  # noqa: N818 - the name says what happened
+    """The remote could not be reached; another try may help."""
+
+    is_temporary = True
+
+
+def push(workspace: Path = Path()) -> int:
+    """Send what the remote lacks, run cache included, and return the number of objects sent.
+
+    Raises:
+        RemoteUnavailable: The network was away.
+        MecaError: Anything else, such as a refused key or a full disk.
+    """
+    return _transfer(workspace, "push")
+
+
+def pull(workspace: Path = Path()) -> int:
+    """Fetch and check out what the lock file names, and return the number of objects fetched.
+
+    Raises:
+        RemoteUnavailable: The network was away.
+        MecaError: Anything else, such as an object whose bytes do not match its hash.
+    """
+    return _transfer(workspace, "pull")
+
+
+def _transfer(workspace: Path, direction: str) -> int:
+    environment.prepare()
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    url = os.environ.get("MECA_REMOTE_URL")
+    try:
+        with Repo(str(workspace.resolve()), config=_configuration(url) if url else None, _wait_for_lock=True) as repo:
+            done: Any = getattr(repo, direction)(run_cache=True)
+    except (DvcException, OSError) as error:
+        names = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
+        # DVC reports files that failed by their number alone; on a remote behind a network that is taken for the network.
+        hidden = bool(url) and urlsplit(url or "").scheme not in ("", "file") and names & {"UploadError", "DownloadError", "FileTransferError"}
+        if names & NETWORK_ERRORS or hidden:
+            raise RemoteUnavailable(f"The DVC remote could not be reached ({error}); look at MECA_REMOTE_URL and the network.") from error
+        raise MecaError(f"dvc {direction} failed: {error}") from error
+    if isinstance(done, int):
+        return done
+    return int(done.get("fetched", 0))
+
+
+def _configuration(url: str) -> dict[str, Any]:
+    # verify: DVC trusts what a remote hands out unless told otherwise.
+    return {"core": {"remote": "environment"}, "remote": {"environment": {"url": url, "verify": True}}}
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain

@@ -1,0 +1,465 @@
+"""The record of a run in MLflow: one parent run per result of the pipeline, one nested run per stage, each logged once.
+
+    python -m tasks.tracking --receipts work/receipts/ingest.json ... --out work/track     the stage `track`
+
+What ran stands in the receipts; MLflow is told, never asked. Runs are found by stage key, so that logging again finds the
+run of before: a finished one is left alone, a half-logged one is completed, and nothing is there twice. A stage whose
+result two pipeline results share has one run, nested in the first; every parent names the runs of its stages in tags.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+from meca.errors import MecaError, UsageError
+from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder
+from meca.params import read_params
+from tasks import environment
+
+__all__ = ["Result", "is_recorded", "open_client", "read_result", "record"]
+
+VALUE_LIMIT = 500  # characters of a parameter or tag: what data may have named stays short
+BATCH = 1000  # metrics in one call, MLflow's limit
+PARENT_FILES = ("verdicts.parquet", "summary.json", "manifest.json", "README.md")  # of `published`, whose images stay in DVC
+TRAINED = ("partition", "enhance", "train_clean", "relabel_finetune")  # stages that learnt from the input set
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a result of the pipeline lies."""
+
+    workspace: Path
+    receipts: tuple[Path, ...]  # in the order of the pipeline
+    store: Path
+    work: Path
+    published: Path
+    report: Path
+    out: Path
+    params: Path
+
+
+def read_result(workspace: Path, argv: Sequence[str] | None = None) -> Result:
+    """Return the paths of a workspace's result, from the command line or from the command of `track` in dvc.yaml.
+
+    Raises:
+        UsageError: The workspace has no dvc.yaml with a stage `track`.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--receipts", type=Path, nargs="+", required=True, help="what the stages say of themselves, in order")
+    for name, what in {
+        "store": "the data as the defender received it",
+        "work": "the folder of the stages' folders",
+        "published": "the sanitized set",
+        "report": "the folder of the page",
+        "out": "output",
+        "params": "parameter file",
+    }.items():
+        parser.add_argument(f"--{name}", type=Path, required=True, help=what)
+    if argv is None:
+        argv = _track_arguments(workspace / "dvc.yaml")
+    found = vars(parser.parse_args(argv))
+    receipts = tuple(workspace / path for path in found.pop("receipts"))
+    return Result(workspace, receipts, **{name: workspace / path for name, path in found.items()})
+
+
+def _track_arguments(pipeline: Path) -> list[str]:
+    import yaml
+
+    try:
+        cmd = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["track"]["cmd"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        raise UsageError(f"Expected {pipeline} with a stage `track`; make a workspace first.") from None
+    return shlex.split(cmd)[3:]
+
+
+def is_recorded(workspace: Path = Path()) -> bool:
+    """Tell, without importing MLflow, whether the result that stands here was told to the MLflow in force."""
+    result = read_result(workspace)
+    try:
+        told = read_json(result.out / "track.json")
+        keys = _result_key([read_json(path) for path in result.receipts])
+    except MecaError:
+        return False
+    uri = environment.tracking_uri(workspace)
+    there = not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()
+    return there and told.get("uri_sha256") == _sha256(uri) and told.get("result_key") == keys
+
+
+def record(workspace: Path = Path(), result: Result | None = None) -> dict[str, Any]:
+    """Tell MLflow about the result of a workspace and return the names of its runs. Calling it again changes nothing.
+
+    Returns:
+        `experiment`, `parent` (run id), `runs` (run id per stage), `models` (model URI per stage), `result_key`.
+    """
+    result = result or read_result(workspace)
+    receipts = [read_json(path) for path in result.receipts]
+    settings = read_params(result.params).raw("track")
+    with open_client(result.workspace) as client:
+        recorder = _Recorder(client, _experiment(client, str(settings["experiment"]), result.workspace), result)
+        return recorder.record(receipts) | {"experiment": str(settings["experiment"])}
+
+
+@contextmanager
+def open_client(workspace: Path) -> Iterator[Any]:
+    """Yield an MLflow client with a database that exists and is up to date, while nobody else of this workspace writes.
+
+    Processes that make a new database side by side crash, and two that log side by side would both find no run; hence
+    one lock, beside the database, for both.
+    """
+    environment.prepare()
+    uri = environment.tracking_uri(workspace)
+    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    name = database.with_name(database.name + ".lock") if database else workspace / ".meca" / "locks" / f"mlflow-{_sha256(uri)[:16]}"
+    with _patient_lock(name):
+        import mlflow
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        try:
+            client = MlflowClient(uri, uri)
+            client.search_experiments(max_results=1)  # makes the tables of a new database
+        except MlflowException as error:
+            if database is None or "out-of-date" not in str(error):
+                raise MecaError(f"MLflow at {_public(uri)} does not answer: {str(error)[:300]}") from error
+            _upgrade(uri)
+            client = MlflowClient(uri, uri)
+        yield client
+
+
+def _upgrade(uri: str) -> None:
+    import subprocess
+
+    done = subprocess.run(  # noqa: S603 - our own interpreter, the address that the user has set
+        [sys.executable, "-m", "mlflow", "db", "upgrade", uri], env=environment.child_environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise MecaError(f"mlflow db upgrade failed: {done.stderr.strip()[-300:]}")
+
+
+@contextmanager
+def _patient_lock(path: Path, patience: float = 300.0) -> Iterator[None]:
+    """Hold a lock as `meca.files.lock` does, but wait for its holder first."""
+    deadline = time.monotonic() + patience
+    while True:
+        held = lock(path, "MLflow's record")
+        try:
+            held.__enter__()
+        except MecaError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+            continue
+        break
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
+
+
+def _experiment(client: Any, name: str, workspace: Path) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        uri = environment.tracking_uri(workspace)
+        # Beside the database, wherever the process runs: MLflow's own default is the working directory.
+        place = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns").as_uri() if uri.startswith("sqlite:///") else None
+        return client.create_experiment(name, artifact_location=place)
+    if found.lifecycle_stage != "active":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+class _Recorder:
+    """Writes one result. Every step can be repeated without a trace; the tag `meca.complete` comes last."""
+
+    def __init__(self, client: Any, experiment: str, result: Result) -> None:
+        self.client = client
+        self.experiment = experiment
+        self.result = result
+        self.summary: dict[str, Any] = read_json(result.published / "summary.json")
+        self.digests = _dvc_digests(result.workspace)
+
+    def record(self, receipts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Log the parent, then every stage, and close the parent when all of it is there."""
+        key = _result_key(receipts)
+        attack = str(receipts[1]["params"].get("poison", {}).get("attack", "")) if len(receipts) > 1 else ""
+        source = Path(str(receipts[0]["params"].get("ingest", {}).get("source", "data"))).name
+        name = "-".join(_name(part)[:40] for part in (source, attack, self.summary["verdict"]) if part and part != "none")
+        seconds = sum(float(receipt["seconds"]) for receipt in receipts)
+        tags = {
+            "meca.result_key": key,
+            "meca.sanitized_sha256": self.summary["sanitized_sha256"],
+            "meca.params_sha256": self.summary["params_sha256"],
+        }
+        parent = self._run("meca.result_key", key, name, tags, seconds)
+        runs: dict[str, str] = {}
+        models: dict[str, str] = {}
+        for receipt in receipts:
+            runs[receipt["stage"]], model = self._stage(receipt, parent.info.run_id)
+            if model:
+                models[receipt["stage"]] = model
+        if not _is_complete(parent):
+            self._parent(parent, receipts, runs)
+            self._close(parent, seconds)
+        return {"parent": parent.info.run_id, "runs": runs, "models": models, "result_key": key}
+
+    def _run(self, tag: str, key: str, name: str, tags: Mapping[str, str], seconds: float, parent: str | None = None) -> Any:
+        """Return the run with this key, or a new one; one that a killed process left open is taken over."""
+        found = self.client.search_runs([self.experiment], f"tags.`{tag}` = '{key}'", order_by=["attributes.start_time ASC"], max_results=1)
+        if found:
+            return found[0]
+        common = {"meca.verdict": self.summary["verdict"], "meca.preset": self.summary["preset"], "mlflow.source.name": "meca"}
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        start = int((time.time() - seconds) * 1000)
+        return self.client.create_run(
+            self.experiment, start_time=start, run_name=name, tags={k: _value(v) for k, v in {**common, **tags, **nested}.items()}
+        )
+
+    def _close(self, run: Any, seconds: float) -> None:
+        self.client.set_tag(run.info.run_id, "meca.complete", "true")
+        self.client.set_terminated(run.info.run_id, "FINISHED", run.info.start_time + int(seconds * 1000))
+
+    def _stage(self, receipt: dict[str, Any], parent: str) -> tuple[str, str | None]:
+        """Log one stage under the parent unless its run is there already; return its run id and its model's address."""
+        stage, seconds = str(receipt["stage"]), float(receipt["seconds"])
+        folder = self.result.work / stage
+        tags = {"meca.stage_key": receipt["key"], "meca.stage": stage}
+        tags |= {f"meca.in.{name}": value for name, value in receipt["inputs"].items()}
+        tags |= {f"meca.out.{name}": value for name, value in receipt["outputs"].items()}
+        tags |= {f"meca.version.{name}": value for name, value in receipt["versions"].items()}
+        run = self._run("meca.stage_key", receipt["key"], stage, tags, seconds, parent)
+        run_id = run.info.run_id
+        has_model = (folder / "model.safetensors").is_file()
+        if not _is_complete(run):
+            points = list(_curve_points(folder / "curves.jsonl"))
+            scalars = {**receipt["metrics"], "seconds": seconds, "peak_mib": receipt["peak_mib"]}
+            scalars |= {f"seconds.{name}": value for name, value in receipt["timings"].items()}
+            self._numbers(run, _flat(receipt["params"]), scalars, points)
+            self._inputs(run_id, stage)
+            with TemporaryDirectory() as temporary:
+                self._files(run_id, _drawn_curves(Path(temporary), points))
+            if has_model:
+                self._model(run_id, stage, folder)
+            self._close(run, seconds)
+        elif run.info.status == "RUNNING":  # killed between the two calls of _close
+            self._close(run, seconds)
+        return run_id, self._model_uri(run_id) if has_model else None
+
+    def _parent(self, run: Any, receipts: Sequence[dict[str, Any]], runs: Mapping[str, str]) -> None:
+        run_id = run.info.run_id
+        parameters: dict[str, str] = {}
+        for receipt in receipts:
+            parameters |= _flat(receipt["params"])
+        evaluated = next((receipt["metrics"] for receipt in receipts if receipt["stage"] == "evaluate"), {})
+        counts = {f"samples.{name}": value for name, value in self.summary["counts"].items()}
+        self._numbers(run, parameters, {**evaluated, **counts, "seconds": sum(float(receipt["seconds"]) for receipt in receipts)}, [])
+        for stage, stage_run in runs.items():
+            self.client.set_tag(run_id, f"meca.run.{stage}", stage_run)
+        self._dataset(run_id, "input", self.summary["input_sha256"], "training")
+        self._dataset(run_id, "sanitized", self.summary["sanitized_sha256"], "output")
+        files = [self.result.published / name for name in PARENT_FILES]
+        with TemporaryDirectory() as temporary:
+            from tasks.figures import histogram
+
+            histogram(self.result.published / "verdicts.parquet", Path(temporary) / "suspicion.svg")
+            self._files(run_id, [*(f for f in files if f.is_file()), self.result.report / "report.html", Path(temporary) / "suspicion.svg"])
+
+    def _numbers(self, run: Any, parameters: Mapping[str, str], scalars: Mapping[str, Any], points: Sequence[tuple[str, int, float]]) -> None:
+        """Log parameters and metrics; the time is that of the run, so that a second call writes the very same rows."""
+        from mlflow.entities import Metric, Param
+
+        stamp = run.info.start_time
+        metrics = [Metric(_name(name), float(value), stamp, 0) for name, value in scalars.items() if _is_number(value)]
+        metrics += [Metric(name, value, stamp, step) for name, step, value in points]
+        params = [Param(_name(name), _value(value)) for name, value in parameters.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(run.info.run_id, params=params[start : start + 100])
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
+
+    def _files(self, run_id: str, files: Sequence[Path]) -> None:
+        for file in files:
+            self.client.log_artifact(run_id, str(file))
+
+    def _inputs(self, run_id: str, stage: str) -> None:
+        if stage in TRAINED:
+            self._dataset(run_id, "input", self.summary["input_sha256"], "training")
+        elif stage == "publish":
+            self._dataset(run_id, "sanitized", self.summary["sanitized_sha256"], "output")
+
+    def _dataset(self, run_id: str, which: str, sha256: str, context: str) -> None:
+        """Name a data set as input of a run without loading it. MLflow has no outputs; the context says it."""
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        place = (self.result.store if which == "input" else self.result.published).relative_to(self.result.workspace).as_posix()
+        # The digest (at most 36 characters) is DVC's, for looking up; what identifies the data is the tag.
+        digest = self.digests.get(place, sha256[:36])
+        dataset = MetaDataset(CodeDatasetSource({"dvc.path": place}), name=f"meca-{which}", digest=digest)._to_mlflow_entity()
+        tags = [InputTag("mlflow.data.context", context), InputTag("meca.dataset.sha256", sha256)]
+        self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+    def _model(self, run_id: str, stage: str, folder: Path) -> None:
+        """Log the model of a stage with its signature; what a killed call left behind is removed first."""
+        for model in self._models(run_id):
+            if str(model.status) == "READY":
+                return
+            self.client.delete_logged_model(model.model_id)
+        import mlflow
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        from tasks.serving import Classifier
+
+        size = read_json(folder / "model.json")
+        shape = (size["channels"], size["height"], size["width"])
+        example = np.random.default_rng(0).random((2, *shape), dtype=np.float32)  # generated: pictures of a hostile set stay where they are
+        logits = Classifier(folder).predict(example)
+        signature = ModelSignature(
+            Schema([TensorSpec(np.dtype("float32"), (-1, *shape), "images")]), Schema([TensorSpec(np.dtype("float32"), (-1, logits.shape[1]))])
+        )
+        with mlflow.start_run(run_id=run_id):
+            mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="tasks.serving",
+                data_path=str(folder),
+                signature=signature,
+                input_example={"images": example},
+                pip_requirements=["meca", "torch", "numpy", "safetensors"],  # named, because finding them out loads the model in a second process
+                tags={"meca.stage": stage},
+            )
+
+    def _models(self, run_id: str) -> list[Any]:
+        return list(self.client.search_logged_models([self.experiment], f"source_run_id = '{run_id}'"))
+
+    def _model_uri(self, run_id: str) -> str:
+        return next(f"models:/{model.model_id}" for model in self._models(run_id) if str(model.status) == "READY")
+
+
+def _is_complete(run: Any) -> bool:
+    return run.data.tags.get("meca.complete") == "true"
+
+
+def _result_key(receipts: Sequence[dict[str, Any]]) -> str:
+    return _sha256(json.dumps([[receipt["stage"], receipt["key"]] for receipt in receipts]))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _public(uri: str) -> str:
+    """Return an address without user and password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _name(text: str) -> str:
+    """Return a key that MLflow takes and that is no path; names come from our code, but hostile data may have passed through."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:200].lstrip(".") or "_"
+
+
+def _value(value: Any) -> str:
+    return str(value)[:VALUE_LIMIT]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{name}.")
+        else:
+            flat[f"{above}{name}"] = "" if value is None else str(value)
+    return flat
+
+
+def _curve_points(file: Path) -> Iterator[tuple[str, int, float]]:
+    """Yield name, step and value of every number in a curves.jsonl."""
+    if not file.is_file():
+        return
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+        point = json.loads(line)
+        step = next((int(point[name]) for name in ("epoch", "step") if _is_number(point.get(name))), number)
+        for name, value in point.items():
+            if name not in ("phase", "epoch", "step") and _is_number(value):
+                yield _name(f"{point.get('phase', 'run')}.{name}"), step, float(value)
+
+
+def _drawn_curves(folder: Path, points: Sequence[tuple[str, int, float]]) -> list[Path]:
+    if not points:
+        return []
+    from tasks.figures import curves
+
+    curves(points, folder / "curves.svg")
+    return [folder / "curves.svg"]
+
+
+def _dvc_digests(workspace: Path) -> dict[str, str]:
+    """Return DVC's hash per output path, from dvc.lock."""
+    import yaml
+
+    try:
+        stages = yaml.safe_load((workspace / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+    return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+
+
+def _write_curves(result: Result, folder: Path) -> None:
+    """Write the curves of every stage as CSV (phase, step, and a column per number) for `dvc plots`."""
+    folder.mkdir(parents=True)
+    for source in sorted(result.work.glob("*/curves.jsonl")):
+        lines = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        names = sorted({name for line in lines for name in line if name not in ("phase", "epoch", "step")})
+        with open(folder / f"{source.parent.name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["phase", "step", *names])
+            for number, line in enumerate(lines):
+                step = next((line[name] for name in ("epoch", "step") if name in line), number)
+                writer.writerow([line.get("phase", ""), step, *(line.get(name, "") for name in names)])
+
+
+def main() -> None:
+    """Run the stage."""
+    from meca.stages.runtime import die_with_parent
+
+    die_with_parent()
+    result = read_result(Path(), sys.argv[1:])
+    try:
+        told = record(Path(), result)
+        temporary = result.out.with_name(result.out.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        _write_curves(result, temporary / "curves")
+        uri = environment.tracking_uri(Path())
+        atomic_write(temporary / "track.json", canonical_json({"schema": "meca.track/1", "uri": _public(uri), "uri_sha256": _sha256(uri), **told}))
+        replace_folder(temporary, result.out)
+    except MecaError as error:
+        print(f"meca track: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()
