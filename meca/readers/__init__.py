@@ -1,1 +1,320 @@
-"""Readers: one file per format, from bytes that nobody vouches for to samples."""
+"""Readers: one file per format, from bytes that nobody vouches for to one store.
+
+`open_source` finds the format and lists the samples, `read_source` decodes them into a store. An image that cannot be
+read is quarantined: named, counted, its bytes kept. What is wrong with the source as a whole refuses it in one sentence.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from meca.errors import InputRefused, UsageError
+from meca.readers import cifar, idx, imagefolder, parquet
+from meca.readers.decode import Unreadable, decode, resize
+from meca.readers.source import Found, Labels, Source
+from meca.store import StoreInfo, pixel_id, write_store
+
+__all__ = ["FORMATS", "NAMES", "IngestParams", "Source", "chosen", "detect", "open_source", "read_source"]
+
+NAMES = ("shapes", "digits", "cifar10", "fashion-mnist")
+FORMATS: dict[str, Callable[[Path], Source]] = {
+    "imagefolder": imagefolder.open_imagefolder,
+    "parquet": parquet.open_parquet,
+    "cifar-batches": cifar.open_cifar,
+    "idx": idx.open_idx,
+}
+REFUSED = {  # suffix: why
+    **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle", ".bin", ".joblib"), "such files can run code when they are loaded"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive and point to the folder"),
+    **dict.fromkeys((".npy", ".npz"), "write the images as a folder or as parquet"),
+    **dict.fromkeys((".csv", ".json", ".jsonl", ".txt"), "lists of files are not read; use a folder of class folders or parquet"),
+}
+
+Told = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class IngestParams:
+    """The group [ingest] of params.yaml, which says what each field means."""
+
+    source: str
+    format: Literal["auto", "imagefolder", "parquet", "cifar-batches", "idx"]
+    size: int
+    train_limit: int
+    test_limit: int
+    shapes_train: int
+    shapes_test: int
+    quarantine_share: float
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that have no meaning."""
+        for name in ("size", "train_limit", "test_limit", "shapes_test"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"params.yaml: expected ingest.{name} to be 0 or more, got {getattr(self, name)}.")
+        if self.shapes_train < 10:
+            raise UsageError(f"params.yaml: expected ingest.shapes_train to be 10 or more, got {self.shapes_train}.")
+        if self.size > 1024:
+            raise UsageError(f"params.yaml: expected ingest.size to be at most 1024 pixels, got {self.size}.")
+        if not 0 <= self.quarantine_share <= 1:
+            raise UsageError(f"params.yaml: expected ingest.quarantine_share in [0, 1], got {self.quarantine_share}.")
+
+
+def detect(path: Path) -> str:
+    """Return the format of what lies at `path`.
+
+    Raises:
+        InputRefused: Nothing that can be read lies there.
+        UsageError: Two formats are plausible.
+    """
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return "parquet"
+        why = REFUSED.get(path.suffix.lower(), "point to a parquet file or to a folder")
+        raise InputRefused(f"{path.name} is not a format that meca reads: {why}.")
+    if not path.is_dir():
+        raise InputRefused(f"Nothing found at {path}; expected a folder, a parquet file, or one of {', '.join(NAMES)}.")
+    signs = {
+        "imagefolder": imagefolder.looks_like(path),
+        "parquet": bool(parquet.shards_of(path)),
+        "cifar-batches": cifar.folder_of(path) is not None,
+        "idx": idx.folder_of(path) is not None,
+    }
+    found = [name for name, holds in signs.items() if holds]
+    if len(found) > 1:
+        raise UsageError(f"{path} could be {' or '.join(found)}; say which with --format (params.yaml: ingest.format).")
+    if not found:
+        raise InputRefused(
+            f"Nothing to read in {path}; expected class folders with PNG, JPEG, WebP or BMP images, parquet files, "
+            "CIFAR-10 python batches, or idx files."
+        )
+    return found[0]
+
+
+def open_source(params: IngestParams, seed: int) -> Source:
+    """Return the source that the parameters name; nothing is decoded yet.
+
+    Raises:
+        InputRefused: It cannot be read.
+        UsageError: Its format is not clear.
+    """
+    from meca.readers import arrays
+
+    if params.source in NAMES and params.format != "auto":
+        raise UsageError(
+            f"The data set {params.source!r} has its own format; expected ingest.format to be auto, got {params.format} "
+            f"(a folder of that name is ./{params.source})."
+        )
+    if params.source == "shapes":
+        return arrays.open_shapes(params.shapes_train, params.shapes_test, seed, params.size)
+    if params.source == "digits":
+        return arrays.open_digits()
+    if params.source in NAMES:
+        source = _open_path(_locate(params.source), "auto")
+        return dataclasses.replace(source, name=params.source)
+    return _open_path(Path(params.source), params.format)
+
+
+def _open_path(path: Path, format: str) -> Source:
+    found = detect(path) if format == "auto" else format
+    if not path.exists():
+        raise InputRefused(f"Nothing found at {path}; expected data in the format {found}.")
+    return FORMATS[found](path)
+
+
+def _locate(name: str) -> Path:
+    """Return where a data set known by name lies: below MECA_DATA, else in the cache, else after its download."""
+    given = os.environ.get("MECA_DATA")
+    if given and (Path(given) / name).is_dir():
+        return Path(given) / name
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meca" / name
+    opener = cifar.folder_of if name == "cifar10" else idx.folder_of
+    if opener(cache) is None:
+        _download(name, cache)
+    return opener(cache) or cache
+
+
+def _download(name: str, cache: Path) -> None:
+    try:
+        from torchvision import datasets  # only here: it imports torch, and only a download needs it
+
+        cache.mkdir(parents=True, exist_ok=True)
+        (datasets.CIFAR10 if name == "cifar10" else datasets.FashionMNIST)(root=str(cache), download=True)
+    except (OSError, RuntimeError, ImportError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputRefused(
+            f"The data set {name!r} is not below MECA_DATA and cannot be downloaded ({reason}); set MECA_DATA to a folder that holds it, "
+            "connect to a network, or use source shapes or digits."
+        ) from None
+
+
+def chosen(labels: Labels, limit: int, seed: int, split: str) -> NDArray[np.bool_]:
+    """Return the mask of a stratified subset of `limit` samples; all where `limit` is 0.
+
+    Each class is drawn by its own generator, so that what is taken of one class does not depend on the others, and a
+    larger subset holds the smaller one. Of a class as many are taken as its share; rounding favours the larger remainder.
+    """
+    n = len(labels)
+    if limit == 0 or limit >= n:
+        return np.ones(n, bool)
+    classes, counts = np.unique(labels, return_counts=True)
+    if limit < len(classes):
+        raise UsageError(f"params.yaml: expected ingest.{split}_limit to be 0 or at least {len(classes)}, one for each class, got {limit}.")
+    exact = counts * (limit / n)
+    quota = np.maximum(1, np.floor(exact).astype(int))
+    order = np.argsort(-(exact - np.floor(exact)), kind="stable")
+    for at in range(max(0, limit - int(quota.sum()))):
+        quota[order[at % len(order)]] += 1
+    take = np.zeros(n, bool)
+    for label, count in zip(classes, quota, strict=True):
+        draw = np.random.default_rng([seed, {"train": 0, "test": 1}[split], int(label)])
+        take[draw.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return take
+
+
+def read_source(params: IngestParams, seed: int, out: Path, progress: Told | None = None) -> StoreInfo:
+    """Decode a source into a new store at `out` and return what the store says about itself.
+
+    Raises:
+        InputRefused: The source cannot be read, a class is empty, or too many samples are unreadable.
+    """
+    source = open_source(params, seed)
+    _refuse_empty(source.class_names, source.labels["train"], "has no training sample")
+    take = {"train": chosen(source.labels["train"], params.train_limit, seed, "train")}
+    take["test"] = chosen(source.labels["test"], params.test_limit, seed, "test")
+    total = sum(int(mask.sum()) for mask in take.values())
+    out.mkdir(parents=True, exist_ok=True)
+    with _Collector(out, source.class_names, params.size, min(1000, max(10, int(params.quarantine_share * total)))) as collector:
+        for split in ("train", "test"):
+            for found in source.read(split, take[split]):
+                collector.add(found, split)
+                if progress and len(collector.lines) % 500 == 0:
+                    progress("ingest", len(collector.lines), total)
+        if progress:
+            progress("ingest", total, total)
+        collector.finish()
+        columns = pa.concat_tables([source.columns(split, take[split]) for split in ("train", "test")]) if source.columns else None
+        about = {"kind": source.format, "format": source.format, "name": source.name, "options": source.options}
+        return write_store(out, collector.images(), collector.lines, source.class_names, about, collector.payload, columns)
+
+
+def _refuse_empty(class_names: tuple[str, ...], labels: Labels, what: str) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    if not len(labels):
+        raise InputRefused("Expected training samples in the source, found none.")
+    if (counts == 0).any():
+        name = class_names[int(np.argmin(counts))]
+        raise InputRefused(f"The class {name!r} {what}; add images or take the class away.")
+
+
+class _Collector:
+    """Gathers samples into files beside the store, so that memory does not grow with the number of pixels."""
+
+    def __init__(self, out: Path, class_names: tuple[str, ...], size: int, limit: int) -> None:
+        self.out, self.class_names, self.limit = out, class_names, limit
+        self.side: tuple[int, int] | None = (size, size) if size else None
+        self.lines: list[dict[str, Any]] = []
+        self.payload = out / "payload.tmp"
+        self._pixels = out / "images.tmp"
+        self._rows = 0
+        self._quarantined: list[str] = []
+        self._sha256_of: dict[bytes, tuple[bytes, str]] = {}  # by MD5
+        self._files: list[BinaryIO] = []
+
+    def __enter__(self) -> "_Collector":
+        self._files = [open(self.payload, "wb"), open(self._pixels, "wb")]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+        for path in (self.payload, self._pixels):
+            path.unlink(missing_ok=True)
+
+    def add(self, found: Found, split: str) -> None:
+        """Decode one sample and append it; what cannot be decoded is a line without a row."""
+        line: dict[str, Any] = {"source": found.name, "split": split, "row": -1, "label": found.label, "offset": -1, "notes": []}
+        line |= {"class_name": self.class_names[found.label], "reason": found.reason, "bytes": 0, "sample_id": hashlib.sha256(b"").hexdigest()}
+        if found.pixels is not None:
+            self._add_pixels(found.pixels, line)
+        elif found.data is not None:
+            self._add_encoded(found.data, line)
+        if line["reason"] is not None:
+            self._quarantined.append(f"{found.name} ({line['reason']})")
+            if len(self._quarantined) > self.limit:
+                raise InputRefused(
+                    f"More than {self.limit} images cannot be read, among them {'; '.join(self._quarantined[:3])}; mend or remove them "
+                    "(params.yaml: ingest.quarantine_share sets the limit, between 10 and 1000)."
+                )
+        self.lines.append(line)
+
+    def _add_encoded(self, data: bytes, line: dict[str, Any]) -> None:
+        digest = hashlib.sha256(data)
+        self._refuse_collision(hashlib.md5(data, usedforsecurity=False).digest(), digest.digest(), line["source"])
+        line |= {"sample_id": digest.hexdigest(), "bytes": len(data), "offset": self._files[0].tell()}
+        self._files[0].write(data)
+        if line["reason"] is not None:
+            return
+        try:
+            image = decode(data)
+        except Unreadable as problem:
+            line["reason"] = str(problem)
+            return
+        line |= {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format, "notes": list(image.notes)}
+        self._append(image.pixels, line)
+
+    def _add_pixels(self, pixels: NDArray[np.uint8], line: dict[str, Any]) -> None:
+        height, width, channels = pixels.shape
+        line |= {"sample_id": pixel_id(pixels), "bytes": pixels.nbytes, "width": width, "height": height, "format": "raw"}
+        line["mode"] = "L" if channels == 1 else "RGB"
+        self._append(pixels, line)
+        if line["notes"] or channels == 1:
+            line["offset"] = self._files[0].tell()
+            self._files[0].write(np.ascontiguousarray(pixels).tobytes())
+
+    def _append(self, pixels: NDArray[np.uint8], line: dict[str, Any]) -> None:
+        height, width = pixels.shape[:2]
+        self.side = self.side or (height, width)
+        if (height, width) != self.side:
+            line["notes"].append(f"resized:{width}x{height}")
+        self._files[1].write(np.ascontiguousarray(resize(pixels, *self.side)).tobytes())
+        line["row"] = self._rows
+        self._rows += 1
+
+    def _refuse_collision(self, md5: bytes, sha256: bytes, name: str) -> None:
+        # DVC names files by MD5: two files under one name, and one of them would silently take the place of the other.
+        known, first = self._sha256_of.setdefault(md5, (sha256, name))
+        if known != sha256:
+            raise InputRefused(
+                f"{first!r} and {name!r} differ but share one MD5, which happens only by intent; remove both and ask where they come from."
+            )
+
+    def finish(self) -> None:
+        """Close the files and look at the samples together.
+
+        Raises:
+            InputRefused: A class has no readable training image.
+        """
+        for file in self._files:
+            file.close()
+        trained = np.array([line["label"] for line in self.lines if line["row"] >= 0 and line["split"] == "train"], np.int64)
+        _refuse_empty(self.class_names, trained, "has no readable training image")
+        labels: dict[str, set[int]] = {}
+        for line in self.lines:
+            if line["row"] >= 0:
+                labels.setdefault(line["sample_id"], set()).add(line["label"])
+        for line in self.lines:
+            if line["row"] >= 0 and len(labels[line["sample_id"]]) > 1:
+                line["notes"].append("label-conflict")
+
+    def images(self) -> NDArray[np.uint8]:
+        """Return uint8 [n h w 3], mapped from disk."""
+        assert self.side is not None
+        return np.memmap(self._pixels, np.uint8, "r", shape=(self._rows, *self.side, 3))

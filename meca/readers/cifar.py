@@ -1,0 +1,196 @@
+"""CIFAR-10's python batches: `cifar-10-batches-py`, what its authors and torchvision give out.
+
+They are pickles, and a pickle is a program. Ours is an unpickler that knows five names and answers each with a stand-in
+of its own, so that not even NumPy's code runs on what the file says.
+"""
+
+import io
+import pickle  # only to subclass Unpickler below: the format is pickle, and nothing that it names is looked up
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from meca.errors import InputRefused
+from meca.readers.files import read_whole
+from meca.readers.source import Found, Labels, Source
+
+__all__ = ["folder_of", "load_batch", "open_cifar"]
+
+TRAIN, TEST, META = tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "batches.meta"
+MAX_BYTES = 512 * 2**20  # an official batch has 31 MB
+SIDE = 32
+WIDTH = 3 * SIDE * SIDE
+
+
+class _Refused(Exception):  # noqa: N818 - it becomes an InputRefused
+    """The pickle asks for something that a batch does not need."""
+
+
+class _Dtype:
+    __slots__ = ("code",)
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code.decode("latin1") if isinstance(code, bytes) else code
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore byte order and alignment: a byte has none."""
+
+
+class _Array:
+    __slots__ = ("state",)
+
+    def __setstate__(self, state: object) -> None:
+        """Hold the raw parts; `_pixels` checks them."""
+        self.state = state
+
+
+class _Marker:
+    """Stands for `numpy.ndarray`, which is only ever named."""
+
+    __slots__ = ()
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+def _encode(value: object, encoding: object = "latin1") -> bytes:
+    if not isinstance(value, str) or encoding not in ("latin1", b"latin1"):
+        raise _Refused("_codecs.encode with another encoding")
+    return value.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str, /) -> Any:
+        """Return our stand-in for one of the five names that a batch needs; refuse any other."""
+        stand_ins: dict[tuple[str, str], Any] = {
+            ("numpy.core.multiarray", "_reconstruct"): lambda *a: _reconstruct(*a),  # new each time: a pickle may write onto what it gets
+            ("numpy._core.multiarray", "_reconstruct"): lambda *a: _reconstruct(*a),
+            ("numpy", "ndarray"): _Marker(),
+            ("numpy", "dtype"): lambda *a: _Dtype(*a),
+            ("_codecs", "encode"): lambda *a: _encode(*a),
+        }
+        if (module, name) not in stand_ins:
+            raise _Refused(f"{module}.{name}")
+        return stand_ins[module, name]
+
+
+def load_batch(data: bytes, name: str) -> dict[str, Any]:
+    """Return the content of a batch or of `batches.meta`: plain values, byte strings, and arrays in raw parts.
+
+    Raises:
+        InputRefused: The file asks for any other name, or is no pickled dictionary.
+    """
+    try:
+        content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+    except _Refused as problem:
+        raise InputRefused(
+            f"{name} is refused: its pickle asks for {problem}, which a CIFAR-10 batch does not need and which could run code."
+        ) from None
+    except Exception as error:  # an unpickler may fail in any way on hostile bytes
+        raise InputRefused(f"{name} is not a readable CIFAR-10 batch ({type(error).__name__}).") from None
+    if not isinstance(content, dict):
+        raise InputRefused(f"Expected {name} to hold a dictionary, got {type(content).__name__}.")
+    return {_string(key): value for key, value in content.items()}
+
+
+def _string(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return value if isinstance(value, str) else type(value).__name__
+
+
+def _pixels(value: object, name: str) -> NDArray[np.uint8]:
+    """Return uint8 [n 3072] out of the raw parts of an array."""
+    state = value.state if isinstance(value, _Array) and hasattr(value, "state") else None
+    if not isinstance(state, tuple) or len(state) != 5:
+        raise InputRefused(f"Expected an array as `data` of {name}, got {type(value).__name__}.")
+    _, shape, dtype, fortran, raw = state
+    code = dtype.code if isinstance(dtype, _Dtype) else dtype
+    if code not in ("u1", "|u1") or not isinstance(raw, bytes):
+        raise InputRefused(f"Expected `data` of {name} to be uint8, got {code!r}.")
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != WIDTH or not isinstance(shape[0], int) or shape[0] * WIDTH != len(raw):
+        raise InputRefused(f"Expected `data` of {name} to have the shape [n {WIDTH}] and as many bytes, got {shape!r} and {len(raw)} bytes.")
+    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+def folder_of(path: Path) -> Path | None:
+    """Return the folder that holds the batches: `path` or `cifar-10-batches-py` in it."""
+    for folder in (path, path / "cifar-10-batches-py"):
+        if (folder / TRAIN[0]).is_file():
+            return folder
+    return None
+
+
+def open_cifar(path: Path) -> Source:
+    """Return the source of a folder of batches.
+
+    Raises:
+        InputRefused: A batch is missing, hostile or damaged, or a label is out of range.
+    """
+    folder = folder_of(path)
+    if folder is None:
+        raise InputRefused(f"Expected data_batch_1 in {path.name} or in its folder cifar-10-batches-py, found none.")
+    files = {"train": [n for n in TRAIN if (folder / n).exists()], "test": [n for n in TEST if (folder / n).exists()]}
+    names = _class_names(folder)
+    images: dict[str, NDArray[np.uint8]] = {}
+    labels: dict[str, Labels] = {}
+    titles: dict[str, list[str]] = {}
+    batches: list[dict[str, str]] = []
+    for split, members in files.items():
+        for name in members:
+            content = load_batch(read_whole(folder / name, MAX_BYTES), name)
+            missing = [key for key in ("data", "labels") if key not in content]
+            if missing:
+                raise InputRefused(f"Expected `data` and `labels` in {name}, found {', '.join(sorted(content)) or 'nothing'}.")
+            images[name] = _pixels(content["data"], name)
+            labels[name] = _labels(content["labels"], len(images[name]), len(names), name)
+            given = content.get("filenames")
+            if not isinstance(given, list) or len(given) != len(images[name]):
+                given = [f"{at}.png" for at in range(len(images[name]))]
+            titles[name] = [_string(value) for value in given]
+            batches.append({"name": name, "split": split, "batch_label": _string(content.get("batch_label", b""))})
+
+    def read(split: str, take: NDArray[np.bool_]) -> Iterator[Found]:
+        for name, at in _wanted(files[split], labels, take):
+            yield Found(f"{name}#{at:05d}", int(labels[name][at]), pixels=images[name][at].reshape(3, SIDE, SIDE).transpose(1, 2, 0))
+
+    def columns(split: str, take: NDArray[np.bool_]) -> pa.Table:
+        return pa.table({"filename": pa.array([titles[name][at] for name, at in _wanted(files[split], labels, take)], pa.string())})
+
+    return Source(
+        format="cifar-batches",
+        name="cifar10" if folder.name == "cifar-10-batches-py" else folder.name,
+        class_names=names,
+        labels={split: np.concatenate([labels[name] for name in members] or [np.empty(0, np.int64)]) for split, members in files.items()},
+        read=read,
+        columns=columns,
+        options={"batches": batches},
+    )
+
+
+def _wanted(members: list[str], labels: dict[str, Labels], take: NDArray[np.bool_]) -> Iterator[tuple[str, int]]:
+    places = ((name, at) for name in members for at in range(len(labels[name])))
+    return (place for place, wanted in zip(places, take, strict=True) if wanted)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    if not (folder / META).exists():
+        raise InputRefused(f"Expected {META} with the class names beside the batches, found none.")
+    names = load_batch(read_whole(folder / META, 2**20), META).get("label_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
+        raise InputRefused(f"Expected a list of class names as `label_names` of {META}, got {type(names).__name__}.")
+    return tuple(_string(name) for name in names)
+
+
+def _labels(value: object, n: int, classes: int, name: str) -> Labels:
+    if not isinstance(value, list) or len(value) != n or not all(type(label) is int for label in value):
+        raise InputRefused(f"Expected `labels` of {name} to be a list of {n} integers.")
+    for at, label in enumerate(value):
+        if not 0 <= label < classes:
+            raise InputRefused(f"Expected labels in 0..{classes - 1}, got {label} in row {at} of {name}.")
+    return np.array(value, np.int64)

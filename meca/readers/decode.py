@@ -1,0 +1,120 @@
+"""The one place where encoded image bytes become pixels. The bytes are hostile by assumption.
+
+Pillow decodes, and only the four formats below; no plug-in of another format is asked, whatever the file is called.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "Decoded", "Unreadable", "decode", "resize"]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+ORIENTATION = 0x0112  # the EXIF tag
+MAX_PIXELS = 50_000_000  # read from the header, before anything is decoded
+MAX_BYTES = 256 * 2**20  # of an encoded image
+MAX_RATIO = 1000  # longer side to shorter side
+BEHIND_ALPHA = (255, 255, 255)  # what is seen where an image is transparent
+
+Pixels = NDArray[np.uint8]
+
+# Every mode that the four formats produce has its line; a mode without one is not converted by guess.
+CONVERSIONS = {
+    "RGB": "keep",
+    **dict.fromkeys(("1", "L", "P", "CMYK", "YCbCr", "RGBX"), "convert"),
+    **dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "over"),
+    **dict.fromkeys(("I", "I;16", "I;16B", "I;16L", "I;16N"), "16bit"),
+}
+
+
+class Unreadable(Exception):  # noqa: N818 - it is caught for each sample and becomes a line of the store
+    """One image cannot be used; the argument is a short stable code."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image as the networks see it, and how it came."""
+
+    pixels: Pixels  # uint8 [h w 3]
+    width: int  # as found
+    height: int
+    mode: str
+    format: str
+    notes: tuple[str, ...]
+
+
+def decode(data: bytes) -> Decoded:
+    """Return the pixels of an encoded image, upright, in RGB.
+
+    Raises:
+        Unreadable: With the code that goes into the store.
+    """
+    if len(data) > MAX_BYTES:
+        raise Unreadable("too-many-bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow only warns about half-broken files
+            return _decode(data)
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:
+        raise Unreadable("not-an-image") from None
+    except Image.DecompressionBombError:
+        raise Unreadable("too-many-pixels") from None
+    except Exception as error:  # a decoder may fail in any way on hostile bytes; one sample must not end the run
+        raise Unreadable("truncated" if "truncated" in str(error) else "corrupt") from None
+
+
+def _decode(data: bytes) -> Decoded:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height, mode, kind = image.width, image.height, image.mode, image.format or ""
+        if min(width, height) < 1:
+            raise Unreadable("no-pixels")
+        if width * height > MAX_PIXELS:
+            raise Unreadable("too-many-pixels")
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise Unreadable("too-narrow")
+        if getattr(image, "n_frames", 1) > 1:
+            raise Unreadable("several-frames")
+        image.load()
+        notes: list[str] = []
+        upright: Image.Image = image
+        orientation = image.getexif().get(ORIENTATION, 1)
+        if orientation in range(2, 9):
+            upright = ImageOps.exif_transpose(image)
+            notes.append(f"orientation:{orientation}")
+        how = CONVERSIONS.get(mode)
+        if how is None:
+            raise Unreadable(f"mode:{mode}")
+        if how == "keep" and "transparency" in image.info:
+            how = "over"
+        if how != "keep":
+            notes.append(f"converted:{mode}")
+        return Decoded(_to_rgb(upright, how), width, height, mode, kind, tuple(notes))
+
+
+def _to_rgb(image: Image.Image, how: str) -> Pixels:
+    if how == "16bit":
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise Unreadable("beyond-16bit")
+        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if how == "over" or "transparency" in image.info:
+        above = image.convert("RGBA")
+        below = Image.new("RGBA", above.size, (*BEHIND_ALPHA, 255))
+        return np.array(Image.alpha_composite(below, above).convert("RGB"))
+    return np.array(image.convert("RGB"))
+
+
+def resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Return uint8 [h w c] pixels with 3 channels in another size, with antialiasing; unchanged where nothing is to do."""
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None))

@@ -1,0 +1,160 @@
+"""ImageFolder: `<class>/*`, or the same below `train/`, `val/`, `test/`.
+
+`train` is what is sanitized; `val` and `test` are for evaluation only. Order is that of the names' bytes, links are not
+followed, and a file that is not an image is a sample that cannot be read, not a file that is overlooked.
+"""
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meca.errors import InputRefused, UsageError
+from meca.readers.decode import MAX_BYTES
+from meca.readers.files import NotRegular, read_capped, text
+from meca.readers.source import Found, Source
+
+__all__ = ["SUFFIXES", "looks_like", "open_imagefolder"]
+
+SPLITS = {"train": "train", "val": "test", "test": "test"}
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp")
+OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm", ".heic", ".avif")
+LITTER = ("thumbs.db", "desktop.ini")  # file managers leave them behind
+MAX_DEPTH = 16
+MAX_FILES = 20_000_000
+
+
+def looks_like(root: Path) -> bool:
+    """Say whether some folder one or two levels below `root` holds a file that is named like an image."""
+    for entry in _entries(root):
+        if not entry.is_dir(follow_symlinks=False):
+            continue
+        for inner in _entries(Path(entry.path)):
+            if inner.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES)):
+                return True
+            if entry.name in SPLITS and inner.is_dir(follow_symlinks=False):
+                if any(deep.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES)) for deep in _entries(Path(inner.path))):
+                    return True
+    return False
+
+
+def open_imagefolder(root: Path) -> Source:
+    """Return the source of a folder of class folders.
+
+    Raises:
+        InputRefused: A class is empty, a link, or hard to tell from another one by name; a test class is unknown.
+        UsageError: Class folders and split folders stand side by side.
+    """
+    odd: list[str] = []
+    splits = _splits(root, odd)
+    folders = {folder: _classes(root / folder, odd, root) for folder in splits}
+    class_names = sorted({name for folder in splits if SPLITS.get(folder, "train") == "train" for name in folders[folder]}, key=os.fsencode)
+    if not class_names:
+        raise InputRefused(f"Expected class folders with images below {root.name}{'/train' if splits != [''] else ''}, found none.")
+    _refuse_twins(class_names)
+    number = {name: label for label, name in enumerate(class_names)}
+    listed: dict[str, list[tuple[Path, str, int]]] = {"train": [], "test": []}
+    for folder in splits:
+        split = SPLITS.get(folder, "train")
+        for name in folders[folder]:
+            if name not in number:
+                raise InputRefused(f"Expected the classes of {folder}/ to be those of train/, but {text(name)!r} is not among them.")
+            files = list(_walk(root / folder / name, odd, root))
+            if not files and split == "train":
+                where = "/".join(part for part in (folder, text(name)) if part)
+                raise InputRefused(f"Expected images in the class folder {where!r}, found none; add images or delete the folder.")
+            listed[split] += [(path, text(path.relative_to(root).as_posix()), number[name]) for path in files]
+            if len(listed[split]) > MAX_FILES:
+                raise InputRefused(f"Expected at most {MAX_FILES} files below {root.name}, found more.")
+    for split in listed:
+        listed[split].sort(key=lambda item: os.fsencode(item[0]))
+
+    def read(split: str, take: NDArray[np.bool_]) -> Iterator[Found]:
+        for (path, name, label), wanted in zip(listed[split], take, strict=True):
+            if wanted:
+                yield _read(path, name, label)
+
+    return Source(
+        format="imagefolder",
+        name=text(root.resolve().name),
+        class_names=tuple(class_names),
+        labels={split: np.array([label for _, _, label in items], np.int64) for split, items in listed.items()},
+        read=read,
+        options={"split_folders": splits != [""]},
+        odd=tuple(odd),
+    )
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        raise InputRefused(f"The folder {text(folder.name)!r} cannot be listed: {error.strerror}.") from None
+
+
+def _splits(root: Path, odd: list[str]) -> list[str]:
+    """Return the split folders, or the empty name where the class folders stand at the root."""
+    names = [e.name for e in _entries(root) if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
+    found = [name for name in names if name in SPLITS]
+    # A class may be called `test`; a split folder holds folders, not images.
+    found = [name for name in found if any(e.is_dir(follow_symlinks=False) for e in _entries(root / name))]
+    if not found:
+        return [""]
+    others = [name for name in names if name not in found]
+    if others:
+        raise UsageError(
+            f"{root.name} holds the split folders {', '.join(found)} beside {text(others[0])!r}: are they splits or classes? "
+            "Move the splits into a folder of their own, or rename the class."
+        )
+    if "train" not in found:
+        raise InputRefused(f"Expected a folder train/ beside {', '.join(found)}; only split train is sanitized.")
+    odd += [text(e.name) for e in _entries(root) if not e.is_dir(follow_symlinks=False)]
+    return found
+
+
+def _classes(folder: Path, odd: list[str], root: Path) -> list[str]:
+    names: list[str] = []
+    for entry in _entries(folder):
+        where = text(Path(entry.path).relative_to(root).as_posix())
+        if entry.is_symlink() and Path(entry.path).is_dir():
+            raise InputRefused(f"The class folder {where!r} is a link, and links are not followed; put the folder itself there.")
+        if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+            odd.append(where)
+        elif text(entry.name) != entry.name:
+            raise InputRefused(f"Expected class folders named in UTF-8, got {where!r}; rename it.")
+        else:
+            names.append(entry.name)
+    return names
+
+
+def _refuse_twins(names: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if key in seen:
+            raise InputRefused(f"The class folders {seen[key]!r} and {name!r} are one folder on some systems; rename one of them.")
+        seen[key] = name
+
+
+def _walk(folder: Path, odd: list[str], root: Path, depth: int = 0) -> Iterator[Path]:
+    if depth > MAX_DEPTH:
+        raise InputRefused(f"Expected at most {MAX_DEPTH} folders inside each other, found more below {text(folder.name)!r}.")
+    for entry in _entries(folder):
+        if entry.name.startswith(".") or entry.name.lower() in LITTER:
+            odd.append(text(Path(entry.path).relative_to(root).as_posix()))
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path), odd, root, depth + 1)
+        else:
+            yield Path(entry.path)
+
+
+def _read(path: Path, name: str, label: int) -> Found:
+    try:
+        data = read_capped(path, MAX_BYTES)
+    except NotRegular as problem:
+        return Found(name, label, reason=str(problem))
+    return Found(name, label, data=data, reason="name-not-utf8" if text(path.name) != path.name else None)

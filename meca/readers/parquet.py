@@ -1,0 +1,210 @@
+"""Hugging Face-style parquet: `image: struct{bytes, path}` and `label`; one file, or a folder of shards.
+
+A shard belongs to the split that its name begins with (`train-00000-of-00005.parquet`). Row groups are read one by one.
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from meca.errors import InputRefused, UsageError
+from meca.readers.files import text
+from meca.readers.source import Found, Labels, Source
+
+__all__ = ["open_parquet", "shards_of"]
+
+IMAGE, LABEL = ("image", "img"), ("label", "labels")
+SPLITS = {"train": "train", "test": "test", "validation": "test", "valid": "test", "val": "test"}
+MAX_CLASSES = 100_000
+
+
+def shards_of(path: Path) -> list[Path]:
+    """Return the parquet files that `path` names: itself, those in it, or those in its folder `data`."""
+    if path.is_file():
+        return [path] if path.suffix == ".parquet" else []
+    for folder in (path, path / "data"):
+        found = [file for file in folder.glob("*.parquet") if file.is_file() and not file.is_symlink()] if folder.is_dir() else []
+        if found:
+            return sorted(found, key=lambda file: file.name.encode(errors="surrogateescape"))
+    return []
+
+
+def open_parquet(path: Path) -> Source:
+    """Return the source of parquet shards.
+
+    Raises:
+        InputRefused: A file is damaged, a column is missing, shards differ, or a label has no class.
+        UsageError: Some shards are named after a split and some are not.
+    """
+    shards = shards_of(path)
+    if not shards:
+        raise InputRefused(f"Expected parquet files at {path.name}, found none.")
+    splits = _splits(shards)
+    schema = _schema(shards[0])
+    image, label = _columns(schema, shards[0].name)
+    names = _class_names(schema, label, shards[0].name)
+    given: dict[Path, Labels] = {}
+    for shard in shards:
+        other = _schema(shard)
+        if not other.equals(schema):
+            raise InputRefused(f"Expected every shard to have the columns of {shards[0].name}, but {shard.name} has others: {_list(other)}.")
+        if _class_names(other, label, shard.name) != names:
+            raise InputRefused(f"Expected every shard to have the class names of {shards[0].name}, but {shard.name} has others.")
+        given[shard] = _labels(shard, label)
+    highest = max((int(values.max()) for values in given.values() if values.size), default=-1)
+    if highest >= MAX_CLASSES:
+        raise InputRefused(f"Expected at most {MAX_CLASSES} classes, found a label {highest}; is column {label!r} the label?")
+    names = names or tuple(str(number) for number in range(highest + 1))
+    for shard, values in given.items():
+        wrong = np.flatnonzero((values < 0) | (values >= len(names)))
+        if wrong.size:
+            raise InputRefused(
+                f"Expected labels in 0..{len(names) - 1}, got {values[wrong[0]]} in row {wrong[0]} of {shard.name}; mend or drop that row."
+            )
+    mine = {split: [shard for shard in shards if splits[shard] == split] for split in ("train", "test")}
+    rest = schema.remove(schema.get_field_index(label))
+
+    def read(split: str, take: NDArray[np.bool_]) -> Iterator[Found]:
+        for shard, start, table, wanted in _groups(mine[split], [image, label], take):
+            cells, labels = table.column(image).combine_chunks(), table.column(label)
+            data = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
+            for at in np.flatnonzero(wanted):
+                content = data[int(at)].as_py() if cells[int(at)].is_valid else None
+                value = labels[int(at)].as_py()
+                yield Found(f"{text(shard.name)}#{start + at:07d}", int(value), data=content, reason=None if content is not None else "no-bytes")
+
+    def columns(split: str, take: NDArray[np.bool_]) -> pa.Table:
+        kept = [
+            _without_bytes(table.select(rest.names), image).filter(pa.array(wanted)) for _, _, table, wanted in _groups(mine[split], rest.names, take)
+        ]
+        return pa.concat_tables(kept) if kept else _without_bytes(rest.empty_table(), image)
+
+    return Source(
+        format="parquet",
+        name=text(path.resolve().name.removesuffix(".parquet")),
+        class_names=names,
+        labels={split: np.concatenate([given[s] for s in files] or [np.empty(0, np.int64)]) for split, files in mine.items()},
+        read=read,
+        columns=columns,
+        options={
+            "image": image,
+            "label": label,
+            "schema": base64.b64encode(schema.serialize().to_pybytes()).decode(),
+            "shards": [{"name": text(shard.name), "split": splits[shard]} for shard in shards],
+        },
+    )
+
+
+def _splits(shards: list[Path]) -> dict[Path, str]:
+    named = {shard: next((split for word, split in SPLITS.items() if _begins(shard.stem, word)), None) for shard in shards}
+    if not any(named.values()):
+        return dict.fromkeys(shards, "train")
+    for shard, split in named.items():
+        if split is None:
+            raise UsageError(
+                f"Expected the name of every shard to begin with train, validation or test, got {text(shard.name)!r}; rename it or move it away."
+            )
+    if "train" not in named.values():
+        raise InputRefused(f"Expected a shard of split train, found only {', '.join(text(shard.name) for shard in shards[:3])}.")
+    return {shard: split or "train" for shard, split in named.items()}
+
+
+def _begins(stem: str, word: str) -> bool:
+    return stem == word or stem.startswith((f"{word}-", f"{word}_", f"{word}."))
+
+
+def _open(shard: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(shard)
+    except (OSError, pa.ArrowException) as error:
+        raise InputRefused(f"{text(shard.name)} is not a readable parquet file ({str(error).splitlines()[0]}).") from None
+
+
+def _schema(shard: Path) -> pa.Schema:
+    with _open(shard) as file:
+        return file.schema_arrow
+
+
+def _list(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _columns(schema: pa.Schema, shard: str) -> tuple[str, str]:
+    image = next((name for name in IMAGE if name in schema.names), None)
+    label = next((name for name in LABEL if name in schema.names), None)
+    if image is None or label is None:
+        raise InputRefused(f"Expected the columns image (struct of bytes and path) and label in {shard}, found {_list(schema)}.")
+    kind = schema.field(image).type
+    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise InputRefused(f"Expected the column {image} of {shard} to hold encoded images (struct of bytes and path, or binary), got {kind}.")
+    if not pa.types.is_integer(schema.field(label).type):
+        raise InputRefused(f"Expected the column {label} of {shard} to hold integers, got {schema.field(label).type}.")
+    return image, label
+
+
+def _class_names(schema: pa.Schema, label: str, shard: str) -> tuple[str, ...]:
+    """Return the class names out of the schema's metadata, or nothing where it names none."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    if raw is None:
+        return ()
+    try:
+        names: Any = json.loads(raw)["info"]["features"][label].get("names") or ()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ()
+    if isinstance(names, dict):  # older writers number the names
+        names = [names[key] for key in sorted(names, key=lambda key: (len(key), key))]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise InputRefused(f"Expected the class names in the metadata of {shard} to be different strings.")
+    return tuple(names)
+
+
+def _labels(shard: Path, label: str) -> Labels:
+    with _open(shard) as file:
+        column = _read(file, shard, None, [label]).column(label)
+    if column.null_count:
+        row = next(at for at, value in enumerate(column) if not value.is_valid)
+        raise InputRefused(f"Expected a label in every row, found none in row {row} of {text(shard.name)}; mend or drop that row.")
+    try:
+        return column.cast(pa.int64()).to_numpy()
+    except pa.ArrowException:
+        raise InputRefused(f"Expected the labels of {text(shard.name)} to fit into 64 bits with a sign.") from None
+
+
+def _read(file: pq.ParquetFile, shard: Path, group: int | None, columns: list[str]) -> pa.Table:
+    try:
+        return file.read(columns=columns) if group is None else file.read_row_group(group, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise InputRefused(f"{text(shard.name)} is damaged ({str(error).splitlines()[0]}); get the file again.") from None
+
+
+def _groups(shards: list[Path], columns: list[str], take: NDArray[np.bool_]) -> Iterator[tuple[Path, int, pa.Table, NDArray[np.bool_]]]:
+    """Yield every row group that holds wanted rows: its shard, its first row there, its rows, and which are wanted."""
+    done = 0
+    for shard in shards:
+        with _open(shard) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                wanted = take[done : done + rows]
+                if wanted.any():
+                    yield shard, start, _read(file, shard, group, columns), wanted
+                start, done = start + rows, done + rows
+
+
+def _without_bytes(table: pa.Table, image: str) -> pa.Table:
+    """Return the table with what the image column holds beside the bytes."""
+    at = table.column_names.index(image)
+    kind = table.schema.field(image).type
+    inner = [field for field in kind if field.name != "bytes"] if pa.types.is_struct(kind) else []
+    if not inner:
+        return table.remove_column(at)
+    chunks = [pa.StructArray.from_arrays([chunk.field(f.name) for f in inner], fields=inner) for chunk in table.column(image).chunks]
+    return table.set_column(at, pa.field(image, pa.struct(inner)), pa.chunked_array(chunks, type=pa.struct(inner)))

@@ -1,0 +1,20 @@
+"""Read the source that params.yaml names, and write the one store that all other stages start from."""
+
+import sys
+from pathlib import Path
+
+from meca.readers import IngestParams, read_source
+from meca.stages.runtime import Context, main
+
+GROUPS = ("seed", "ingest")
+
+
+def run(ctx: Context, out: Path) -> None:
+    """Write the store."""
+    with ctx.timed("read"):
+        info = read_source(ctx.params.group("ingest", IngestParams), ctx.seed, out, ctx.progress)
+    ctx.metrics |= {"n_train": info.n_train, "n_test": info.n_test, "quarantined": info.quarantined}
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])
