@@ -335,7 +335,7 @@ class _Recorder:
         example = np.random.default_rng(0).random((2, *shape), dtype=np.float32)  # generated: pictures of a hostile set stay where they are
         logits = Classifier(folder).predict(example)
         signature = ModelSignature(
-            Schema([TensorSpec(np.dtype("float32"), (-1, *shape), "images")]), Schema([TensorSpec(np.dtype("float32"), (-1, logits.shape[1]))])
+            Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]), Schema([TensorSpec(np.dtype("float32"), (-1, logits.shape[1]))])
         )
         with mlflow.start_run(run_id=run_id):
             mlflow.pyfunc.log_model(
@@ -343,7 +343,7 @@ class _Recorder:
                 loader_module="tasks.serving",
                 data_path=str(folder),
                 signature=signature,
-                input_example={"images": example},
+                input_example=example,
                 pip_requirements=["meca", "torch", "numpy", "safetensors"],  # named, because finding them out loads the model in a second process
                 tags={"meca.stage": stage},
             )
@@ -370,7 +370,7 @@ def _sha256(text: str) -> str:
 def _public(uri: str) -> str:
     """Return an address without user and password."""
     parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 def _name(text: str) -> str:
