@@ -28,8 +28,13 @@ DONE, POISONED, FAILED, REFUSED, USAGE, INCONCLUSIVE, INTERRUPTED, TERMINATED = 
 VERDICTS = {"no_evidence": DONE, "poisoned": POISONED, "inconclusive": INCONCLUSIVE}
 
 EXITS = """\
-Exit codes: 0 no evidence of poison, or done; 1 poison found (clean: and handled; verify: a mismatch); 2 meca failed, start it again;
-3 the input was refused; 4 wrong usage or configuration; 5 inconclusive, or a gate does not hold; 130, 143 interrupted."""
+Exit codes:
+  0  no evidence of poison, or done
+  1  poison found (clean: and handled; verify: a mismatch)
+  2  meca failed; the same command continues
+  3  the input was refused
+  4  wrong usage or configuration
+  5  inconclusive, or a gate does not hold"""
 
 app = App(
     name="meca",
@@ -40,11 +45,13 @@ app = App(
     suppress_keyboard_interrupt=False,  # run() decides what an interrupt becomes
 )
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on stdout; messages go to stderr.")]
-ExitZero = Annotated[bool, Parameter(name="--exit-zero", negative="", help="Exit 0 whatever the verdict; failures keep their codes.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print one JSON object on stdout; messages go to stderr.")]
+ExitZero = Annotated[
+    bool, Parameter(name="--exit-zero", negative="", show_default=False, help="Exit 0 whatever the verdict; failures keep their codes.")
+]
 Settings = Annotated[
     tuple[str, ...],
-    Parameter(name="--set", negative="", help="group.key=value: replaces one number of params.yaml; may be repeated."),
+    Parameter(name="--set", negative="", show_default=False, help="group.key=value: replaces one number of params.yaml; may be repeated."),
 ]
 Preset = Annotated[Literal["default", "paper"] | None, Parameter(help="Which set of parameters; `paper` is arXiv 2405.12719 to the letter.")]
 ParamsFile = Annotated[Path | None, Parameter(name="--params", help="A params.yaml; without it the packaged one.")]
@@ -58,8 +65,10 @@ def inspect(path: Annotated[str, Parameter(help="The data.")], /, *, format: For
 
     from meca.inspection import inspect as look
 
+    from meca.report.console import nested_lines
+
     found = asdict(look(_existing(path), format))
-    _json(found) if as_json else _say(*_lines(found))
+    _json(found) if as_json else _say(*nested_lines(found))
     return DONE
 
 
@@ -79,6 +88,7 @@ def clean(
     """Find poisoned samples, train a clean model, write the sanitized set. Started again on the same input it resumes."""
     from meca import pipeline
     from meca.progress import Progress
+    from meca.report.console import verdict_lines
 
     _existing(path)
     chosen = _params(params, preset, settings, {"ingest.format": format})
@@ -91,7 +101,7 @@ def clean(
     if as_json:
         _json(summary)
     else:
-        _say(*_verdict_lines(summary))
+        _say(*verdict_lines(summary))
         _say(
             f"Published     {output}",
             f"Kept for a resume, delete it freely: {pipeline.run_folder(output)}",
@@ -105,9 +115,10 @@ def evaluate(run: Annotated[Path, Parameter(help="A workspace, or the output of 
     """Print ACC, recall, ASR, TPR and FPR where there is a truth, and say what cannot be known without one."""
     from meca.files import read_json
     from meca.pipeline import find_run
+    from meca.report.console import evaluation_lines
 
     evaluation = read_json(find_run(run) / "work" / "evaluate" / "evaluation.json")
-    _json(evaluation) if as_json else _say(*_evaluation_lines(evaluation))
+    _json(evaluation) if as_json else _say(*evaluation_lines(evaluation))
     return DONE
 
 
@@ -150,10 +161,13 @@ def promote(
 ) -> int:
     """Register the clean model and move the alias, if every gate in params.yaml holds. Exits 5 with the distance if one does not."""
     _platform()
-    from flows.demo import promote_run
+    from tasks.registry import promote as move
 
-    outcome = promote_run(run)
-    _json(outcome) if as_json else _say(*_lines(outcome))
+    outcome = move(_folder(run))
+    if as_json:
+        _json(outcome)
+    else:
+        _say(f"{outcome['model']} version {outcome['version']} is {outcome['alias']}.", *(gate["sentence"] for gate in outcome["gates"]))
     return DONE
 
 
@@ -168,17 +182,16 @@ def demo(
 ) -> int:
     """Poison a data set, clean it, train, track, publish and promote: the main job as a Prefect flow, with no server."""
     _platform()
-    from flows.demo import demo as play
+    from flows.demo import lines, play
 
     given = {**_settings(settings), **({"preset": preset} if preset else {})}
     outcome = play(data, folder or Path(".demo") / Path(data).name, given)
     if as_json:
         _json(outcome)
     else:
-        from flows.demo import lines
-
         _say(*lines(outcome))
-    return DONE
+    # Poison was planted, so finding it is success here; only a refused promotion is not.
+    return DONE if outcome["promotion"].get("version") else INCONCLUSIVE
 
 
 @app.command
@@ -247,7 +260,7 @@ def _keep_traceback() -> str:
 
 
 def _platform() -> None:
-    """Prepare the environment for Prefect, MLflow and DVC before the first of them is imported."""
+    """Prepare the environment before the first import of Prefect, MLflow or DVC: they read it then."""
     from tasks.environment import prepare
 
     prepare()
@@ -295,50 +308,3 @@ def _json(value: Any) -> None:
 
 def _complain(message: str) -> None:
     print(f"meca: {message}", file=sys.stderr, flush=True)
-
-
-def _lines(value: Any, name: str = "", depth: int = 0) -> list[str]:
-    """Return a nested value as indented lines."""
-    pad = "  " * depth
-    if isinstance(value, dict):
-        head = [f"{pad}{plain(name)}"] if name else []
-        return head + [line for key, item in value.items() for line in _lines(item, str(key), depth + bool(name))]
-    if isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
-        return [f"{pad}{plain(name)}", *(line for item in value for line in _lines(item, "-", depth + 1))]
-    shown = ", ".join(plain(item) for item in value) if isinstance(value, list | tuple) else plain(value, 2000)
-    return [f"{pad}{plain(name)}: {shown}" if name != "-" else f"{pad}- {shown}"]
-
-
-def _verdict_lines(summary: dict[str, Any]) -> list[str]:
-    counts = summary["counts"]
-    lines = [summary["sentence"]]
-    if summary.get("reason") and summary["reason"] not in summary["sentence"]:
-        lines.append(summary["reason"])
-    lines.append(
-        "Samples       " + ", ".join(f"{counts[key]} {key}" for key in ("kept", "relabelled", "removed", "quarantined")) + f" of {counts['input']}"
-    )
-    if summary.get("target_class"):
-        lines.append(f"Target class  {plain(summary['target_class']['name'])} (label {summary['target_class']['label']})")
-    return lines + [f"Warning       {warning}" for warning in summary.get("warnings") or ()]
-
-
-def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
-    from meca.report.numbers import interval, percent
-
-    lines = [f"{'model':<12} {'ACC':>8} {'ASR':>8}  {'successful attacks':<18} {'95 % interval':<16}"]
-    for key in ("no_defence", "oracle", "enhanced", "clean", "final"):
-        figures = evaluation.get(key)
-        if figures:
-            attacks = f"{figures['asr_k']} of {figures['asr_n']}" if figures.get("asr_n") else "unknown"
-            lines.append(
-                f"{key.replace('_', ' '):<12} {percent(figures.get('acc')):>8} {percent(figures.get('asr')):>8}  "
-                f"{attacks:<18} {interval(figures.get('asr_interval')):<16}".rstrip()
-            )
-    if len(lines) == 1:
-        lines = ["There is no test split: no accuracy can be given."]
-    detection = evaluation.get("detection") or {}
-    lines += [f"{key.upper():<12} {percent(detection[key])}" for key in ("tpr", "fpr") if detection.get(key) is not None]
-    if detection.get("auroc") is not None:
-        lines.append(f"{'AUROC':<12} {detection['auroc']:.3f}")
-    unknown = evaluation.get("unknown") or []
-    return lines + [f"Cannot be known without the truth: {plain(item)}" for item in unknown]

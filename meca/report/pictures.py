@@ -1,5 +1,6 @@
-"""Pictures as data URIs, nearest neighbours, and the estimate of the trigger. Only integers are summed, so the bytes of
-the page do not depend on the number of threads.
+"""Pictures as data URIs, nearest neighbours, and the estimate of the trigger.
+
+Pixels are summed as integers, so the bytes of the page do not depend on the number of threads.
 """
 
 import base64

@@ -23,7 +23,7 @@ COLOURS = {
 }
 NAMES = {"keep": "kept", "relabel": "relabelled", "remove": "removed", "quarantine": "quarantined"}
 _LINES = ("#1b4f80", "#c6431d", "#2a8f6d", "#8a5a9e", "#b07d12", "#555555")
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # of matplotlib: keys of its rc file
     "svg.fonttype": "none",  # the reader's own sans-serif; nothing is embedded or loaded
     "svg.hashsalt": "meca",  # ids of clip paths are random otherwise
     "font.size": 10,
