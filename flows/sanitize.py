@@ -79,7 +79,11 @@ def sanitize(push_after: bool = False) -> dict[str, Any]:
     submit: Any = stage.submit  # its overloads know no wait_for
     for step in pipeline.stages:
         futures[step.name] = submit(step.name, pipeline, wait_for=[futures[name] for name in step.upstream])
-    wait(list(futures.values()))
+    try:
+        wait(list(futures.values()))
+    except BaseException:  # an interrupt, a cancellation: the threads would wait for their stages to the end
+        pipeline.stop()
+        raise
     _raise_first_failure(futures)
     outcomes = [future.result() for future in futures.values()]
     found = summary.read(pipeline.folder("publish"))

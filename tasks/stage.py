@@ -74,6 +74,8 @@ class Pipeline:
         except DvcException as error:
             raise UsageError(f"Expected a DVC project in {self.workspace}: {error}") from None
         self._one_at_a_time = threading.Lock()  # DVC's objects know nothing of threads
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
 
     def _read(self) -> tuple[Stage, ...]:
         import networkx
@@ -119,14 +121,22 @@ class Pipeline:
         """
         started = time.perf_counter()
         outcome = "unchanged"
+        if self._stopped:
+            raise MecaError(f"Stage {name} was not started, because the run was interrupted.")
         if force or self.is_stale(name):
             lines = self._subprocess([name, *["--force"] * force], log)
             outcome = "restored" if any("is cached - skipping run" in line for line in lines) else "ran"
         return {"stage": name, "outcome": outcome, "seconds": round(time.perf_counter() - started, 2)}
 
+    def stop(self) -> None:
+        """End what is running and start nothing more."""
+        self._stopped = True
+        for process in list(self._running):
+            _end_group(process)
+
     def _subprocess(self, arguments: list[str], log: Callable[[str], None]) -> deque[str]:
-        # A process group of its own: an interrupt reaches the flow first, which then ends the whole group. When the
-        # flow is killed, the kernel kills the child (it asks for that at its start), and the stage below it likewise.
+        # A process group of its own: an interrupt reaches the flow first, which then ends the whole group (`stop`). When
+        # the flow is killed, the kernel kills the child, which asks for that at its start, and the stage below it likewise.
         process = subprocess.Popen(  # noqa: S603 - our own interpreter; names of stages come from dvc.yaml
             [sys.executable, "-m", "tasks.stage", *arguments],
             cwd=self.workspace,
@@ -139,6 +149,7 @@ class Pipeline:
             process_group=0,
         )
         assert process.stdout is not None
+        self._running.add(process)
         lines: deque[str] = deque(maxlen=LAST_LINES)
         try:
             for line in process.stdout:
@@ -147,7 +158,9 @@ class Pipeline:
                     log(line)
             code = process.wait()
         finally:
+            self._running.discard(process)
             _end_group(process)
+            process.stdout.close()
         if code:
             raise StageFailed(arguments[0], code, list(lines))
         return lines
@@ -162,8 +175,6 @@ def _end_group(process: "subprocess.Popen[str]", patience: float = 10.0) -> None
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def reproduce(name: str, force: bool = False) -> int:
@@ -173,10 +184,8 @@ def reproduce(name: str, force: bool = False) -> int:
     """
     environment.prepare()
     from dvc.exceptions import DvcException
-    from dvc.logger import setup
     from dvc.repo import Repo
 
-    setup()
     try:
         repo: Any = Repo(_wait_for_lock=True)
         repo.reproduce(name, single_item=True, force=force)
