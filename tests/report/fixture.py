@@ -52,8 +52,9 @@ def make_run(
     images[poison] = _trigger(images[poison], attack)
     given[poison] = TARGET
     samples = [
-        {"sample_id": pixel_id(image), "source": f"{source}/{i:05d}.png", "split": "train" if i < n_train else "test", "row": i,
-         "label": int(label), "class_name": names[label], "width": size, "height": size, "mode": "RGB", "format": "", "bytes": image.size, "offset": -1}
+        {"sample_id": pixel_id(image), "row": i, "split": "train" if i < n_train else "test", "source": f"{source}/{i:05d}.png",
+         "label": int(label), "class_name": names[label], "width": size, "height": size, "mode": "RGB", "format": "",
+         "bytes": image.size, "offset": -1}
         for i, (image, label) in enumerate(zip(images, given, strict=True))
     ]  # fmt: skip
     write_store(folder / "data/store", images, samples, list(names), {"kind": "arrays", "name": source})
@@ -144,8 +145,9 @@ def _evaluation(labels: np.ndarray, k: int, poison: np.ndarray, found: np.ndarra
     is_poisoned = np.zeros(len(found), bool)
     is_poisoned[poison] = True
     detection = {
-        "tpr": float(found[is_poisoned].mean()) if len(poison) else None, "fpr": float(found[~is_poisoned].mean()), "auroc": 0.994, "auroc_target": 0.99,
-        "poisoned": len(poison), "poison_left": int((is_poisoned & ~found).sum()), "removed": int(found.sum()), "flagged": int(found.sum()), "covers_flagged": 0,
+        "tpr": float(found[is_poisoned].mean()) if len(poison) else None, "fpr": float(found[~is_poisoned].mean()), "auroc": 0.994,
+        "auroc_target": 0.99, "poisoned": len(poison), "poison_left": int((is_poisoned & ~found).sum()),
+        "removed": int(found.sum()), "flagged": int(found.sum()), "covers_flagged": 0,
     }  # fmt: skip
     models = {"final": (0.853, 0.012), "clean": (0.84, 0.02), "enhanced": (0.71, 0.98), "no_defence": (0.86, 0.97), "oracle": (0.862, 0.011)}
     return {"known": True, **{key: _model(labels, k, *value) for key, value in models.items()}, "detection": detection}
@@ -156,12 +158,13 @@ def _summary(folder: Path, names: Sequence[str], given: np.ndarray, action: np.n
         action = np.full(len(action), "quarantine")
     words = {"kept": "keep", "relabelled": "relabel", "removed": "remove", "quarantined": "quarantine"}
     classes = [
-        {"label": i, "name": name, "input": int((given == i).sum()), "relabelled_in": int((new == i).sum()), "relabelled_out": int(((given == i) & (action == "relabel")).sum()),
+        {"label": i, "name": name, "input": int((given == i).sum()), "relabelled_in": int((new == i).sum()),
+         "relabelled_out": int(((given == i) & (action == "relabel")).sum()),
          **{key: int(((given == i) & (action == value)).sum()) for key, value in words.items() if key != "relabelled"}}
         for i, name in enumerate(names)
     ]  # fmt: skip
     sentences = {
-        "poisoned": f"{int((action == 'relabel').sum() + (action == 'remove').sum())} of {len(given)} training samples look poisoned and were taken out or relabelled.",
+        "poisoned": f"{np.isin(action, ('relabel', 'remove')).sum()} of {len(given)} training samples look poisoned.",
         "no_evidence": "No evidence of a backdoor was found; this does not prove that there is none.",
         "inconclusive": "No verdict can be defended; nothing was removed or relabelled.",
     }

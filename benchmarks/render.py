@@ -1,0 +1,339 @@
+"""docs/results.md and the table in README.md from the rows in benchmarks/results/; nothing in them is typed by hand.
+
+    python benchmarks/render.py            write both
+    python benchmarks/render.py --check    exit 1 if one of them is not what the rows say
+
+The same rows give the same bytes. The schema of the rows is in benchmarks/README.md.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meca.report.numbers import UNKNOWN, interval, percent, wilson
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+PROVENANCE = ("command", "commit", "date", "hardware", "torch", "seed", "seconds")
+KEYS = {
+    "quality": ("experiment", "dataset", "n_train", "attack", "preset", "acc", "asr_k", "asr_n", "no_defence_acc", "no_defence_asr", "verdict"),
+    "speed": ("name", "unit", "value"),
+    "reliability": ("name", "tried", "as_specified"),
+    "services": ("name", "tried", "passed"),
+}
+WEAK = 0.5  # an attack whose undefended ASR is lower did not work, so defeating it proves nothing
+
+Row = dict[str, Any]
+
+
+def read(folder: Path) -> dict[str, list[Row]]:
+    """Return the rows of every file, the newest of each measurement only: a repeated seed must not count twice.
+
+    Raises:
+        ValueError: A line is no JSON object, or lacks a key of the schema.
+    """
+    found: dict[str, list[Row]] = {}
+    for kind, keys in KEYS.items():
+        newest: dict[tuple[str, ...], Row] = {}
+        file = folder / f"{kind}.jsonl"
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{file.name}:{number}: expected a JSON object on one line ({error}).") from None
+            lacks = [key for key in (*keys, *PROVENANCE) if key not in row]
+            if lacks:
+                raise ValueError(f"{file.name}:{number}: lacks {', '.join(lacks)}; an unknown value is null, never left out.")
+            newest.pop(_identity(kind, row), None)
+            newest[_identity(kind, row)] = row
+        found[kind] = list(newest.values())
+    return found
+
+
+def _identity(kind: str, row: Row) -> tuple[str, ...]:
+    if kind == "quality":
+        names = ("experiment", "dataset", "n_train", "network", "stem", "attack", "poison_rate", "preset", "seed")
+    else:
+        names = ("name", "unit", "hardware", "ratio_to")
+    return tuple(json.dumps(row.get(name)) for name in names)
+
+
+def render(rows: Mapping[str, Sequence[Row]]) -> str:
+    """Return docs/results.md."""
+    parts = [
+        "# Results\n",
+        "Rendered by `python benchmarks/render.py` from the rows in `benchmarks/results/`. ACC and ASR are on the full test set; "
+        "ASR counts triggered test images whose true class is not the target. *No defence*: the same recipe trained on all samples; "
+        "*oracle*: trained on the truly clean ones. Values are means over seeds with min..max; intervals of ASR are 95 % Wilson "
+        "intervals of all seeds together.\n",
+        quality(rows["quality"]),
+        _table("Speed", rows["speed"], _speed_columns, ("name", "hardware", "unit")),
+        _table("Reliability", rows["reliability"], _reliability_columns, ("name",)),
+        _table("Services", rows["services"], _services_columns, ("name",)),
+    ]
+    body = "\n".join(part for part in parts if part)
+    return body if any(rows.values()) else body + "\nNo row has been measured yet.\n"
+
+
+def short(rows: Sequence[Row]) -> str:
+    """Return the table for README.md: the default preset, a line per data set and attack."""
+    lines = [
+        "| data (training images) | attack | seeds | ACC (no defence, oracle) | ASR (no defence, oracle) | poison found | false alarms | verdict |",
+        "|:--|:--|--:|--:|--:|--:|--:|:--|",
+    ]
+    for (_, dataset, n_train, *_rest), group in _grouped([row for row in rows if row["preset"] == "default"], _setting):
+        for (attack, *_), found in _grouped(group, _arm):
+            lines.append(
+                f"| {_cell(dataset)} ({n_train:,}) | {_attack(attack, found)} | {len(found)} "
+                f"| {percent(_mean(found, 'acc'))} ({percent(_mean(found, 'no_defence_acc'))}, {percent(_mean(found, 'oracle_acc'))}) "
+                f"| {percent(_asr(found))} ({percent(_mean(found, 'no_defence_asr'))}, {percent(_mean(found, 'oracle_asr'))}) "
+                f"| {percent(_mean(found, 'tpr'))} | {percent(_mean(found, 'fpr'), 2)} | {_verdicts(found)} |"
+            )
+    if len(lines) == 2:
+        return "No row has been measured yet.\n"
+    note = f"\n{_WEAK_NOTE}\n" if any("†" in line for line in lines) else ""
+    return "\n".join(lines) + "\n" + note + "\nEvery figure with its command, hardware and seeds: [docs/results.md](docs/results.md).\n"
+
+
+_WEAK_NOTE = "† weak: without a defence it succeeds in less than half of the cases, so it is in no mean over attacks."
+
+
+def quality(rows: Sequence[Row]) -> str:
+    """Return the tables of defended runs, one per experiment and setting."""
+    parts: list[str] = []
+    experiments = _grouped(rows, lambda row: (str(row["experiment"]),))
+    for (experiment,), members in experiments:
+        parts.append(f"## {_cell(experiment)}\n")
+        for (_, dataset, n_train, network, stem, n_test), group in _grouped(members, _setting):
+            tested = f", {n_test:,} test images" if n_test else ""
+            parts.append(f"**{_cell(dataset)}**, {n_train:,} training images{tested}, network {_cell(network)}, stem {_cell(stem)}\n")
+            parts.append(_quality_table(group))
+            parts.append(_provenance(group))
+    return "\n".join(parts)
+
+
+def _quality_table(group: Sequence[Row]) -> str:
+    lines = [
+        "| attack | rate | preset | seeds | ACC | no defence | oracle | ASR | k of n | interval | no defence | oracle "
+        "| TPR | FPR | AUROC | verdict |",
+        "|:--|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|:--|",
+    ]
+    arms = _grouped(group, _arm)
+    for (attack, rate, preset), found in arms:
+        k, n = _total(found, "asr_k"), _total(found, "asr_n")
+        lines.append(
+            f"| {_attack(attack, found)} | {percent(rate) if rate else UNKNOWN} | {_cell(preset)} | {len(found)} | {_spread(found, 'acc')} "
+            f"| {_spread(found, 'no_defence_acc')} | {_spread(found, 'oracle_acc')} | {percent(_asr(found))} "
+            f"| {f'{k:,} of {n:,}' if n else UNKNOWN} | {interval(wilson(k, n)) if n else UNKNOWN} | {_spread(found, 'no_defence_asr')} "
+            f"| {_spread(found, 'oracle_asr')} | {_spread(found, 'tpr')} | {_spread(found, 'fpr', 2)} "
+            f"| {_plain_mean(found, 'auroc')} | {_verdicts(found)} |"
+        )
+    lines += _means(arms)
+    return "\n".join(lines) + "\n" + (f"\n{_WEAK_NOTE}\n" if any("†" in line for line in lines) else "")
+
+
+def _means(arms: Sequence[tuple[tuple[Any, ...], list[Row]]]) -> list[str]:
+    """Return a line per preset: the mean over the attacks that work."""
+    lines: list[str] = []
+    for preset in sorted({str(key[2]) for key, _ in arms}):
+        strong = [found for (attack, _, name), found in arms if name == preset and attack != "none" and not _is_weak(found)]
+        if len(strong) < 2:
+            continue
+
+        def over(what: Callable[[list[Row]], float | None], members: list[list[Row]] = strong) -> float | None:
+            values = [value for found in members if (value := what(found)) is not None]
+            return sum(values) / len(values) if values else None
+
+        figures = {key: over(lambda found, key=key: _mean(found, key)) for key in ("acc", "tpr", "fpr", "auroc")}
+        references = {key: over(lambda found, key=key: _mean(found, key)) for key in ("no_defence_acc", "oracle_acc", "no_defence_asr", "oracle_asr")}
+        auroc = UNKNOWN if figures["auroc"] is None else f"{figures['auroc']:.3f}"
+        lines.append(
+            f"| *mean of {len(strong)} attacks* | | {_cell(preset)} | | {percent(figures['acc'])} | {percent(references['no_defence_acc'])} "
+            f"| {percent(references['oracle_acc'])} | {percent(over(_asr))} | | | {percent(references['no_defence_asr'])} "
+            f"| {percent(references['oracle_asr'])} | {percent(figures['tpr'])} | {percent(figures['fpr'], 2)} | {auroc} | |"
+        )
+    return lines
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return (str(row["experiment"]), str(row["dataset"]), int(row["n_train"]), row.get("network"), row.get("stem"), row.get("n_test"))
+
+
+def _arm(row: Row) -> tuple[Any, ...]:
+    rate = row.get("poison_rate")
+    # The reached rate varies with the seed in the last digits; the arm is the rate as planned.
+    return (str(row["attack"]), None if rate is None else round(float(rate), 3), str(row["preset"]))
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return sorted(found.items(), key=lambda item: tuple((part is not None, part if part is not None else 0) for part in item[0]))
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return [float(row[key]) for row in rows if row.get(key) is not None]
+
+
+def _mean(rows: Sequence[Row], key: str) -> float | None:
+    values = _values(rows, key)
+    return sum(values) / len(values) if values else None
+
+
+def _plain_mean(rows: Sequence[Row], key: str) -> str:
+    mean = _mean(rows, key)
+    return UNKNOWN if mean is None else f"{mean:.3f}"
+
+
+def _spread(rows: Sequence[Row], key: str, digits: int = 1) -> str:
+    values = _values(rows, key)
+    text = percent(_mean(rows, key), digits)
+    return text if len(values) < 2 else f"{text} ({100 * min(values):.{digits}f}..{100 * max(values):.{digits}f})"
+
+
+def _total(rows: Sequence[Row], key: str) -> int:
+    return int(sum(_values([row for row in rows if row.get("asr_n")], key)))
+
+
+def _asr(rows: Sequence[Row]) -> float | None:
+    n = _total(rows, "asr_n")
+    return _total(rows, "asr_k") / n if n else None
+
+
+def _is_weak(rows: Sequence[Row]) -> bool:
+    undefended = _mean(rows, "no_defence_asr")
+    return undefended is None or undefended < WEAK
+
+
+def _attack(name: str, rows: Sequence[Row]) -> str:
+    return _cell(name) + (" †" if name != "none" and _is_weak(rows) else "")
+
+
+def _verdicts(rows: Sequence[Row]) -> str:
+    names = [str(row["verdict"]).replace("_", " ") for row in rows]
+    return ", ".join(name if len(rows) == names.count(name) else f"{names.count(name)} {name}" for name in sorted(set(names)))
+
+
+def _cell(value: Any) -> str:
+    return UNKNOWN if value is None else " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _number(value: Any) -> str:
+    return (
+        UNKNOWN
+        if value is None
+        else f"{value:,.4g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+    )
+
+
+def _provenance(rows: Sequence[Row]) -> str:
+    def distinct(key: str) -> list[str]:
+        return sorted(
+            {_cell(row[key]) for row in rows if row.get(key) is not None}, key=lambda text: (text.isdigit(), len(text) * text.isdigit(), text)
+        )
+
+    seconds = _values(rows, "seconds")
+    time = f"; {min(seconds):,.0f} to {max(seconds):,.0f} s a run" if seconds else ""
+    commits = ", ".join(commit[:12] for commit in distinct("commit")) or UNKNOWN
+    dates = distinct("date")
+    when = f"; {dates[0][:10]}" + (f" to {dates[-1][:10]}" if dates[-1][:10] != dates[0][:10] else "") if dates else ""
+    commands = "".join(f"    {command}\n" for command in distinct("command"))
+    hardware, torch, seeds = (", ".join(distinct(key)) or UNKNOWN for key in ("hardware", "torch", "seed"))
+    told = f"{hardware}; torch {torch}; commit {commits}{when}{time}; seeds {seeds}"
+    return f"{commands}\n{told}\n" if commands else f"{told}\n"
+
+
+def _table(title: str, rows: Sequence[Row], columns: Callable[[Row], dict[str, str]], order: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    sorted_rows = sorted(rows, key=lambda row: tuple(str(row.get(key)) for key in order))
+    cells = [columns(row) for row in sorted_rows]
+    heads = list(cells[0])
+    lines = [f"| {' | '.join(heads)} |", "|" + "|".join(":--" if head in ("name", "notes") else "--:" for head in heads) + "|"]
+    lines += [f"| {' | '.join(line[head] for head in heads)} |" for line in cells]
+    return f"## {title}\n\n" + "\n".join(lines) + "\n\n" + _provenance(rows)
+
+
+def _speed_columns(row: Row) -> dict[str, str]:
+    low, high = row.get("ratio_low"), row.get("ratio_high")
+    ratio = (
+        UNKNOWN if row.get("ratio") is None else f"{row['ratio']:.2f}" + (f" ({low:.2f}..{high:.2f})" if low is not None and high is not None else "")
+    )
+    return {
+        "name": _cell(row["name"]),
+        "value": f"{_number(row['value'])} {_cell(row['unit'])}",
+        "floor": _number(row.get("floor")),
+        "ratio": ratio,
+        "to": _cell(row.get("ratio_to")),
+        "n": _number(row.get("n")),
+        "hardware": _cell(row.get("hardware")),
+    }
+
+
+def _reliability_columns(row: Row) -> dict[str, str]:
+    tried = [_number(row[key]) for key in ("tried", "as_specified")]
+    return {
+        "name": _cell(row["name"]),
+        "tried": tried[0],
+        "as specified": tried[1],
+        "lost": _number(row.get("lost")),
+        "notes": _cell(row.get("notes")),
+    }
+
+
+def _services_columns(row: Row) -> dict[str, str]:
+    value = UNKNOWN if row.get("value") is None else f"{_number(row['value'])} {_cell(row.get('unit') or '')}".strip()
+    return {
+        "name": _cell(row["name"]),
+        "tried": _number(row["tried"]),
+        "passed": _number(row["passed"]),
+        "value": value,
+        "notes": _cell(row.get("notes")),
+    }
+
+
+def between_markers(text: str, content: str) -> str:
+    """Return `text` with what stands between the two markers replaced.
+
+    Raises:
+        ValueError: The markers are not there once each, in this order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"README.md: expected {BEGIN} and {END} once each, in this order.")
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{content}{END}{rest.split(END)[1]}"
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Write or check the two documents; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a document is stale")
+    arguments = parser.parse_args(argv)
+    rows = read(root / "benchmarks" / "results")
+    wanted = {root / "docs" / "results.md": render(rows)}
+    readme = root / "README.md"
+    if readme.is_file() and BEGIN in readme.read_text(encoding="utf-8"):
+        wanted[readme] = between_markers(readme.read_text(encoding="utf-8"), short(rows["quality"]))
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if arguments.check:
+            print(f"{path.relative_to(root)} is not what the rows say; run `python benchmarks/render.py`.", file=sys.stderr)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(wanted[path], encoding="utf-8")
+            print(f"{path.relative_to(root)} written")
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

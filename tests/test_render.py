@@ -1,0 +1,125 @@
+"""docs/results.md says what the rows say: nothing typed, nothing counted twice, nothing weak in a mean."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("render", ROOT / "benchmarks" / "render.py")
+assert spec and spec.loader
+render = importlib.util.module_from_spec(spec)
+sys.modules["render"] = render
+spec.loader.exec_module(render)
+
+PROVENANCE = {
+    "command": "python -m x",
+    "commit": "c" * 40,
+    "date": "2026-11-21",
+    "hardware": "cpu, 2 cores",
+    "torch": "2.15.0",
+    "seed": 0,
+    "seconds": 61.0,
+}
+
+
+def row(**changes):
+    base = {
+        "experiment": "main", "dataset": "shapes", "n_train": 4000, "n_test": 1000, "network": "compact", "stem": "cifar",
+        "attack": "badnet", "poison_rate": 0.05, "preset": "default", "acc": 0.9, "asr_k": 9, "asr_n": 900, "tpr": 0.98, "fpr": 0.01, "auroc": 0.99,
+        "verdict": "poisoned", "no_defence_acc": 0.91, "no_defence_asr": 0.97, "oracle_acc": 0.92, "oracle_asr": 0.01,
+    }  # fmt: skip
+    return {**base, **PROVENANCE, **changes}
+
+
+def write(root, kind, rows):
+    folder = root / "benchmarks" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{kind}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def lines_of(text, word):
+    return [line for line in text.splitlines() if line.startswith("|") and word in line]
+
+
+def test_seeds_are_averaged_with_their_range_and_asr_is_pooled(tmp_path):
+    rows = render.read(write(tmp_path, "quality", [row(seed=s, acc=a, asr_k=k) for s, a, k in ((0, 0.90, 0), (1, 0.92, 9), (2, 0.94, 18))]))
+    (line,) = lines_of(render.render(rows), "badnet")
+    assert "| 3 | 92.0 % (90.0..94.0) |" in line
+    assert "| 1.0 % | 27 of 2,700 | 0.7 to 1.5 % |" in line  # Wilson by hand: 0.688..1.451
+
+
+def test_a_repeated_seed_counts_once_and_the_newest_wins(tmp_path):
+    rows = render.read(write(tmp_path, "quality", [row(acc=0.1), row(acc=0.9)]))
+    (line,) = lines_of(render.render(rows), "badnet")
+    assert "| 1 | 90.0 % |" in line
+
+
+def test_a_weak_attack_is_marked_and_stays_out_of_the_mean(tmp_path):
+    rows = [row(attack="badnet", acc=0.9), row(attack="sig", acc=0.8), row(attack="blend", acc=0.1, no_defence_asr=0.49), row(attack="none", acc=0.2)]
+    text = render.render(render.read(write(tmp_path, "quality", rows)))
+    assert lines_of(text, "blend †") and not lines_of(text, "badnet †") and not lines_of(text, "none †")
+    (mean,) = lines_of(text, "mean of 2 attacks")
+    assert "| 85.0 % |" in mean
+    assert "† weak" in text
+
+
+def test_unknown_values_are_dashes_and_never_zero(tmp_path):
+    (line,) = lines_of(render.render(render.read(write(tmp_path, "quality", [row(tpr=None, auroc=None, asr_k=None, asr_n=None)]))), "badnet")
+    assert "nan" not in line and "None" not in line
+    assert line.count("| – ") == 5
+
+
+def test_text_in_a_row_cannot_break_the_table(tmp_path):
+    text = render.render(render.read(write(tmp_path, "quality", [row(dataset="a|b\n# c <img>")])))
+    assert "a\\|b # c &lt;img>" in text
+
+
+def test_provenance_stands_below_the_table(tmp_path):
+    text = render.render(render.read(write(tmp_path, "quality", [row(seed=10), row(seed=9)])))
+    assert "    python -m x\n\ncpu, 2 cores; torch 2.15.0; commit cccccccccccc; 2026-11-21; 61 to 61 s a run; seeds 9, 10\n" in text
+
+
+def test_the_other_files_are_rendered(tmp_path):
+    write(
+        tmp_path, "speed", [{"name": "ingest", "unit": "images/s", "value": 5123.4, "ratio": 1.5, "ratio_low": 1.4, "ratio_high": 1.6, **PROVENANCE}]
+    )
+    write(tmp_path, "services", [{"name": "mlflow", "tried": 3, "passed": 3, "value": None, "unit": None, "notes": "ok", **PROVENANCE}])
+    folder = write(tmp_path, "reliability", [{"name": "random-kills", "tried": 300, "as_specified": 300, "lost": 0, "notes": None, **PROVENANCE}])
+    text = render.render(render.read(folder))
+    assert "| ingest | 5,123 images/s | – | 1.50 (1.40..1.60) | – | – | cpu, 2 cores |" in text
+    assert "| random-kills | 300 | 300 | 0 | – |" in text
+    assert "| mlflow | 3 | 3 | – | ok |" in text
+
+
+def test_a_row_without_provenance_is_refused_with_its_line(tmp_path):
+    bad = row()
+    del bad["command"]
+    with pytest.raises(ValueError, match=r"quality.jsonl:2: lacks command"):
+        render.read(write(tmp_path, "quality", [row(), bad]))
+
+
+def test_check_notices_a_stale_document_and_writing_heals_it(tmp_path):
+    write(tmp_path, "quality", [row()])
+    (tmp_path / "README.md").write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    assert render.main(["--check"], tmp_path) == 1
+    assert render.main([], tmp_path) == 0
+    assert render.main(["--check"], tmp_path) == 0
+    first = (tmp_path / "docs/results.md").read_bytes()
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n<!-- results:begin -->\n| data") and readme.endswith("<!-- results:end -->\nafter\n") and "old" not in readme
+    assert render.main([], tmp_path) == 0 and (tmp_path / "docs/results.md").read_bytes() == first
+    write(tmp_path, "quality", [row(acc=0.5)])
+    assert render.main(["--check"], tmp_path) == 1
+
+
+def test_half_a_pair_of_markers_is_an_error():
+    with pytest.raises(ValueError, match="once each"):
+        render.between_markers("<!-- results:begin --> and no end", "x")
+
+
+def test_without_rows_the_page_says_so(tmp_path):
+    assert "No row has been measured yet." in render.render(render.read(tmp_path))
