@@ -2,11 +2,15 @@
 
 import os
 import stat
+import unicodedata
 from pathlib import Path
 
 from meca.errors import InputRefused
 
-__all__ = ["NotRegular", "read_capped", "read_whole", "text"]
+__all__ = ["MAX_NAME", "NotRegular", "clean_name", "read_capped", "read_whole", "text"]
+
+MAX_NAME = 255  # bytes of one name on the usual file systems
+DIRECTION = frozenset(map(chr, (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
 class NotRegular(Exception):  # noqa: N818 - it is caught for each sample and becomes a line of the store
@@ -54,3 +58,17 @@ def read_whole(path: Path, limit: int) -> bytes:
 def text(name: str) -> str:
     """Return a file name as text that can be stored: bytes that are no UTF-8 are written as escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def clean_name(part: str) -> str:
+    """Return one part of a path as a name that can neither leave its folder nor turn a screen's text around.
+
+    Separators, control characters, line ends and marks of direction are written as `%` and hex digits; an ordinary name
+    comes back unchanged.
+    """
+    if part in ("", ".", ".."):
+        return "%2E" * len(part) or "%00"
+    cleaned = "".join(f"%{ord(c):02X}" if c in "/\\" or c in DIRECTION or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in part)
+    while len(cleaned.encode()) > MAX_NAME:
+        cleaned = cleaned[:-1]
+    return cleaned

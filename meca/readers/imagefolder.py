@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from meca.errors import InputRefused, UsageError
 from meca.readers.decode import MAX_BYTES
-from meca.readers.files import NotRegular, read_capped, text
+from meca.readers.files import NotRegular, clean_name, read_capped, text
 from meca.readers.source import Found, Source
 
 __all__ = ["SUFFIXES", "looks_like", "open_imagefolder"]
@@ -124,8 +124,8 @@ def _classes(folder: Path, odd: list[str], root: Path) -> list[str]:
             raise InputRefused(f"The class folder {where!r} is a link, and links are not followed; put the folder itself there.")
         if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
             odd.append(where)
-        elif text(entry.name) != entry.name:
-            raise InputRefused(f"Expected class folders named in UTF-8, got {where!r}; rename it.")
+        elif text(entry.name) != entry.name or clean_name(entry.name) != entry.name:
+            raise InputRefused(f"Expected class folders named in UTF-8, without control characters and backslashes, got {where!r}; rename it.")
         else:
             names.append(entry.name)
     return names

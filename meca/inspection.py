@@ -1,0 +1,123 @@
+"""A first look at data, without changing it: format, counts, odd files. Needs no torch."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from meca.errors import UsageError
+from meca.readers import NAMES, IngestParams, detect, open_source
+from meca.readers.decode import Unreadable, decode
+from meca.readers.files import text
+
+__all__ = ["Inspection", "inspect"]
+
+SHOWN = 20  # odd entries by name; the rest is counted
+CHECKED = 50_000  # images that are decoded; enough to see what a set is like, in seconds
+# Tools of ours would read these if they stood in the folder that they run in.
+TOOL_FILES = (
+    "prefect.toml",
+    ".prefectignore",
+    ".env",
+    "dvc.yaml",
+    ".dvc",
+    ".git",
+    "sitecustomize.py",
+    "usercustomize.py",
+    "conftest.py",
+    "pyproject.toml",
+)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was seen."""
+
+    name: str
+    format: str
+    option: str  # what `meca clean` would be told
+    samples: dict[str, int]  # by split
+    classes: dict[str, dict[str, int]]  # by split and class name
+    sizes: dict[str, int]  # images of each size, the commonest first
+    modes: dict[str, int]  # likewise, by format and mode
+    checked: int  # images that were decoded
+    unreadable: list[str]  # name and reason, at most SHOWN
+    n_unreadable: int
+    odd: list[str]  # entries that are not read, at most SHOWN
+    n_odd: int
+    warnings: list[str]
+
+
+def inspect(path: str | Path, format: str = "auto") -> Inspection:
+    """Look at the data at `path`, or at a data set known by name.
+
+    Raises:
+        InputRefused: It cannot be read.
+        UsageError: Its format is not clear, or `format` is not known.
+    """
+    source = str(path)
+    if format not in ("auto", "imagefolder", "parquet", "cifar-batches", "idx"):
+        raise UsageError(f"Expected --format to be auto, imagefolder, parquet, cifar-batches or idx, got {format!r}.")
+    if source not in NAMES and format == "auto":
+        format = detect(Path(source))  # pyright: ignore[reportAssignmentType]
+    params = IngestParams(source, format, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
+    found = open_source(params, 0)
+    sizes: Counter[str] = Counter()
+    modes: Counter[str] = Counter()
+    unreadable: list[str] = []
+    checked = 0
+    for split in ("train", "test"):
+        take = np.arange(len(found.labels[split])) < CHECKED - checked
+        for sample in found.read(split, take):
+            checked += 1
+            reason = sample.reason
+            if sample.pixels is not None:
+                height, width, channels = sample.pixels.shape
+                sizes[f"{width}x{height}"] += 1
+                modes[f"pixels {'L' if channels == 1 else 'RGB'}"] += 1
+            elif sample.data is not None and reason is None:
+                try:
+                    image = decode(sample.data)
+                    sizes[f"{image.width}x{image.height}"] += 1
+                    modes[f"{image.format} {image.mode}"] += 1
+                except Unreadable as problem:
+                    reason = str(problem)
+            if reason is not None:
+                unreadable.append(f"{sample.name} ({reason})")
+    return Inspection(
+        name=found.name,
+        format=found.format,
+        option=f"--format {found.format}" if found.format not in NAMES else "",
+        samples={split: len(labels) for split, labels in found.labels.items()},
+        classes={
+            split: {name: int((labels == label).sum()) for label, name in enumerate(found.class_names)}
+            for split, labels in found.labels.items()
+            if len(labels)
+        },
+        sizes=dict(sizes.most_common(SHOWN)),
+        modes=dict(modes.most_common(SHOWN)),
+        checked=checked,
+        unreadable=unreadable[:SHOWN],
+        n_unreadable=len(unreadable),
+        odd=list(found.odd[:SHOWN]),
+        n_odd=len(found.odd),
+        warnings=_warnings(Path(source), found.labels, found.class_names),
+    )
+
+
+def _warnings(path: Path, labels: object, class_names: tuple[str, ...]) -> list[str]:
+    said: list[str] = []
+    if path.is_dir():
+        tools = sorted(text(entry.name) for entry in path.iterdir() if entry.name in TOOL_FILES)
+        if tools:
+            said.append(f"The folder holds files that tools obey ({', '.join(tools)}); do not run any tool inside it.")
+    assert isinstance(labels, dict)
+    counts = np.bincount(labels["train"], minlength=len(class_names))
+    if counts.size and counts.min() == 0:
+        said.append(f"The class {class_names[int(np.argmin(counts))]!r} has no training sample; `meca clean` will refuse the input.")
+    elif counts.size and counts.max() > 10 * counts.min():
+        said.append(f"The classes are unbalanced: from {counts.min()} to {counts.max()} training samples.")
+    if not len(labels["test"]):
+        said.append("There is no test split: the accuracy of the clean model will not be known.")
+    return said

@@ -1,0 +1,151 @@
+"""Write what the user gets: the sanitized set, the clean model, a verdict for every sample, the summary and the card."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from meca.errors import MecaError, UsageError
+from meca.files import canonical_json, read_json
+from meca.report.text import plain
+from meca.stages.runtime import Context, main
+from meca.store import Store, open_store, read_parquet
+from meca.verdicts import build, count, summarize
+from meca.verification import listing, root_of
+from meca.writers import Entry, format_of, write_sanitized
+
+GROUPS = ("seed", "preset", "publish")
+
+VERDICTS = ("no_evidence", "poisoned", "inconclusive")
+MODEL = ("model.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class PublishParams:
+    """The group [publish] of params.yaml, which says what each field means."""
+
+    name: str
+    license: str
+
+    def __post_init__(self) -> None:
+        """Refuse what could break out of the card's header."""
+        for field in ("name", "license"):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}", getattr(self, field)):
+                raise UsageError(
+                    f"params.yaml: expected publish.{field} to be letters, digits, blanks and . _ + - (at most 100), got {getattr(self, field)!r}."
+                )
+
+
+def run(ctx: Context, store: Path, partition: Path, enhance: Path, split: Path, relabel_finetune: Path, out: Path) -> None:
+    """Write the published folder. Where no answer can be defended, it holds the verdicts and no sample and no model."""
+    params = ctx.params.group("publish", PublishParams)
+    data = open_store(store)
+    verdict = _verdict(relabel_finetune, split)
+    inconclusive = verdict["verdict"] == "inconclusive"
+    scores = {name: read_parquet(folder / "scores.parquet") for name, folder in (("partition", partition), ("enhance", enhance))}
+    verdicts = build(data, read_parquet(relabel_finetune / "decisions.parquet"), scores, inconclusive)
+    pq.write_table(verdicts, out / "verdicts.parquet", compression="zstd")
+    if not inconclusive:
+        with ctx.timed("write"):
+            write_sanitized(data, entries(data, verdicts), out / "data")
+        (out / "model").mkdir()
+        for name in MODEL:
+            if not (relabel_finetune / name).is_file():
+                raise MecaError(f"Expected the file {relabel_finetune / name}, which does not exist; run stage relabel_finetune again.")
+            shutil.copyfile(relabel_finetune / name, out / "model" / name)
+    summary = summarize(
+        data,
+        verdicts,
+        verdict,
+        preset=ctx.params.preset,
+        seed=ctx.seed,
+        params_sha256=_digest(
+            {group: ctx.params.tree.get(group) if group in ("seed", "preset") else dict(ctx.params.raw(group)) for group in GROUPS}
+        ),
+        sanitized_sha256=root_of(listing(out)),
+    )
+    (out / "summary.json").write_text(canonical_json(summary), encoding="utf-8")
+    (out / "README.md").write_text(card(data, summary, params), encoding="utf-8")
+    files = listing(out)
+    manifest = {"schema": "meca.manifest/1", "files": files, "sanitized_sha256": root_of(files)}
+    (out / "manifest.json").write_text(canonical_json(manifest), encoding="utf-8")
+    ctx.metrics |= count(verdicts)
+
+
+def _verdict(final: Path, split: Path) -> dict[str, Any]:
+    verdict, earlier = (read_json(folder / "verdict.json") for folder in (final, split))
+    if verdict["verdict"] not in VERDICTS:
+        raise MecaError(
+            f"Expected a verdict among {', '.join(VERDICTS)} in {final / 'verdict.json'}, got {verdict['verdict']!r}; run the stage again."
+        )
+    if earlier["verdict"] == "inconclusive" != verdict["verdict"]:
+        raise MecaError(
+            f"Stage split found no answer that can be defended, and the final verdict says {verdict['verdict']!r}; this is a bug, please report it."
+        )
+    return verdict
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value, indent=None).encode()).hexdigest()
+
+
+def entries(store: Store, verdicts: pa.Table) -> list[Entry]:
+    """Return the samples to publish, in the order of the store."""
+    columns = (verdicts[name].to_pylist() for name in ("source", "action", "label", "new_label"))
+    labels = {
+        source: label if action == "keep" else new for source, action, label, new in zip(*columns, strict=True) if action in ("keep", "relabel")
+    }
+    lines = enumerate(store.samples.to_pylist())
+    return [Entry(at, line, labels[line["source"]]) for at, line in lines if line["split"] == "train" and line["source"] in labels]
+
+
+def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str:
+    """Return the data set card: the header that Hugging Face reads, and what was done to the data."""
+    published = summary["verdict"] != "inconclusive"
+    written = format_of(store.info.source["format"])
+    header: dict[str, Any] = {"license": params.license, "pretty_name": params.name, "task_categories": ["image-classification"], "tags": ["meca"]}
+    if published and written == "parquet":
+        header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}]
+    elif published and written == "imagefolder":
+        header["configs"] = [{"config_name": "default", "data_dir": "data"}]
+    # JSON in one line is YAML too, and no name can break out of its quotes.
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "", f"# {_escape(params.name)}", ""]
+    counts, source = summary["counts"], summary["source"]
+    lines += [_escape(summary["sentence"]), "", _escape(summary["reason"]), ""]
+    lines += ["## What was done to the data", ""]
+    lines += [f"Source: {_escape(source['name'])} ({_escape(source['format'])}), SHA-256 of the input `{summary['input_sha256']}`."]
+    if published:
+        lines += [f"Published as {written}; SHA-256 of the published data `{summary['sanitized_sha256']}`."]
+        lines += ["Samples that were kept have the bytes that they came with; a relabelled sample differs in its label alone."]
+    else:
+        lines += ["No sample and no model is published, so that an older set cannot pass for this one."]
+    lines += ["", "| input | kept | relabelled | removed | quarantined |", "|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(str(counts[key]) for key in ("input", "kept", "relabelled", "removed", "quarantined")) + " |", ""]
+    lines += ["| class | input | kept | relabelled in | relabelled out | removed | quarantined |", "|---|---|---|---|---|---|---|"]
+    keys = ("input", "kept", "relabelled_in", "relabelled_out", "removed", "quarantined")
+    lines += [f"| {_escape(line['name'])} | " + " | ".join(str(line[key]) for key in keys) + " |" for line in summary["classes"]]
+    lines += ["", *(f"* {_escape(warning)}" for warning in summary["warnings"]), ""]
+    lines += [
+        f"`verdicts.parquet` has a row for each of the {counts['input']} training samples. `meca verify` checks this folder against `manifest.json`."
+    ]
+    lines += [
+        f"Made by meca {summary['meca_version']}, preset {summary['preset']}, seed {summary['seed']}. Metadata inside image files is kept as it came."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(value: Any) -> str:
+    """Return text that Markdown shows and does not obey."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$:@-])", r"\\\1", plain(value, 500)) if value else ""
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

@@ -1,0 +1,168 @@
+"""What a receiver runs on a published folder: hashes, accounting, and the data against the verdicts. Needs no torch."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from meca.errors import MecaError
+from meca.files import sha256_file
+from meca.store import pixel_id, read_parquet
+from meca.verdicts import SCHEMA, count, count_by_class
+
+__all__ = ["listing", "root_of", "verify"]
+
+# The manifest cannot list itself; the report is added by `meca clean` and shows what the other files hold.
+NOT_LISTED = {"manifest.json", "report.html"}
+MAX_JSON = 256 * 2**20
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a published folder by relative name, without `NOT_LISTED`."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {name: sha256_file(folder / name) for name in files if name not in NOT_LISTED}
+
+
+def root_of(files: Mapping[str, str]) -> str | None:
+    """Return the SHA-256 of the sanitized set: over name and hash of every file below `data/`; None where there is none."""
+    lines = [f"{name}\0{digest}\n" for name, digest in sorted(files.items()) if name.startswith("data/")]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
+
+
+def verify(path: Path) -> list[str]:
+    """Return what does not match in a published folder, a sentence each; nothing where everything matches."""
+    try:
+        manifest = _object(path / "manifest.json")
+        wrong = list(_files(path, manifest))
+        if not wrong:
+            # The rest is read only when the files are those that were published.
+            summary = _object(path / "summary.json")
+            verdicts = read_parquet(path / "verdicts.parquet")
+            wrong = [*_accounts(summary, verdicts), *_samples(path, summary, verdicts)]
+    except (MecaError, pa.ArrowException) as error:
+        return [str(error).splitlines()[0]]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return [f"manifest.json, summary.json or verdicts.parquet lacks what meca writes into it ({type(error).__name__}: {error})."]
+    return wrong
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_JSON:
+            raise MecaError(f"{file.name} is larger than {MAX_JSON // 2**20} MiB.")
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise MecaError(f"{file.name} is missing.") from None
+    except (ValueError, RecursionError):
+        raise MecaError(f"{file.name} is not JSON.") from None
+    if not isinstance(value, dict):
+        raise MecaError(f"{file.name} holds no object.")
+    return value
+
+
+def _files(path: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    listed: dict[str, str] = manifest["files"]
+    for name, expected in sorted(listed.items()):
+        parts = PurePosixPath(name).parts
+        if PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
+            yield f"manifest.json lists {name!r}, which is no name inside the folder."
+            continue
+        links = [part for part in (path / name, *(path / name).parents) if part.is_symlink() and part.is_relative_to(path) and part != path]
+        if links:
+            yield f"{name} is, or lies behind, a link."
+        elif not (path / name).is_file():
+            yield f"{name} is missing."
+        elif (actual := sha256_file(path / name)) != expected:
+            yield f"{name} was changed: expected SHA-256 {str(expected)[:12]}, got {actual[:12]}."
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if name not in listed and name not in NOT_LISTED and (file.is_symlink() or not file.is_dir()):
+            yield f"{name} is not listed in manifest.json."
+    for name in ("summary.json", "verdicts.parquet", "README.md"):
+        if name not in listed:
+            yield f"manifest.json does not list {name}."
+    if manifest["sanitized_sha256"] != root_of(listed):
+        yield "The SHA-256 of the sanitized set in manifest.json is not that of its files."
+
+
+def _accounts(summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
+    if not verdicts.schema.equals(SCHEMA):
+        yield f"verdicts.parquet has the columns {', '.join(verdicts.column_names)}, expected {', '.join(SCHEMA.names)}."
+        return
+    counts = count(verdicts)
+    if counts != summary["counts"]:
+        yield f"summary.json counts {summary['counts']}, verdicts.parquet {counts}."
+    if count_by_class(verdicts, [line["name"] for line in summary["classes"]]) != summary["classes"]:
+        yield "The counts per class in summary.json are not those of verdicts.parquet."
+    sources = verdicts["source"].to_pylist()
+    if sources != sorted(sources) or len(set(sources)) != len(sources):
+        yield "verdicts.parquet is not sorted by source, or names a sample twice."
+    if set(verdicts["split"].to_pylist()) - {"train"}:
+        yield "verdicts.parquet judges samples of another split than train."
+    columns = (verdicts[name].to_pylist() for name in ("verdict", "action", "new_label"))
+    for source, verdict, action, new_label in zip(sources, *columns, strict=True):
+        if (action == "relabel") != (new_label is not None):
+            yield f"{source} has the action {action} and the new label {new_label}."
+        if verdict in ("review", "quarantined") and action != "quarantine":
+            yield f"{source} has the verdict {verdict} and the action {action}."
+
+
+def _samples(path: Path, summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
+    """Compare the samples that are there with those that the verdicts let through."""
+    columns = (verdicts[name].to_pylist() for name in ("sample_id", "action", "label", "new_label"))
+    expected: Counter[tuple[str, int]] = Counter(
+        (sample_id, label if action == "keep" else new_label)
+        for sample_id, action, label, new_label in zip(*columns, strict=True)
+        if action in ("keep", "relabel")
+    )
+    if summary["verdict"] == "inconclusive":
+        for name in ("data", "model"):
+            if (path / name).exists():
+                yield f"The verdict is inconclusive, but {name}/ is there."
+    if (path / "data").is_dir() and expected:
+        found = _published(path / "data", summary)
+    else:
+        found = Counter()
+        if (path / "data").is_dir() and summary["verdict"] == "inconclusive":
+            return
+    for what, difference in (
+        ("is published, but not as verdicts.parquet says", found - expected),
+        ("should be published, but is not", expected - found),
+    ):
+        for (sample_id, label), times in sorted(difference.items())[:10]:
+            yield f"The sample {sample_id[:12]} with label {label} {what}" + (f" ({times} times)." if times > 1 else ".")
+
+
+def _published(data: Path, summary: Mapping[str, Any]) -> Counter[tuple[str, int]]:
+    """Return id and label of every sample below `data`, as its reader sees it."""
+    from meca.readers import FORMATS
+    from meca.readers.decode import Unreadable, decode
+    from meca.writers import format_of
+
+    written = format_of(summary["source"]["format"])
+    source = FORMATS[written](data)
+    label_of = {line["name"]: line["label"] for line in summary["classes"]}
+    # A folder knows its classes by name, and a class that lost all its samples has no folder.
+    labels = [label_of[name] for name in source.class_names] if written == "imagefolder" else list(range(len(source.class_names)))
+    found: Counter[tuple[str, int]] = Counter()
+    for sample in source.read("train", np.ones(len(source.labels["train"]), bool)):
+        if sample.pixels is not None:
+            sample_id = pixel_id(sample.pixels)
+        elif sample.data is None:
+            sample_id = "unreadable"
+        elif summary["source"]["format"] == written:
+            sample_id = hashlib.sha256(sample.data).hexdigest()
+        else:  # arrays that were written as lossless images: the pixels are what was judged
+            try:
+                image = decode(sample.data)
+            except Unreadable:
+                sample_id = "unreadable"
+            else:
+                sample_id = pixel_id(np.ascontiguousarray(image.pixels[:, :, :1]) if image.mode == "L" else image.pixels)
+        found[sample_id, labels[sample.label]] += 1
+    return found

@@ -1,0 +1,39 @@
+"""Writers: the sanitized set in the format of the input; kept samples keep their bytes.
+
+A writer gets the samples to publish and an empty folder. Sources that are arrays in memory are written as parquet.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from meca.errors import MecaError
+from meca.store import Store
+from meca.writers import cifar, idx, imagefolder, parquet
+from meca.writers.entry import Entry
+
+__all__ = ["WRITERS", "Entry", "format_of", "write_sanitized"]
+
+Writer = Callable[[Store, Sequence[Entry], Path], None]
+
+WRITERS: dict[str, tuple[str, Writer]] = {  # format of the source: format that is written, and by what
+    "imagefolder": ("imagefolder", imagefolder.write),
+    "parquet": ("parquet", parquet.write),
+    "cifar-batches": ("cifar-batches", cifar.write),
+    "idx": ("idx", idx.write),
+    "shapes": ("parquet", parquet.write_arrays),
+    "digits": ("parquet", parquet.write_arrays),
+}
+
+
+def format_of(source_format: str) -> str:
+    """Return the format in which a source is published."""
+    if source_format not in WRITERS:
+        raise MecaError(f"Expected a source in one of the formats {', '.join(WRITERS)}, got {source_format!r}; ingest the data again.")
+    return WRITERS[source_format][0]
+
+
+def write_sanitized(store: Store, entries: Sequence[Entry], out: Path) -> None:
+    """Write the samples to publish, in the order of the store, below `out`."""
+    format_of(store.info.source["format"])
+    out.mkdir(parents=True, exist_ok=True)
+    WRITERS[store.info.source["format"]][1](store, entries, out)

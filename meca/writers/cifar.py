@@ -1,0 +1,67 @@
+"""CIFAR-10's python batches, in the layout of the official files, so that their readers read ours.
+
+The official files are pickles of protocol 2 with Python 2 strings; Python 3's pickler cannot write such strings, and the
+readers depend on them. The few opcodes are written out here.
+"""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meca.errors import MecaError
+from meca.store import Store
+from meca.writers.entry import Entry
+
+__all__ = ["write"]
+
+FOLDER = "cifar-10-batches-py"
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+UINT8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+
+
+def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
+    """Write the batches of split train and `batches.meta` below `out`."""
+    folder = out / FOLDER
+    folder.mkdir()
+    titles = store.columns["filename"].to_pylist() if store.columns is not None else None
+    batches = [batch for batch in store.info.source["options"]["batches"] if batch["split"] == "train"]
+    for batch in batches:
+        if not batch["name"].startswith("data_batch_") or not batch["name"][11:].isdigit():
+            raise MecaError(f"Expected batches named data_batch_<number>, got {batch['name']!r}; ingest the data again.")
+        mine = [entry for entry in entries if entry.line["source"].rsplit("#", 1)[0] == batch["name"]]
+        rows = [store.original(entry.line).transpose(2, 0, 1).tobytes() for entry in mine]
+        names = [titles[entry.at] if titles is not None else f"{place}.png" for place, entry in enumerate(mine)]
+        content = {
+            "batch_label": _string(batch["batch_label"]),
+            "labels": _list([_int(entry.label) for entry in mine]),
+            "data": ARRAY + _int(len(rows)) + _int(3072) + b"\x86" + UINT8 + _bytes(b"".join(rows)) + b"tb",
+            "filenames": _list([_string(name) for name in names]),
+        }
+        (folder / batch["name"]).write_bytes(_pickle(content))
+    names = _list([_string(name) for name in store.info.class_names])
+    largest = max((sum(entry.line["source"].startswith(batch["name"] + "#") for entry in entries) for batch in batches), default=0)
+    meta = {"num_cases_per_batch": _int(largest), "label_names": names, "num_vis": _int(3072)}
+    (folder / "batches.meta").write_bytes(_pickle(meta))
+
+
+def _pickle(content: dict[str, bytes]) -> bytes:
+    return b"\x80\x02}(" + b"".join(_string(key) + value for key, value in content.items()) + b"u."
+
+
+def _list(items: Sequence[bytes]) -> bytes:
+    return b"](" + b"".join(items) + b"e"
+
+
+def _int(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def _string(value: str) -> bytes:
+    return _bytes(value.encode())
+
+
+def _bytes(value: bytes) -> bytes:
+    assert len(value) <= np.iinfo(np.int32).max, "a batch beyond 2 GB cannot have been read"
+    return b"T" + struct.pack("<i", len(value)) + value
