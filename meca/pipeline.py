@@ -23,6 +23,7 @@ from meca.progress import Progress
 __all__ = ["STEPS", "clean", "find_run", "paths_of", "refuse_test_split", "render", "run", "run_folder"]
 
 STORE = "data/store"
+FIRST = "ingest"  # the one stage that reads something outside of the run folder
 
 # stage: (what it reads, what it writes)
 STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -81,7 +82,7 @@ def clean(source: str, out: Path, params: Params, progress: Progress | None = No
     refuse_test_split(source)
     _check_out(source, out)
     settings = {"poison.attack": "none", "ingest.source": str(Path(source).resolve()) if Path(source).exists() else source}
-    folder = run_folder(out)
+    out, folder = out.resolve(), run_folder(out)
     summary = run(folder, with_settings(params, settings), progress, told)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -185,7 +186,7 @@ def _forget_if_changed(folder: Path, params: Params) -> None:
     if before.get("code") != now["code"]:
         shutil.rmtree(receipts, ignore_errors=True)
     elif before.get("input") != now["input"]:
-        (receipts / "ingest.json").unlink(missing_ok=True)
+        (receipts / f"{FIRST}.json").unlink(missing_ok=True)
     atomic_write(file, canonical_json(now))
 
 
