@@ -18,9 +18,10 @@ CLASS_NAMES = ("disc", "triangle", "square", "star", "ring", "cross", "crescent"
 Floats = NDArray[np.float32]
 
 ANGLES = 512  # resolution of an outline: the radius of the edge in that many directions
-HUE_SPREAD = 0.14  # in turns per unit of drift: how little the hue says about the class
+HUE_SPREAD = 0.3  # in turns per unit of drift: how little the hue says about the class
 DRAWS = 96  # uniform numbers per sample for everything that is not a grid of noise
 GRIDS = {"coarse": 3, "middle": 7, "fine": 14, "texture": 9}  # points per side, three channels each
+BRIGHTEST = 0.78  # pure white is rare, as in photographs: where it is common, a white patch is no salient trigger
 PIECES = 2  # small outlines of random classes beside the object
 CHUNK = 512  # samples that are rendered together: their layers stay in the cache
 
@@ -172,7 +173,7 @@ def _render(labels: NDArray[np.int64], u: Floats, grids: dict[str, Floats], nois
     light = level[:, None, None] + slope[:, None, None] * (x * np.cos(turn)[:, None, None] + y * np.sin(turn)[:, None, None])
     image = image * light[..., None] + gain[:, None, None, None] + (noise - 0.5) * column(0.02, 0.16)[:, None, None, None]
     assert image.shape == (n, size, size, 3)
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return (np.clip(image, 0, 1) * (255 * BRIGHTEST) + 0.5).astype(np.uint8)
 
 
 def generate(n: int, seed: int, size: int = 32, split: str = "train") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
