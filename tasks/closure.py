@@ -11,7 +11,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["closure", "module_file", "rewrite", "stage_module"]
+from meca.params import PRESETS, read_params
+
+__all__ = ["closure", "groups", "module_file", "rewrite", "stage_module"]
 
 PACKAGES = ("meca", "tasks")
 RESOURCES = (".html", ".css", ".js", ".svg", ".md", ".txt")  # what a package reads beside its code; params.yaml is tracked by key
@@ -31,7 +33,7 @@ def module_file(root: Path, module: str) -> Path | None:
 def closure(root: Path, module: str) -> list[str]:
     """Return the project's files that running `module` can import, relative to `root`, sorted.
 
-    Imports inside functions count, and so do the packages above a module and the resources inside a package.
+    Imports inside functions count, and so do the packages above a module, and the resources beside it that it names.
     """
     found: set[Path] = set()
     open_ = [module]
@@ -45,10 +47,21 @@ def closure(root: Path, module: str) -> list[str]:
         if file is None:
             continue
         found.add(file)
-        if file.name == "__init__.py":
-            found.update(p for p in file.parent.iterdir() if p.suffix in RESOURCES)
+        found |= _resources(file)
         open_ += [name.rpartition(".")[0], *_imports(file, name)]
     return sorted(file.relative_to(root).as_posix() for file in found)
+
+
+def _resources(file: Path) -> set[Path]:
+    """Return the templates and texts beside a module that it names, and those that they name."""
+    beside = {path for path in file.parent.iterdir() if path.suffix in RESOURCES}
+    found: set[Path] = set()
+    new = {file}
+    while new:
+        text = "".join(path.read_text(encoding="utf-8") for path in new)
+        new = {path for path in beside - found if path.name in text}
+        found |= new
+    return found
 
 
 def _imports(file: Path, module: str) -> Iterator[str]:
@@ -76,22 +89,43 @@ def stage_module(cmd: str) -> str:
     raise ValueError(f"Expected a command `python -m <module> ...` in dvc.yaml, got {cmd!r}.")
 
 
+def groups(root: Path, module: str) -> list[str] | None:
+    """Return a stage's `GROUPS` as DVC names them, None where the module has none; importing it would import torch.
+
+    Of a group with two blocks only the one of the preset in force is a dependency.
+    """
+    file = module_file(root, module)
+    if file is None:
+        return None
+    tree = read_params(root / "params.yaml").tree
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == "GROUPS" for target in node.targets):
+            return [
+                name + ".${preset}" * (set(tree.get(name) or ()) == set(PRESETS) if isinstance(tree.get(name), dict) else 0)
+                for name in ast.literal_eval(node.value)
+            ]
+    return None
+
+
 def rewrite(root: Path, text: str) -> str:
-    """Return the text of a dvc.yaml with the code below `deps` as it should be; comments and all else stay."""
+    """Return the text of a dvc.yaml with code and parameters as they should be; comments and all else stay."""
     code = re.compile(rf"      - (?:{'|'.join(PACKAGES)})/\S+\.\w+$")
     lines: list[str] = []
-    pending: list[str] = []
-    in_deps = False
+    module, section = "", ""
     for line in [*text.splitlines(), ""]:
-        if in_deps and code.fullmatch(line):
-            continue
-        if in_deps and not line.startswith("      "):
-            lines += pending
-            in_deps = False
         if match := re.match(r"\s+(?:cmd: )?python -m (\S+)", line):
-            pending = [f"      - {file}" for file in closure(root, match[1])]
-        in_deps = in_deps or line == "    deps:"
-        lines.append(line)
+            module = match[1]
+        if section and not line.startswith("      "):
+            if section == "deps":
+                lines += [f"      - {file}" for file in closure(root, module)]
+            section = ""
+        known = groups(root, module) if section == "params" else None
+        if not (section == "deps" and code.fullmatch(line)) and known is None:
+            lines.append(line)
+        if line in ("    deps:", "    params:"):
+            section = line.strip(" :")
+            if section == "params":
+                lines += [f"      - {name}" for name in groups(root, module) or ()]
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -104,7 +138,7 @@ def main() -> None:
     before = path.read_text(encoding="utf-8")
     after = rewrite(Path(), before)
     if arguments.check and after != before:
-        raise SystemExit("dvc.yaml does not list what the stages import: run `python -m tasks.closure`.")
+        raise SystemExit("dvc.yaml does not list what the stages import or read: run `python -m tasks.closure`.")
     if after != before:
         path.write_text(after, encoding="utf-8")
 

@@ -25,6 +25,7 @@ DEFAULTS: Mapping[str, str] = {
     # Tracking must not hold a run up: the defaults are 7 retries of 120 s each.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Two stages side by side must not spin on each other's cores.
     "OMP_WAIT_POLICY": "PASSIVE",
 }

@@ -126,7 +126,11 @@ def _move(workspace: Path, name: str, alias: str, source: str, run_id: str, tags
         versions = _versions(client, name)
         before = next((version for version in versions if alias in version.aliases), None)
         same = [version for version in versions if all(version.tags.get(key) == tags[key] for key in ("meca.stage_key", "meca.sanitized_sha256"))]
-        version = max(same, key=lambda v: int(v.version)) if same else client.create_model_version(name, source, run_id, tags=dict(tags))
+        version = (
+            max(same, key=lambda v: int(v.version))
+            if same
+            else client.create_model_version(name, source, run_id, tags=dict(tags), model_id=source.removeprefix("models:/"))
+        )
         if before is None or str(before.version) != str(version.version):
             if before is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(before.version))

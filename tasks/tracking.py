@@ -29,13 +29,18 @@ from meca.errors import MecaError, UsageError
 from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder
 from meca.params import read_params
 from tasks import environment
+from tasks.stage import TEMPORARY_FAILURE
 
-__all__ = ["Result", "is_recorded", "open_client", "read_result", "record"]
+__all__ = ["Result", "TrackingUnavailable", "is_recorded", "open_client", "read_result", "record"]
 
 VALUE_LIMIT = 500  # characters of a parameter or tag: what data may have named stays short
 BATCH = 1000  # metrics in one call, MLflow's limit
 PARENT_FILES = ("verdicts.parquet", "summary.json", "manifest.json", "README.md")  # of `published`, whose images stay in DVC
 TRAINED = ("partition", "enhance", "train_clean", "relabel_finetune")  # stages that learnt from the input set
+
+
+class TrackingUnavailable(MecaError):  # noqa: N818 - the name says what happened
+    """The MLflow server could not be reached; another try may help."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,10 @@ def open_client(workspace: Path) -> Iterator[Any]:
             client = MlflowClient(uri, uri)
             client.search_experiments(max_results=1)  # makes the tables of a new database
         except MlflowException as error:
-            if database is None or "out-of-date" not in str(error):
-                raise MecaError(f"MLflow at {_public(uri)} does not answer: {str(error)[:300]}") from error
+            if database is None:
+                raise TrackingUnavailable(f"MLflow at {_public(uri)} does not answer: {str(error)[:300]}") from error
+            if "out-of-date" not in str(error):
+                raise MecaError(f"{database} is no database of MLflow: {str(error)[:300]}") from error
             _upgrade(uri)
             client = MlflowClient(uri, uri)
         yield client
@@ -458,7 +465,7 @@ def main() -> None:
         replace_folder(temporary, result.out)
     except MecaError as error:
         print(f"meca track: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        raise SystemExit(TEMPORARY_FAILURE if isinstance(error, TrackingUnavailable) else error.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""One tiny workspace and one Prefect server for all tests of the platform: real DVC, real MLflow on SQLite, real Prefect."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tasks import environment
+from tasks.workspace import create
+
+SETTINGS = {
+    "ingest.source": "shapes",
+    "ingest.shapes_train": 200,
+    "ingest.shapes_test": 100,
+    "ingest.size": 16,
+    "network.width": 8,
+    "promote.min_acc": 0.0,
+    "promote.min_recall": 0.0,
+    "promote.max_leak": 1.0,
+    "promote.verdicts": ["no_evidence", "poisoned", "inconclusive"],
+    "quick": True,
+}
+
+
+def quick_settings() -> dict:
+    """Return settings under which the whole pipeline takes seconds; what it finds does not matter here."""
+    from meca.params import read_params
+    from tasks.workspace import ROOT
+
+    tree = read_params(ROOT / "params.yaml").tree
+    settings = {key: value for key, value in SETTINGS.items() if key.split(".")[0] in tree and key.split(".")[1] in tree[key.split(".")[0]]}
+    for group, block in tree.items():
+        block = block.get("default", block) if isinstance(block, dict) else {}
+        for field, value in block.items():
+            if "epochs" in field and isinstance(value, int) and value > 1:
+                settings[f"{group}.{field}"] = 1
+    return settings
+
+
+def run(workspace: Path, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ...` in a workspace, as a user would."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=workspace,
+        env={**environment.child_environment(), **variables},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated(tmp_path_factory):
+    """Keep the user's own Prefect and MLflow out of the tests."""
+    saved = dict(os.environ)
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MECA_REMOTE_URL", "MECA_CRON"):
+        os.environ.pop(name, None)
+    os.environ.update(PREFECT_HOME=str(tmp_path_factory.mktemp("prefect")), OMP_NUM_THREADS="1", MECA_THREADS="1", CI="1")
+    environment.prepare()
+    yield
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A workspace after its first `dvc repro`."""
+    path = create(tmp_path_factory.mktemp("workspace"), quick_settings())
+    (path / "first.log").write_text(run(path, "dvc", "repro").stdout)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of a real Prefect server."""
+    home = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with open(home / "server.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env={**environment.child_environment(), "PREFECT_HOME": str(home)},
+            stdout=log,
+            stderr=log,
+            process_group=0,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, (home / "server.log").read_text()[-2000:]
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
