@@ -1,0 +1,127 @@
+"""Small real data sets, stores and decisions for tests."""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from meca.params import PACKAGED, Params, read_params, with_settings
+from meca.readers import IngestParams, read_source
+from meca.stages import publish
+from meca.stages.runtime import execute
+from meca.store import Store, open_store
+
+NAMES = ["cat", "dog", "émeu"]
+
+
+def real_data(*parts: str) -> Path:
+    """Return a path below the real data, or skip the test."""
+    root = Path(os.environ.get("MECA_DATA", "../shared/data"))
+    if not root.joinpath(*parts).exists():
+        pytest.skip(f"needs the real data {'/'.join(parts)}: set MECA_DATA to the folder that holds it")
+    return root.joinpath(*parts)
+
+
+def pixels(seed: int, height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def encode(image: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def make_folder(root: Path, per_class: int = 4, split_folders: bool = True, kind: str = "JPEG") -> Path:
+    """Write an ImageFolder of three classes; images differ in size."""
+    for s, split in enumerate(("train", "test") if split_folders else ("",)):
+        for c, name in enumerate(NAMES):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(per_class):
+                (folder / f"{i}.{kind.lower()}").write_bytes(encode(pixels(100 * s + 10 * c + i, 9 + i, 12), kind))
+    return root
+
+
+def table(labels: list[int], start: int = 0, names: list[str] | None = NAMES, **changes: Any) -> pa.Table:
+    """Return a table in Hugging Face's form, with one further column."""
+    images = [{"bytes": encode(pixels(start + i)), "path": f"{start + i}.png"} for i in range(len(labels))]
+    fields = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64()), ("origin", pa.string())]
+    columns: dict[str, Any] = {"image": images, "label": labels, "origin": [f"site {start + i}" for i in range(len(labels))], **changes}
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}}), "further": "kept"} if names else None
+    schema = pa.schema([field for field in fields if columns[field[0]] is not None], metadata=metadata)
+    return pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def make_shards(root: Path) -> Path:
+    root.mkdir(parents=True)
+    for i in range(2):
+        pq.write_table(table([0, 1, 2, 0, 1, 2], start=10 * i), root / f"train-0000{i}-of-00002.parquet", row_group_size=4)
+    pq.write_table(table([0, 1, 2], start=50), root / "test-00000-of-00001.parquet")
+    return root
+
+
+def params(**changes: Any) -> IngestParams:
+    values: dict[str, Any] = {**read_params(PACKAGED).raw("ingest"), "size": 8, "shapes_train": 40, "shapes_test": 20}
+    return IngestParams(**{**values, **changes})
+
+
+def ingest(source: Path | str, out: Path, **changes: Any) -> Store:
+    read_source(params(source=str(source), **changes), 0, out)
+    return open_store(out)
+
+
+Decisions = Mapping[int, tuple[str, str, int | None]]  # row: verdict, action, new label
+
+
+def decide(store: Store, work: Path, changed: Decisions, verdict: str = "poisoned") -> dict[str, Path]:
+    """Write what the stages before `publish` leave behind; what is not in `changed` is kept."""
+    n = store.info.n_train
+    rows = {"row": list(range(n)), "sample_id": store.ids[:n]}
+    chosen = [changed.get(row, ("clean", "keep", None)) for row in range(n)]
+    suspicion = pa.array(np.linspace(0, 1, n), pa.float32())
+    decisions = {
+        **rows,
+        "label": store.labels[:n],
+        "verdict": [v for v, _, _ in chosen],
+        "action": [a for _, a, _ in chosen],
+        "new_label": pa.array([label for _, _, label in chosen], pa.int64()),
+        "suspicion": suspicion,
+        "enhanced_pred": [0] * n,
+        "clean_pred": [1] * n,
+        "reasons": [["low-consistency"] if v == "poisoned" else [] for v, _, _ in chosen],
+    }
+    paths = {name: work / name for name in ("partition", "enhance", "split", "relabel_finetune")}
+    for name, path in paths.items():
+        path.mkdir(parents=True)
+        if name in ("partition", "enhance"):
+            scores = {**rows, "suspicion": suspicion, "likely_clean": [True] * n, "kl": pa.array([0.5] * n, pa.float32())}
+            pq.write_table(pa.table(scores), path / "scores.parquet")
+        else:
+            pq.write_table(pa.table(decisions), path / "decisions.parquet")
+            answer = {"verdict": verdict, "reason": "Because of this test.", "target_class": 1 if verdict == "poisoned" else None}
+            answer |= {"estimated_rate": {"value": 0.1, "low": 0.0, "high": 0.2}, "caps": [], "leak": 0.0}
+            (path / "verdict.json").write_text(json.dumps(answer))
+    (paths["relabel_finetune"] / "model.json").write_text("{}")
+    (paths["relabel_finetune"] / "model.safetensors").write_bytes(b"weights")
+    return paths
+
+
+def settings(**changes: Any) -> Params:
+    return with_settings(read_params(PACKAGED), {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def publish_store(store: Store, folder: Path, changed: Decisions, verdict: str = "poisoned") -> Path:
+    """Run stage publish on decisions and return the published folder."""
+    paths = {"store": store.path, **decide(store, folder / "work", changed, verdict), "out": folder / "published"}
+    execute(publish, paths, settings(), scratch=folder / "scratch")
+    return folder / "published"
