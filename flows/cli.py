@@ -64,11 +64,10 @@ def inspect(path: Annotated[str, Parameter(help="The data.")], /, *, format: For
     from dataclasses import asdict
 
     from meca.inspection import inspect as look
-
-    from meca.report.console import nested_lines
+    from meca.report.console import inspection_lines
 
     found = asdict(look(_existing(path), format))
-    _json(found) if as_json else _say(*nested_lines(found))
+    _json(found) if as_json else _say(*inspection_lines(found))
     return DONE
 
 
@@ -268,7 +267,9 @@ def _platform() -> None:
 
 def _existing(path: str) -> str:
     """Return the path; data sets known by name (shapes, digits, …) need no file."""
-    if not Path(path).exists() and (os.sep in path or path not in ("shapes", "digits", "cifar10", "fashion-mnist")):
+    from meca.readers import NAMES
+
+    if path not in NAMES and not Path(path).exists():
         raise UsageError(f"Expected a file or folder, found nothing at {plain(path)}; check the path.")
     return path
 

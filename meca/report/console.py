@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: the verdict, the figures, any nested value. Lines of text, nothing of them markup."""
+"""What the terminal shows of a run: what was seen, the verdict, the figures. Lines of text, nothing of them markup."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,19 +6,37 @@ from typing import Any
 from meca.report.numbers import interval, percent
 from meca.report.text import plain
 
-__all__ = ["evaluation_lines", "nested_lines", "verdict_lines"]
+__all__ = ["evaluation_lines", "inspection_lines", "verdict_lines"]
 
 
-def nested_lines(value: Any, name: str = "", depth: int = 0) -> list[str]:
-    """Return a nested value as indented lines."""
-    pad = "  " * depth
-    if isinstance(value, dict):
-        head = [f"{pad}{plain(name)}"] if name else []
-        return head + [line for key, item in value.items() for line in nested_lines(item, str(key), depth + bool(name))]
-    if isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
-        return [f"{pad}{plain(name)}", *(line for item in value for line in nested_lines(item, "-", depth + 1))]
-    shown = ", ".join(plain(item) for item in value) if isinstance(value, list | tuple) else plain(value, 2000)
-    return [f"{pad}{plain(name)}: {shown}" if name != "-" else f"{pad}- {shown}"]
+def inspection_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return what `meca inspect` saw (the fields of `meca.inspection.Inspection`)."""
+
+    def commonest(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{plain(name)} ({n})" for name, n in list(counts.items())[:6]) + (f", {len(counts) - 6} more" if len(counts) > 6 else "")
+
+    splits = list(found["classes"])
+    names = list(dict.fromkeys(name for split in splits for name in found["classes"][split]))
+    width = min(40, max([12, *(len(plain(name)) for name in names)]))
+    lines = [
+        f"Data          {plain(found['name'])}",
+        f"Format        {plain(found['format'])} {plain(found['option'])}".rstrip(),
+        "Samples       " + ", ".join(f"{plain(split)} {n}" for split, n in found["samples"].items()),
+        f"Sizes         {commonest(found['sizes'])}",
+        f"Kinds         {commonest(found['modes'])}",
+        "",
+        f"{'class':<{width}}" + "".join(f"{plain(split):>10}" for split in splits),
+    ]
+    lines += [f"{plain(name, width):<{width}}" + "".join(f"{found['classes'][split].get(name, 0):>10}" for split in splits) for name in names[:50]]
+    lines += [f"… {len(names) - 50} more classes"] if len(names) > 50 else []
+    for title, key in (("Unreadable", "unreadable"), ("Not read", "odd")):
+        if found[f"n_{key}"]:
+            lines += [
+                "",
+                f"{title:<14}{found[f'n_{key}']} of {found['checked']} checked" if key == "unreadable" else f"{title:<14}{found[f'n_{key}']}",
+            ]
+            lines += [f"  {plain(item)}" for item in found[key]]
+    return [*lines, *([""] if found["warnings"] else []), *(f"Warning       {plain(warning, 400)}" for warning in found["warnings"])]
 
 
 def verdict_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,365 @@
+"""The command line: what it imports, what it prints, and an exit code for every end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows import cli, demo, doctor
+from meca import pipeline
+from meca.errors import Inconclusive, InputRefused, MecaError
+from meca.report.console import evaluation_lines, verdict_lines
+from tests.report.fixture import make_run
+
+HEAVY = {"numpy", "pyarrow", "torch", "prefect", "mlflow", "dvc", "boto3", "matplotlib", "PIL", "jinja2", "pandas", "sklearn"}
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069]")
+HOSTILE = "\x1b]8;;http://evil\x07\u202ecat[/]\nmeca: forged"
+
+
+def python(code, *argv, **changes):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **changes}
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def imported(*argv):
+    code = (
+        "import sys; from flows.cli import run; code = run(sys.argv[1:]); print(code, *{m.partition('.')[0] for m in sys.modules}, file=sys.stderr)"
+    )
+    code, *modules = python(code, *argv).stderr.splitlines()[-1].split()
+    return int(code), set(modules)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--help"], 0),
+        ([], 0),
+        (["--version"], 0),
+        (["clean", "--help"], 0),
+        (["demo", "--help"], 0),
+        (["clen"], 4),
+        (["clean", "x"], 4),
+        (["clean", "x", "-o", "y", "--preset", "best"], 4),
+        (["clean", "x", "-o", "y", "--bogus"], 4),
+    ],
+)
+def test_help_version_and_usage_errors_import_nothing_heavy(argv, expected):
+    code, modules = imported(*argv)
+    assert code == expected
+    assert not modules & HEAVY
+
+
+def test_verify_imports_neither_torch_nor_a_platform(tmp_path):
+    code, modules = imported("verify", str(tmp_path))
+    assert code == 1  # an empty folder is no published one
+    assert not modules & {"torch", "prefect", "mlflow", "dvc", "boto3", "matplotlib"}
+
+
+def summary(verdict="poisoned", name="cat"):
+    return {
+        "verdict": verdict, "sentence": f"Of {name}.", "reason": "Because.", "warnings": [f"beware of {name}"],
+        "target_class": {"label": 3, "name": name},
+        "counts": {"input": 10, "kept": 7, "relabelled": 1, "removed": 1, "quarantined": 1},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def cleaned(monkeypatch, tmp_path):
+    """`clean` without the work: returns a verdict, or raises; says what it was called with."""
+    calls = []
+
+    def use(result):
+        def clean(source, out, params, progress, told):
+            calls.append((source, out, params))
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setattr(pipeline, "clean", clean)
+        return calls
+
+    return use
+
+
+def clean(*more):
+    return cli.run(["clean", "shapes", "-o", "out", *more])
+
+
+@pytest.mark.parametrize(("verdict", "expected"), [("no_evidence", 0), ("poisoned", 1), ("inconclusive", 5)])
+def test_the_exit_code_is_the_verdict(cleaned, capsys, verdict, expected):
+    cleaned(summary(verdict))
+    assert clean() == expected
+    assert "7 kept, 1 relabelled, 1 removed, 1 quarantined of 10" in capsys.readouterr().out
+    assert clean("--exit-zero") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InputRefused("a bomb"), 3),
+        (MecaError("disk is full"), 2),
+        (Inconclusive("no"), 5),
+        (RuntimeError("unforeseen"), 2),
+        (MemoryError(), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_no_failure_looks_like_a_verdict(cleaned, capsys, error, expected):
+    cleaned(error)
+    assert clean("--exit-zero") == expected
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("meca: ") and "Traceback" not in captured.err
+
+
+def test_an_unforeseen_failure_says_where_its_traceback_is(cleaned, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cleaned(ZeroDivisionError("so\x1b[31mbad"))
+    assert clean() == 2
+    err = capsys.readouterr().err
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in err and "ZeroDivisionError" in err and "\x1b" not in err
+    assert "Traceback (most recent call last)" in kept.read_text()
+
+
+def test_json_is_one_object_with_the_keys_of_the_summary(cleaned, capsys):
+    cleaned(summary(name=HOSTILE))
+    assert clean("--json") == 1
+    out = capsys.readouterr().out
+    assert json.loads(out) == summary(name=HOSTILE)
+    assert out.isascii() and not CONTROLS.search(out)
+
+
+def test_settings_reach_the_parameters(cleaned):
+    calls = cleaned(summary())
+    assert clean("--preset", "paper", "--set", "seed=7", "--set", "ingest.size=16", "--format", "parquet") == 1
+    ((source, out, params),) = calls
+    assert (source, out) == ("shapes", Path("out"))
+    assert (params.preset, params.seed, params.raw("ingest")["size"], params.raw("ingest")["format"]) == ("paper", 7, 16, "parquet")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "ingest.sze=1"], "did you mean 'ingest.size'"),
+        (["--set", "size"], "Expected --set group.key=value"),
+        (["--params", "/no/such.yaml"], "Expected a parameter file"),
+    ],
+)
+def test_wrong_configuration_is_4(cleaned, capsys, more, message):
+    cleaned(summary())
+    assert clean(*more) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_a_path_that_is_not_there_is_4(capsys, tmp_path):
+    assert cli.run(["clean", str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]) == 4
+    assert cli.run(["inspect", str(tmp_path / "nothing")]) == 4
+    assert cli.run(["verify", str(tmp_path / "nothing")]) == 4
+    assert cli.run(["report", str(tmp_path)]) == 4
+    assert capsys.readouterr().out == ""
+
+
+def test_a_test_split_is_refused(tmp_path, capsys):
+    (tmp_path / "test").mkdir()
+    assert cli.run(["clean", str(tmp_path / "test"), "-o", str(tmp_path / "out")]) == 3
+    assert "test split" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def images(folder, classes=("cat", "dog"), n=4):
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_inspect_shows_a_folder_and_its_hostile_names_as_text(tmp_path, capsys):
+    folder = images(tmp_path / "in", ("cat[b]", "<b>", "$x^"))
+    (folder / "<b>" / "\x1b]8;;x\x07.png").write_bytes(b"no image")
+    assert cli.run(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "cat[b]" in out and "imagefolder" in out and "]8;;x.png" in out
+    assert not CONTROLS.search(out)
+    assert cli.run(["inspect", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["samples"].values()) >= 12
+    assert cli.run(["inspect", str(images(tmp_path / "bad", ("\x1b[31mred", "x")))]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("meca: ") and not CONTROLS.search(err)
+
+
+def test_inspect_refuses_what_it_cannot_read(tmp_path, capsys):
+    (tmp_path / "x.bin").write_bytes(b"nothing")
+    assert cli.run(["inspect", str(tmp_path / "x.bin")]) in (3, 4)
+    assert capsys.readouterr().err.startswith("meca: ")
+
+
+def test_evaluate_tells_what_is_known_and_what_is_not(tmp_path, capsys):
+    known, unknown = make_run(tmp_path / "known"), make_run(tmp_path / "unknown", truth=False)
+    assert cli.run(["evaluate", str(known)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^final .* of 9\d ", out, re.M) and re.search(r"^TPR +\d+\.\d %$", out, re.M) and "oracle" in out
+    assert cli.run(["evaluate", str(unknown)]) == 0
+    out = capsys.readouterr().out
+    assert "Cannot be known without the truth: the attack success rate" in out and "TPR" not in out
+    assert cli.run(["evaluate", str(known), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["known"] is True
+
+
+def test_report_writes_the_page_again_and_says_where(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    assert cli.run(["report", str(folder)]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == folder / "report/report.html" and path.read_text().startswith("<!DOCTYPE html>")
+    assert cli.run(["report", str(folder), "-o", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_bytes() == path.read_bytes()
+
+
+def test_nothing_from_data_reaches_the_terminal_as_a_control(capsys):
+    lines = [
+        *verdict_lines(summary(name=HOSTILE)),
+        *evaluation_lines({"unknown": [HOSTILE], "final": None}),
+    ]
+    cli._say(*lines)
+    out = capsys.readouterr().out
+    assert "cat[/]" in out and not CONTROLS.search(out)
+    assert len(out.splitlines()) == len(lines)  # a name forges no second line
+
+
+def test_sigterm_ends_with_143():
+    code = """
+import sys, time
+from meca import pipeline
+def clean(*_):
+    print("ready", flush=True)
+    time.sleep(60)
+pipeline.clean = clean
+sys.argv = ["meca", "clean", "shapes", "-o", "out"]
+from flows.cli import main
+main()
+"""
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == expected
+
+
+def test_output_survives_a_terminal_that_knows_ascii_only(tmp_path):
+    folder = images(tmp_path / "in", ("名前", "é"))
+    code = "import sys; sys.argv[0] = 'meca'; from flows.cli import main; main()"
+    done = python(code, "inspect", str(folder), PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def platform(monkeypatch):
+    """The modules of the platform, replaced: their own tests run them for real."""
+
+    def use(**functions):
+        for name, members in functions.items():
+            module = types.ModuleType(name)
+            for member, value in members.items():
+                setattr(module, member, value)
+            package, _, leaf = name.replace("__", ".").rpartition(".")
+            monkeypatch.setitem(sys.modules, f"{package}.{leaf}", module)
+            monkeypatch.setattr(sys.modules[package], leaf, module, raising=False)
+
+    return use
+
+
+def test_promote_refused_by_a_gate_is_5_and_names_it(platform, tmp_path, capsys):
+    def refuse(path):
+        raise Inconclusive("Not promoted: acc is 0.4, 0.1 below 0.5 [promote.min_acc].")
+
+    platform(tasks__registry={"promote": refuse})
+    assert cli.run(["promote", str(tmp_path)]) == 5
+    assert "0.1 below" in capsys.readouterr().err
+    outcome = {"model": "meca-clean", "version": "3", "alias": "champion", "gates": [{"sentence": "fine"}]}
+    platform(tasks__registry={"promote": lambda path: outcome})
+    assert cli.run(["promote", str(tmp_path)]) == 0
+    assert "meca-clean version 3 is champion" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_demo_ends_with_the_path_of_the_page(platform, tmp_path, capsys, refused):
+    made = {}
+
+    def create(folder, settings):
+        made.update(settings)
+        return make_run(folder)
+
+    def promote(path):
+        if refused:
+            raise Inconclusive("Not promoted: no.")
+        return {"model": "m", "version": "1", "alias": "champion"}
+
+    stages = {"ingest": {"outcome": "ran", "seconds": 1.0}}
+    platform(
+        tasks__workspace={"create": create},
+        tasks__registry={"promote": promote},
+        flows__sanitize={"run": lambda place: {"stages": stages}},
+    )
+    assert cli.run(["demo", "--data", "cifar10", "--folder", str(tmp_path / "w"), "--set", "seed=3"]) == (5 if refused else 0)
+    out = capsys.readouterr().out
+    assert out.rstrip().splitlines()[-1] == str(tmp_path / "w/report/report.html")
+    assert "no defence" in out and "oracle" in out and "TPR" in out and "FPR" in out and "ingest" in out
+    assert made["seed"] == "3" and made["ingest.train_limit"] == 10_000 and made["poison.attack"] == "badnet"
+
+
+def test_what_is_given_to_demo_wins():
+    assert demo.settings_for("cifar10", {"poison.attack": "sig"})["poison.attack"] == "sig"
+    assert demo.settings_for("shapes", {}) == {"ingest.source": "shapes", "poison.attack": "badnet", "poison.rate": 0.05}
+
+
+def test_doctor_exits_2_when_something_is_missing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(doctor, "_devices", lambda: doctor._check("devices", True, "none"))
+    monkeypatch.delenv("MECA_DATA", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["doctor"]) == 0
+    assert "telemetry" in capsys.readouterr().out
+    monkeypatch.setenv("MECA_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9/x?token=secret")  # the discard port: nothing answers
+    assert cli.run(["doctor", "--json"]) == 2
+    out = capsys.readouterr().out
+    found = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert not found["MECA_DATA"]["ok"] and not found["mlflow"]["ok"] and found["disk"]["ok"]
+    assert "secret" not in out
+
+
+def test_doctor_sees_an_open_server(monkeypatch):
+    import http.server
+    import threading
+
+    class Open(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Open)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        assert "auth is off" in doctor._mlflow()["found"]
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+        assert doctor._prefect()["ok"]
+    finally:
+        server.shutdown()
+        server.server_close()
