@@ -1,0 +1,31 @@
+"""Nothing reports home, and importing the glue loads no platform."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tasks import environment
+
+
+def test_what_the_user_has_set_wins(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    monkeypatch.delenv("DO_NOT_TRACK", raising=False)
+    child = environment.child_environment()
+    assert child["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert child["DO_NOT_TRACK"] == "true"  # MLflow does not understand 1
+    assert child["PATH"].startswith(str(sys.prefix))
+
+
+def test_records_go_to_the_workspace_unless_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert environment.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert environment.tracking_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize("module", ["environment", "stage", "tracking", "registry", "remote", "workspace", "slots", "server", "summary", "figures", "serving", "closure"])
+def test_importing_the_glue_loads_no_platform_and_no_torch(module):
+    heavy = "{'prefect', 'mlflow', 'dvc', 'torch', 'boto3', 'matplotlib'}"
+    program = f"import sys, tasks.{module}; print(*sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() == []

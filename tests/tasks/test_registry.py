@@ -1,0 +1,40 @@
+"""The gates: each is checked, and a refusal says by how much."""
+
+import pytest
+
+from tasks.registry import Gates, check
+
+GATES = Gates(alias="champion", min_acc=0.9, min_recall=0.5, max_leak=0.1, verdicts=("no_evidence", "poisoned"))
+VERDICT = {"verdict": "poisoned", "leak": 0.0}
+EVALUATION = {"final": {"acc": 0.95, "recall": [0.9, 0.6]}}
+
+
+def failed(verdict, evaluation):
+    return {gate.name: gate.sentence for gate in check(GATES, verdict, evaluation) if not gate.holds}
+
+
+def test_what_is_at_the_limit_holds():
+    assert failed({"verdict": "no_evidence", "leak": 0.1}, {"final": {"acc": 0.9, "recall": [0.5, 0.5]}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "final", "name", "distance"),
+    [
+        ({"verdict": "inconclusive"}, {}, "verdicts", "inconclusive"),
+        ({}, {"acc": 0.8}, "min_acc", "0.1000 below 0.9"),
+        ({}, {"recall": [0.9, 0.25]}, "min_recall", "0.2500 below 0.5"),
+        ({"leak": 0.4}, {}, "max_leak", "0.3000 above 0.1"),
+        ({"leak": None}, {}, "max_leak", "unknown"),
+        ({}, {"recall": [0.9, None]}, "min_recall", "no test split"),
+    ],
+)
+def test_each_gate_refuses_alone_and_says_the_distance(verdict, final, name, distance):
+    found = failed({**VERDICT, **verdict}, {"final": {**EVALUATION["final"], **final}})
+    assert list(found) == [name]
+    assert distance in found[name]
+
+
+def test_without_a_test_split_nothing_is_promoted():
+    found = failed(VERDICT, {"final": None})
+    assert set(found) == {"min_acc", "min_recall"}
+    assert all("no test split" in sentence for sentence in found.values())
