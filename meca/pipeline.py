@@ -58,8 +58,10 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
 
     with lock(folder / ".meca" / "locks" / "run", f"The run in {folder}"):
         _forget_if_changed(folder, params)
-        for name in STEPS:
-            module = importlib.import_module(f"meca.stages.{name}")
+        # All of them first: what is missing shows before hours of work, and the code that a stage's key stands for is the
+        # same whether the stages before it ran in this process or in an earlier one.
+        modules = {name: importlib.import_module(f"meca.stages.{name}") for name in STEPS}
+        for name, module in modules.items():
             paths, receipt = paths_of(module, name, folder), folder / "work" / "receipts" / f"{name}.json"
             seconds = None
             if not _finished(module, paths, params, receipt):

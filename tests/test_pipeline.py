@@ -2,16 +2,23 @@
 
 import importlib.machinery
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
+from flows import cli
 from meca import pipeline
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.params import read_params, with_settings
+from meca.store import open_store
 
 ROOT = Path(__file__).parents[1]
 CODE = ("meca/", "tasks/", "flows/")
@@ -234,3 +241,110 @@ def test_two_runs_into_one_output_do_not_meet(tmp_path, stages, images):
 def test_no_run_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="finished run"):
         pipeline.find_run(tmp_path)
+
+
+def poison(ctx, ingested, store, truth):
+    shutil.copytree(ingested, store, dirs_exist_ok=True)
+    (truth / "attack.json").write_text('{"attack": "none"}')
+
+
+def partition(ctx, store, out):
+    ids = open_store(store).ids[open_store(store).train]
+    suspicion = np.linspace(0, 1, len(ids), dtype=np.float32)
+    pq.write_table(
+        pa.table({"row": np.arange(len(ids)), "sample_id": ids, "suspicion": suspicion, "likely_clean": suspicion < 0.5}), out / "scores.parquet"
+    )
+
+
+def enhance(ctx, store, partition, out):
+    shutil.copy(partition / "scores.parquet", out)
+
+
+def split(ctx, store, partition, enhance, out):
+    scores, labels = pq.read_table(enhance / "scores.parquet"), open_store(store).labels
+    suspicion, n = scores["suspicion"].to_numpy(), scores.num_rows
+    action = np.select([suspicion > 0.95, suspicion > 0.9, suspicion > 0.85], ["remove", "relabel", "quarantine"], "keep")
+    verdict = np.select([suspicion > 0.9, suspicion > 0.85], ["poisoned", "review"], "clean")
+    decisions = {
+        "row": np.arange(n), "sample_id": scores["sample_id"], "label": labels[:n], "verdict": verdict, "action": action,
+        "new_label": pa.array(np.where(action == "relabel", 1 - labels[:n], -1), mask=action != "relabel"), "suspicion": suspicion,
+        "enhanced_pred": labels[:n], "clean_pred": pa.nulls(n, pa.int64()), "reasons": pa.array([[]] * n, pa.list_(pa.string())),
+    }  # fmt: skip
+    pq.write_table(pa.table(decisions), out / "decisions.parquet")
+    found = {"verdict": "poisoned", "reason": "Planted by this test.", "target_class": 1, "estimated_rate": {"value": 0.1, "low": 0.05, "high": 0.2}}
+    (out / "verdict.json").write_text(json.dumps({**found, "caps": [], "leak": None}))
+
+
+def train_clean(ctx, store, split, out):
+    (out / "model.json").write_text("{}")
+    (out / "model.safetensors").write_bytes(b"weights")
+
+
+def relabel_finetune(ctx, store, split, train_clean, out):
+    for file in (*split.iterdir(), *train_clean.iterdir()):
+        shutil.copy(file, out)
+
+
+def evaluate(ctx, store, truth, partition, enhance, split, train_clean, relabel_finetune, out):
+    (out / "evaluation.json").write_text('{"known": false, "final": null, "unknown": ["all"]}')
+
+
+@pytest.fixture
+def method(monkeypatch):
+    """The stages of the method, replaced by rules that take no time; ingest, publish and report are the real ones."""
+    for run in (poison, partition, enhance, split, train_clean, relabel_finetune, evaluate):
+        module = types.ModuleType(f"meca.stages.{run.__name__}")
+        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+        module.GROUPS, module.OUTPUTS, module.run = ("seed",), ("store", "truth") if run is poison else ("out",), run
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def photographs(folder, n=30):
+    rng = np.random.default_rng(0)
+    for name in ("cat[b]", "<script>"):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(folder / name / f"{i}.jpg")
+    (folder / "cat[b]" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    return folder
+
+
+def test_a_folder_is_cleaned_verified_reported_and_resumed(tmp_path, method, capsys):
+    folder, out = photographs(tmp_path / "in"), tmp_path / "out"
+    before = {path: path.read_bytes() for path in folder.rglob("*.jpg")}
+    assert cli.run(["clean", str(folder), "-o", str(out), "--json"]) == 1
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    counts = summary["counts"]
+    assert counts["input"] == 61 == sum(counts[key] for key in ("kept", "relabelled", "removed", "quarantined"))
+    assert counts["removed"] and counts["relabelled"]
+    published = {path.read_bytes() for path in (out / "data").rglob("*") if path.is_file()}
+    assert len(published) == counts["kept"] + counts["relabelled"] and published <= set(before.values())
+    assert {path: path.read_bytes() for path in folder.rglob("*.jpg")} == before
+
+    assert cli.run(["verify", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert "&lt;script&gt;" in page and "<script" not in page
+    assert cli.run(["report", str(out), "-o", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text() == page
+    assert cli.run(["evaluate", str(out)]) == 0
+    assert "no accuracy can be given" in capsys.readouterr().out
+
+    first = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert cli.run(["clean", str(folder), "-o", str(out), "--exit-zero"]) == 0
+    assert capsys.readouterr().err.count("unchanged") == len(pipeline.STEPS)
+    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == first
+
+    victim = next(path for path in (out / "data").rglob("*") if path.is_file())
+    victim.unlink()  # not written through: it shares its bytes with the run folder
+    victim.write_bytes(b"exchanged")
+    assert cli.run(["verify", str(out), "--json"]) == 1
+    assert victim.name in capsys.readouterr().out
+
+
+def test_two_folders_of_the_same_images_give_the_same_bytes(tmp_path, method, capsys):
+    folder = photographs(tmp_path / "in")
+    for name in ("one", "two"):
+        assert cli.run(["clean", str(folder), "-o", str(tmp_path / name)]) == 1
+    one, two = ({p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in ("one", "two"))
+    assert one == two

@@ -128,6 +128,7 @@ def curves(panels: Sequence[tuple[str, str, Mapping[str, tuple[Sequence[float], 
                 axes.plot(x, y, color=colour, label=name, marker="o" if len(x) < 3 else None)
             axes.set_title(title)
             axes.set_xlabel(x_name)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             if len(lines) > 1:
                 axes.legend(fontsize=8.5)
 
