@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from meca.errors import InputRefused, UsageError
 from meca.readers import cifar, idx, imagefolder, parquet
-from meca.readers.decode import Unreadable, decode, resize
+from meca.readers.decode import Unreadable, resize
+from meca.readers.decode import decode as decode_image
 from meca.readers.source import Found, Labels, Source
 from meca.store import StoreInfo, pixel_id, write_store
 
@@ -158,8 +159,8 @@ def _download(name: str, cache: Path) -> None:
 def chosen(labels: Labels, limit: int, seed: int, split: str) -> NDArray[np.bool_]:
     """Return the mask of a stratified subset of `limit` samples; all where `limit` is 0.
 
-    Each class is drawn by its own generator, so that what is taken of one class does not depend on the others, and a
-    larger subset holds the smaller one. Of a class as many are taken as its share; rounding favours the larger remainder.
+    Each class is drawn by its own generator: what is taken of one class does not depend on the others, and of more
+    samples of a class fewer are a part. A class gets its share, at least one; rounding favours the larger remainder.
     """
     n = len(labels)
     if limit == 0 or limit >= n:
@@ -169,9 +170,11 @@ def chosen(labels: Labels, limit: int, seed: int, split: str) -> NDArray[np.bool
         raise UsageError(f"params.yaml: expected ingest.{split}_limit to be 0 or at least {len(classes)}, one for each class, got {limit}.")
     exact = counts * (limit / n)
     quota = np.maximum(1, np.floor(exact).astype(int))
-    order = np.argsort(-(exact - np.floor(exact)), kind="stable")
-    for at in range(max(0, limit - int(quota.sum()))):
-        quota[order[at % len(order)]] += 1
+    while quota.sum() != limit:
+        if quota.sum() < limit:
+            quota[np.argmax(exact - quota)] += 1
+        else:  # small classes got more than their share: large ones give it
+            quota[np.argmax(np.where(quota > 1, quota - exact, -np.inf))] -= 1
     take = np.zeros(n, bool)
     for label, count in zip(classes, quota, strict=True):
         draw = np.random.default_rng([seed, {"train": 0, "test": 1}[split], int(label)])
@@ -263,7 +266,7 @@ class _Collector:
         if line["reason"] is not None:
             return
         try:
-            image = decode(data)
+            image = decode_image(data)
         except Unreadable as problem:
             line["reason"] = str(problem)
             return

@@ -66,7 +66,7 @@ def decode(data: bytes) -> Decoded:
     except Image.DecompressionBombError:
         raise Unreadable("too-many-pixels") from None
     except Exception as error:  # a decoder may fail in any way on hostile bytes; one sample must not end the run
-        raise Unreadable("truncated" if "truncated" in str(error) else "corrupt") from None
+        raise Unreadable("truncated" if "truncated" in str(error).lower() else "corrupt") from None
 
 
 def _decode(data: bytes) -> Decoded:
