@@ -149,7 +149,7 @@ def paths_of(module: ModuleType, name: str, folder: Path) -> dict[str, Path]:
 
     stage, (reads, writes) = describe(module), STEPS[name]
     inputs = {Path(path).name: folder / path for path in reads}
-    outputs = {Path(path).name: folder / path for path in writes} if len(writes) > 1 else {stage.outputs[0]: folder / writes[0]}
+    outputs = {stage.outputs[0] if len(writes) == 1 else Path(path).name: folder / path for path in writes}
     if set(inputs) != set(stage.inputs) or set(outputs) != set(stage.outputs):
         raise MecaError(f"Stage {name} reads {stage.inputs} and writes {stage.outputs}; meca/pipeline.py has {tuple(inputs)} and {tuple(outputs)}.")
     return {**inputs, **outputs}
@@ -181,10 +181,9 @@ def _forget_if_changed(folder: Path, params: Params) -> None:
     """
     receipts, file = folder / "work" / "receipts", folder / ".meca" / "identity.json"
     now = {"code": _code(), "input": _fingerprint(str(params.raw("ingest").get("source")))}
-    before: Any = None
+    before: Any = {}
     with contextlib.suppress(MecaError):
         before = read_json(file)
-    before = before if isinstance(before, dict) else {}
     if before.get("code") != now["code"]:
         shutil.rmtree(receipts, ignore_errors=True)
     elif before.get("input") != now["input"]:

@@ -6,6 +6,7 @@ import shutil
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ def test_every_stage_takes_the_folders_of_the_table(name):
 
 def stage(name, groups, body):
     """Return a stage module that counts how often it ran; `body` gets (ctx, **paths)."""
-    module = types.ModuleType(f"meca.stages.{name}")
+    module: Any = types.ModuleType(f"meca.stages.{name}")
     module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
     module.GROUPS, module.OUTPUTS, module.runs = groups, ("out",), 0
     source, values = {"first": "", "second": "first, ", "publish": "second, ", "report": "published, "}[name], {"body": body, "module": module}
@@ -293,7 +294,7 @@ def evaluate(ctx, store, truth, partition, enhance, split, train_clean, relabel_
 def method(monkeypatch):
     """The stages of the method, replaced by rules that take no time; ingest, publish and report are the real ones."""
     for run in (poison, partition, enhance, split, train_clean, relabel_finetune, evaluate):
-        module = types.ModuleType(f"meca.stages.{run.__name__}")
+        module: Any = types.ModuleType(f"meca.stages.{run.__name__}")
         module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
         module.GROUPS, module.OUTPUTS, module.run = ("seed",), ("store", "truth") if run is poison else ("out",), run
         monkeypatch.setitem(sys.modules, module.__name__, module)
