@@ -18,7 +18,7 @@ from meca.files import canonical_json, read_json
 from meca.report.text import plain
 from meca.stages.runtime import Context, main
 from meca.store import Store, open_store, read_parquet
-from meca.verdicts import build, count, summarize
+from meca.verdicts import build, summarize
 from meca.verification import listing, root_of
 from meca.writers import Entry, format_of, write_sanitized
 
@@ -46,6 +46,7 @@ class PublishParams:
 
 def run(ctx: Context, store: Path, partition: Path, enhance: Path, split: Path, relabel_finetune: Path, out: Path) -> None:
     """Write the published folder. Where no answer can be defended, it holds the verdicts and no sample and no model."""
+    # No ctx.metrics here: metrics.json would be written beside the manifest that must list every file.
     params = ctx.params.group("publish", PublishParams)
     data = open_store(store)
     verdict = _verdict(relabel_finetune, split)
@@ -77,7 +78,6 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, split: Path, 
     files = listing(out)
     manifest = {"schema": "meca.manifest/1", "files": files, "sanitized_sha256": root_of(files)}
     (out / "manifest.json").write_text(canonical_json(manifest), encoding="utf-8")
-    ctx.metrics |= count(verdicts)
 
 
 def _verdict(final: Path, split: Path) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""What a receiver checks: every change to a published folder is found and named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from meca.files import sha256_file
+from meca.verification import listing, root_of, verify
+from tests.making import encode, ingest, make_folder, make_shards, pixels, publish_store
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    store = ingest(make_folder(folder / "in"), folder / "store")
+    return publish_store(store, folder, {0: ("poisoned", "remove", None), 1: ("poisoned", "relabel", 2)})
+
+
+@pytest.fixture
+def copy(published: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "copy"))
+
+
+def list_again(folder: Path) -> None:
+    """Write a manifest that fits, as an attacker without a signature key would."""
+    files = listing(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files, "sanitized_sha256": root_of(files)}))
+
+
+def change_verdicts(folder: Path, column: str, values: dict[int, object]) -> None:
+    table = pq.read_table(folder / "verdicts.parquet")
+    given = table[column].to_pylist()
+    changed = pa.array([values.get(at, value) for at, value in enumerate(given)], table.schema.field(column).type)
+    pq.write_table(table.set_column(table.column_names.index(column), table.schema.field(column), changed), folder / "verdicts.parquet")
+
+
+def change_summary(folder: Path, **changes: object) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
+
+
+def test_what_was_published_matches(published: Path, copy: Path) -> None:
+    assert verify(published) == []
+    (copy / "report.html").write_text("the page that `meca clean` adds")
+    assert verify(copy) == []
+
+
+FIRST = "data/train/cat/2.jpeg"
+PLAIN: list[tuple[Callable[[Path], object], str]] = [
+    (lambda f: (f / FIRST).write_bytes(b"x"), f"{FIRST} was changed"),
+    (lambda f: (f / FIRST).unlink(), f"{FIRST} is missing"),
+    (lambda f: (f / "data" / "more.txt").write_text("x"), "data/more.txt is not listed"),
+    (lambda f: (f / "extra").symlink_to("/etc"), "extra is not listed"),
+    (lambda f: ((f / FIRST).unlink(), (f / FIRST).symlink_to("/etc/passwd")), f"{FIRST} is, or lies behind, a link"),
+    (
+        lambda f: ((f / "model").rename(f.parent / "model"), (f / "model").symlink_to(f.parent / "model")),
+        "model/model.json is, or lies behind, a link",
+    ),
+    (lambda f: (f / "summary.json").write_text("{}"), "summary.json was changed"),
+    (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+    (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is not JSON"),
+    (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is not JSON"),
+    (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json holds no object"),
+    (lambda f: (f / "manifest.json").write_text("{}"), "lacks what meca writes"),
+    (lambda f: (f / "manifest.json").write_text('{"files": {"../x": ""}, "sanitized_sha256": null}'), "'../x', which is no name inside the folder"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), PLAIN, ids=[sentence for _, sentence in PLAIN])
+def test_a_change_is_named(change: Callable[[Path], object], sentence: str, copy: Path) -> None:
+    change(copy)
+    assert any(sentence in found for found in verify(copy)), verify(copy)
+
+
+LISTED: list[tuple[Callable[[Path], object], str]] = [
+    (lambda f: (f / FIRST).write_bytes(encode(pixels(77), "JPEG")), "is published, but not as verdicts.parquet says"),
+    (lambda f: (f / FIRST).unlink(), "should be published, but is not"),
+    (lambda f: (f / FIRST).rename(f / "data/train/dog/new.jpeg"), "with label 1 is published, but not as"),
+    (lambda f: change_verdicts(f, "action", {5: "burn"}), "The accounting does not hold"),
+    (lambda f: change_verdicts(f, "action", {5: "remove"}), "summary.json counts"),
+    (lambda f: change_verdicts(f, "label", {5: 0}), "The counts per class in summary.json"),
+    (lambda f: change_verdicts(f, "new_label", {5: 0}), "has the action keep and the new label 0"),
+    (lambda f: change_verdicts(f, "verdict", {5: "review"}), "has the verdict review and the action keep"),
+    (lambda f: change_verdicts(f, "split", {5: "test"}), "judges samples of another split"),
+    (lambda f: change_verdicts(f, "source", {5: "aaa"}), "is not sorted by source"),
+    (lambda f: pq.write_table(pa.table({"x": [1]}), f / "verdicts.parquet"), "verdicts.parquet has the columns x"),
+    (lambda f: (f / "verdicts.parquet").write_bytes(b"x"), "verdicts.parquet cannot be read"),
+    (lambda f: change_summary(f, verdict="inconclusive"), "The verdict is inconclusive, but data/ is there"),
+    (lambda f: change_summary(f, source={}), "lacks what meca writes"),
+    (lambda f: (f / "README.md").unlink(), "manifest.json does not list README.md"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), LISTED, ids=[sentence for _, sentence in LISTED])
+def test_a_change_is_found_behind_a_manifest_that_fits(change: Callable[[Path], object], sentence: str, copy: Path) -> None:
+    change(copy)
+    list_again(copy)
+    assert any(sentence in found for found in verify(copy)), verify(copy)
+
+
+def test_a_label_changed_in_a_shard_is_found(tmp_path: Path) -> None:
+    out = publish_store(ingest(make_shards(tmp_path / "in"), tmp_path / "store"), tmp_path, {})
+    assert verify(out) == []
+    shard = out / "data" / "train-00001-of-00002.parquet"
+    table = pq.read_table(shard)
+    labels = [1, *table["label"].to_pylist()[1:]]
+    pq.write_table(table.set_column(1, table.schema.field("label"), pa.array(labels)), shard)
+    list_again(out)
+    assert any("with label 1 is published, but not as" in found for found in verify(out))
+
+
+@pytest.mark.parametrize("name", ["digits", "shapes"])
+def test_pixels_written_as_images_are_checked_too(name: str, tmp_path: Path) -> None:
+    out = publish_store(ingest(name, tmp_path / "store", train_limit=20, test_limit=10), tmp_path, {})
+    assert verify(out) == []
+    (shard,) = (out / "data").iterdir()
+    table = pq.read_table(shard)
+    images = table["image"].to_pylist()
+    images[3]["bytes"] = images[4]["bytes"]
+    pq.write_table(table.set_column(0, table.schema.field("image"), pa.array(images, table.schema.field("image").type)), shard)
+    list_again(out)
+    assert len(verify(out)) == 2
+
+
+def test_the_root_covers_the_data_and_nothing_else(published: Path) -> None:
+    files = listing(published)
+    assert root_of(files) == root_of({name: digest for name, digest in files.items() if name.startswith("data/")})
+    assert root_of({}) is None and files["README.md"] == sha256_file(published / "README.md")
