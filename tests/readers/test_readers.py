@@ -316,7 +316,7 @@ class Evil:
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(call: Any, protocol: int, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     data = pickle.dumps({b"data": Evil(call, f"touch {mark}"), b"labels": []}, protocol)
-    with pytest.raises(InputRefused, match="data_batch_1 is refused: its pickle asks for .*which could run code"):
+    with pytest.raises(InputRefused, match=r"data_batch_1 is refused: its pickle asks for .*which could run code"):
         load_batch(data, "data_batch_1")
     assert not mark.exists()
 
@@ -487,7 +487,7 @@ def test_what_is_no_source_is_refused_with_advice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["imagefolder", "parquet", "cifar-batches", "idx"])
 def test_a_format_that_does_not_fit_is_refused(format: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputRefused, match="Expected .* found none"):
+    with pytest.raises(InputRefused, match=r"Expected .* found none"):
         ingest(tmp_path / "empty", tmp_path / "store", format=format)
 
 

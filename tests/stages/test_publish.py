@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -38,8 +39,8 @@ def test_the_stage_reads_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("make", [make_folder, make_shards, make_batches, make_idx, "shapes", "digits"])
-def test_publish_and_ingest_again(make: object, tmp_path: Path) -> None:
-    source = make(tmp_path / "in") if callable(make) else str(make)
+def test_publish_and_ingest_again(make: Callable[[Path], Path] | str, tmp_path: Path) -> None:
+    source = make(tmp_path / "in") if callable(make) else make
     store = ingest(source, tmp_path / "store", train_limit=0 if callable(make) else 20, test_limit=0 if callable(make) else 10)
     n = store.info.n_train
     # All classes must stay for the second ingest; the last rows are the safest to change.

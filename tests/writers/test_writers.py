@@ -5,6 +5,7 @@ import hashlib
 import pickle
 import unicodedata
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from tests.readers.test_readers import make_batches, make_idx
 
 def entries(store: Store, drop: set[int] | None = None, relabel: dict[int, int] | None = None) -> list[Entry]:
     """Return the training samples to publish; `drop` and `relabel` go by row."""
-    lines = enumerate(store.samples.to_pylist())
+    lines: list[tuple[int, dict[str, Any]]] = list(enumerate(store.samples.to_pylist()))
     readable = [(at, line) for at, line in lines if line["split"] == "train" and line["row"] >= 0 and line["row"] not in (drop or set())]
     return [Entry(at, line, (relabel or {}).get(line["row"], line["label"])) for at, line in readable]
 
