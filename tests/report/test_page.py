@@ -4,6 +4,8 @@ import base64
 import html.parser
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -158,7 +160,7 @@ def test_decisions_of_another_store_are_refused(tmp_path):
         page.read_run(**{**parts(one), "relabel_finetune": other / "work/relabel_finetune"})
 
 
-def test_the_stage_writes_the_page_twice_alike_and_without_torch(tmp_path):
+def test_the_stage_writes_the_page_twice_alike(tmp_path):
     folder = make_run(tmp_path)
     params = read_params()
     pages = []
@@ -167,6 +169,12 @@ def test_the_stage_writes_the_page_twice_alike_and_without_torch(tmp_path):
         assert set(record["params"]) == {"seed", "preset", "report"}
         pages.append((tmp_path / name / "report.html").read_bytes())
     assert pages[0] == pages[1]
+
+
+def test_the_stage_needs_no_torch():
+    code = "import sys, meca.stages.report, meca.report.plots; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "meca.report.page" in modules and "torch" not in modules
 
 
 def test_the_estimate_finds_the_planted_patch(tmp_path):
