@@ -57,9 +57,9 @@ def stage(name: str, pipeline: Any) -> dict[str, Any]:
 
 
 @task(name="push", cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_is_temporary)
-def push() -> int:
+def push() -> None:
     """Send what the remote lacks."""
-    return remote.push()
+    remote.push()
 
 
 @flow(
@@ -88,13 +88,14 @@ def sanitize(push_after: bool = False) -> dict[str, Any]:
     outcomes = [future.result() for future in futures.values()]
     found = summary.read(pipeline.folder("publish"))
     _tell(found, outcomes, summary.data_name(read_params(Path("params.yaml"))), pipeline.folder("report") / "report.html")
-    pushed = push() if push_after else None
+    if push_after:
+        push()
     return {
         "verdict": found["verdict"],
         "sentence": found["sentence"],
         "counts": found["counts"],
         "stages": {o["stage"]: {"outcome": o["outcome"], "seconds": o["seconds"]} for o in outcomes},
-        "pushed": pushed,
+        "pushed": push_after,
     }
 
 

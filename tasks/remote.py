@@ -23,27 +23,27 @@ class RemoteUnavailable(MecaError):  # noqa: N818 - the name says what happened
     is_temporary = True
 
 
-def push(workspace: Path = Path()) -> int:
-    """Send what the remote lacks, run cache included, and return the number of objects sent.
+def push(workspace: Path = Path()) -> None:
+    """Send what the remote lacks, run cache included.
 
     Raises:
         RemoteUnavailable: The network was away.
         MecaError: Anything else, such as a refused key or a full disk.
     """
-    return _transfer(workspace, "push")
+    _transfer(workspace, "push")
 
 
-def pull(workspace: Path = Path()) -> int:
-    """Fetch and check out what the lock file names, and return the number of objects fetched.
+def pull(workspace: Path = Path()) -> None:
+    """Fetch and check out what the lock file names.
 
     Raises:
         RemoteUnavailable: The network was away.
         MecaError: Anything else, such as an object whose bytes do not match its hash.
     """
-    return _transfer(workspace, "pull")
+    _transfer(workspace, "pull")
 
 
-def _transfer(workspace: Path, direction: str) -> int:
+def _transfer(workspace: Path, direction: str) -> None:
     environment.prepare()
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -51,7 +51,7 @@ def _transfer(workspace: Path, direction: str) -> int:
     url = os.environ.get("MECA_REMOTE_URL")
     try:
         with Repo(str(workspace.resolve()), config=_configuration(url) if url else None, _wait_for_lock=True) as repo:
-            done: Any = getattr(repo, direction)(run_cache=True)
+            getattr(repo, direction)(run_cache=True)
     except (DvcException, OSError) as error:
         names = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
         # DVC reports files that failed by their number alone; on a remote behind a network that is taken for the network.
@@ -59,9 +59,6 @@ def _transfer(workspace: Path, direction: str) -> int:
         if names & NETWORK_ERRORS or hidden:
             raise RemoteUnavailable(f"The DVC remote could not be reached ({error}); look at MECA_REMOTE_URL and the network.") from error
         raise MecaError(f"dvc {direction} failed: {error}") from error
-    if isinstance(done, int):
-        return done
-    return int(done.get("fetched", 0))
 
 
 def _configuration(url: str) -> dict[str, Any]:

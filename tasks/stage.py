@@ -85,8 +85,8 @@ class Pipeline:
         order = networkx.lexicographical_topological_sort(graph.reverse(copy=True), key=position.__getitem__)
         return tuple(
             Stage(
-                stage.addressing,
-                tuple(sorted(s.addressing for s in graph.successors(stage))),
+                stage.name,
+                tuple(sorted(s.name for s in graph.successors(stage))),
                 bool((stage.meta or {}).get("gpu")),
                 stage.cmd,
                 tuple(str(out.def_path) for out in stage.outs),
@@ -106,7 +106,8 @@ class Pipeline:
     def is_stale(self, name: str) -> bool:
         """Tell whether DVC would run the stage: a changed command, dependency, parameter or output."""
         with self._one_at_a_time:
-            return bool(self._repo.status([name]))
+            # DVC reads a target from the working directory, which need not be the workspace.
+            return bool(self._repo.status([f"{os.path.relpath(self.workspace)}/dvc.yaml:{name}"]))
 
     def run(self, name: str, force: bool = False, log: Callable[[str], None] = print) -> dict[str, Any]:
         """Bring one stage up to date and return what was done: `unchanged`, `restored` from DVC's run cache, or `ran`.
