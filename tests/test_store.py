@@ -1,6 +1,7 @@
 """The store: written once, verified when opened; rewritten only by a copy."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,9 @@ def test_the_id_of_pixels_knows_their_shape() -> None:
     assert len({pixel_id(image), pixel_id(image.reshape(6, 4, 3)), pixel_id(image + 1)}) == 3
 
 
-def test_rewrite_of_nothing_is_the_same_store(tmp_path: Path) -> None:
-    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+@pytest.mark.parametrize("make", [make_folder, make_shards])
+def test_rewrite_of_nothing_is_the_same_store(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    store = ingest(make(tmp_path / "in"), tmp_path / "store")
     assert rewrite(store, tmp_path / "copy", {}) == store.info
 
 

@@ -120,6 +120,11 @@ def test_the_orientation_is_applied_once_and_noted() -> None:
     assert (found.width, found.height) == (6, 4)
 
 
+def test_what_pillow_only_warns_about_is_unreadable() -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # promises five entries and holds none
+    assert reason(_save(Image.fromarray(pixels(1)), "JPEG", exif=exif)) == "corrupt"
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP"]), st.integers(0, 10**6), st.binary(min_size=1, max_size=8))
 def test_damaged_bytes_end_in_an_image_or_in_a_code(kind: str, at: int, noise: bytes) -> None:

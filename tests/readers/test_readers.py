@@ -50,6 +50,7 @@ def test_what_is_taken_of_a_class_does_not_depend_on_the_others() -> None:
     assert np.array_equal(first[labels == 1], second[labels == 1])
     assert np.array_equal(first[labels == 1], chosen(other, 40, 0, "train")[labels == 1])
     assert not np.array_equal(first, chosen(labels, 40, 1, "train"))
+    assert not np.array_equal(first[labels == 0], first[labels == 1]), "classes must not be drawn in step"
 
 
 def test_a_limit_below_the_number_of_classes_is_refused() -> None:

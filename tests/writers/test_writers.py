@@ -27,7 +27,8 @@ def entries(store: Store, drop: set[int] | None = None, relabel: dict[int, int] 
     """Return the training samples to publish; `drop` and `relabel` go by row."""
     lines: list[tuple[int, dict[str, Any]]] = list(enumerate(store.samples.to_pylist()))
     readable = [(at, line) for at, line in lines if line["split"] == "train" and line["row"] >= 0 and line["row"] not in (drop or set())]
-    return [Entry(at, line, (relabel or {}).get(line["row"], line["label"])) for at, line in readable]
+    labels = {line["row"]: line["label"] for _, line in readable} | (relabel or {})
+    return [Entry(at, line, labels[line["row"]]) for at, line in readable]
 
 
 @pytest.mark.parametrize("split_folders", [True, False])
