@@ -72,6 +72,12 @@ PLAIN: list[tuple[Callable[[Path], object], str]] = [
 ]
 
 
+def test_a_root_that_is_not_that_of_the_files_is_found(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "sanitized_sha256": "0" * 64}))
+    assert verify(copy) == ["The SHA-256 of the sanitized set in manifest.json is not that of its files."]
+
+
 @pytest.mark.parametrize(("change", "sentence"), PLAIN, ids=[sentence for _, sentence in PLAIN])
 def test_a_change_is_named(change: Callable[[Path], object], sentence: str, copy: Path) -> None:
     change(copy)

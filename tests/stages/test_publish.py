@@ -1,5 +1,6 @@
 """Stage publish: every sample accounted for, hostile names harmless, the same bytes each time, and back in through ingest."""
 
+import dataclasses
 import json
 import re
 import tempfile
@@ -84,6 +85,13 @@ def test_every_sample_has_a_row_and_the_sum_holds(tmp_path: Path) -> None:
     assert sorted(line["rank"] for line in verdicts.to_pylist() if line["rank"]) == list(range(1, 13))
     assert "1 samples could not be read" in summary["warnings"][0]
     assert read_json(out / "manifest.json")["sanitized_sha256"] == summary["sanitized_sha256"]
+
+
+def test_the_order_of_the_samples_does_not_matter(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    decisions = read_parquet(decide(store, tmp_path / "work", CHANGED)["relabel_finetune"] / "decisions.parquet")
+    turned = dataclasses.replace(store, samples=store.samples.take(list(range(store.samples.num_rows))[::-1]))
+    assert build(store, decisions, {}).equals(build(turned, decisions, {}))
 
 
 def test_without_an_answer_there_is_no_sample_and_no_model(tmp_path: Path) -> None:
