@@ -206,8 +206,9 @@ class _Recorder:
     def record(self, receipts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Log the parent, then every stage, and close the parent when all of it is there."""
         key = _result_key(receipts)
-        attack = str(receipts[1]["params"].get("poison", {}).get("attack", "")) if len(receipts) > 1 else ""
-        source = Path(str(receipts[0]["params"].get("ingest", {}).get("source", "data"))).name
+        params = {receipt["stage"]: receipt["params"] for receipt in receipts}
+        attack = str(params.get("poison", {}).get("poison", {}).get("attack", "none"))
+        source = Path(str(params.get("ingest", {}).get("ingest", {}).get("source", "data"))).name
         name = "-".join(_name(part)[:40] for part in (source, attack, self.summary["verdict"]) if part and part != "none")
         seconds = sum(float(receipt["seconds"]) for receipt in receipts)
         tags = {
