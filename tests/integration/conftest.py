@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,29 +20,27 @@ SETTINGS = {
     "ingest.source": "shapes",
     "ingest.shapes_train": 200,
     "ingest.shapes_test": 100,
-    "ingest.size": 16,
     "network.width": 8,
     "promote.min_acc": 0.0,
     "promote.min_recall": 0.0,
     "promote.max_leak": 1.0,
     "promote.verdicts": ["no_evidence", "poisoned", "inconclusive"],
-    "quick": True,
 }
 
 
-def quick_settings() -> dict:
+def quick_settings() -> dict[str, Any]:
     """Return settings under which the whole pipeline takes seconds; what it finds does not matter here."""
     from meca.params import read_params
     from tasks.workspace import ROOT
 
-    tree = read_params(ROOT / "params.yaml").tree
-    settings = {key: value for key, value in SETTINGS.items() if key.split(".")[0] in tree and key.split(".")[1] in tree[key.split(".")[0]]}
-    for group, block in tree.items():
-        block = block.get("default", block) if isinstance(block, dict) else {}
-        for field, value in block.items():
-            if "epochs" in field and isinstance(value, int) and value > 1:
-                settings[f"{group}.{field}"] = 1
-    return settings
+    params = read_params(ROOT / "params.yaml")
+
+    def short(block: Mapping[str, Any]) -> dict[str, Any]:
+        once = {name: min(value, 1) for name, value in block.items() if name in ("epochs", "min_steps", "rounds")}
+        return {**block, **once, **{name: short(value) for name, value in block.items() if isinstance(value, Mapping)}}
+
+    groups = ("partition", "enhance", "train_clean", "relabel_finetune")
+    return SETTINGS | {f"{group}.{name}": value for group in groups for name, value in short(params.raw(group)).items()}
 
 
 def run(workspace: Path, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:

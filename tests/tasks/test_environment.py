@@ -24,7 +24,9 @@ def test_records_go_to_the_workspace_unless_told_otherwise(monkeypatch, tmp_path
     assert environment.tracking_uri(tmp_path) == "http://127.0.0.1:5000"
 
 
-@pytest.mark.parametrize("module", ["environment", "stage", "tracking", "registry", "remote", "workspace", "slots", "server", "summary", "figures", "serving", "closure"])
+@pytest.mark.parametrize(
+    "module", ["environment", "stage", "tracking", "registry", "remote", "workspace", "slots", "server", "summary", "figures", "serving", "closure"]
+)
 def test_importing_the_glue_loads_no_platform_and_no_torch(module):
     heavy = "{'prefect', 'mlflow', 'dvc', 'torch', 'boto3', 'matplotlib'}"
     program = f"import sys, tasks.{module}; print(*sorted({heavy} & set(sys.modules)))"
