@@ -83,6 +83,8 @@ class Params:
                 return None
             if origin is typing.Literal and value in args:
                 return value
+            if dataclasses.is_dataclass(option) and isinstance(option, type) and isinstance(value, Mapping):
+                return Params({where: value}, self.origin).group(where, option)
             if origin is tuple and isinstance(value, list):
                 return tuple(self._convert(where, item, args[0]) for item in value)
             if option is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -33,7 +33,7 @@ STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "enhance": ((STORE, "work/partition"), ("work/enhance",)),
     "split": ((STORE, "work/partition", "work/enhance"), ("work/split",)),
     "train_clean": ((STORE, "work/split"), ("work/train_clean",)),
-    "relabel_finetune": ((STORE, "work/split", "work/train_clean"), ("work/relabel_finetune",)),
+    "relabel_finetune": ((STORE, "work/partition", "work/split", "work/train_clean"), ("work/relabel_finetune",)),
     "evaluate": (
         (STORE, "data/truth", "work/partition", "work/enhance", "work/split", "work/train_clean", "work/relabel_finetune"),
         ("work/evaluate",),

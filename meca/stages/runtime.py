@@ -48,7 +48,7 @@ class Context:
         """The run's seed."""
         return self.params.seed
 
-    def curve(self, **values: float) -> None:
+    def curve(self, **values: float | str) -> None:
         """Append one point (a step or an epoch) to curves.jsonl."""
         with open(self.out / "curves.jsonl", "a", encoding="utf-8") as file:
             file.write(canonical_json(values, indent=None))
@@ -82,12 +82,10 @@ def describe(module: ModuleType) -> Described:
 
 
 def _code_digest() -> str:
-    """Hash the source of meca that is loaded, so that changed code is a changed key."""
+    """Hash the source of meca: any change of code is a change of key. Only DVC knows which stage a file matters to."""
     root = Path(__file__).parents[1]
-    files = sorted({Path(m.__file__) for n, m in sys.modules.items() if (n == "meca" or n.startswith("meca.")) and getattr(m, "__file__", None)})
-    files = [f for f in files if f.is_relative_to(root)]
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root).as_posix()}\0{sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
@@ -216,4 +214,3 @@ def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-

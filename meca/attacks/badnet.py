@@ -1,0 +1,15 @@
+"""BadNet: a white square in the bottom-right corner.
+
+Gu, Dolan-Gavitt, Garg, "BadNets: Evaluating Backdooring Attacks on Deep Neural Networks", IEEE Access 7, 2019.
+"""
+
+import numpy as np
+
+__all__ = ["badnet"]
+
+
+def badnet(images: np.ndarray, size: int) -> np.ndarray:
+    """Return the images with a white square of `size` x `size` pixels in the bottom-right corner, uint8 [b h w c]."""
+    stamped = images.copy()
+    stamped[:, -size:, -size:] = 255
+    return stamped

@@ -1,0 +1,60 @@
+"""Batched augmentation as index arithmetic: mirroring, reflecting and cropping are one gather from the store.
+
+The draws of an epoch are made for all samples at once and indexed by row, so what happens to a sample depends on the
+seed, the purpose, the epoch and its row alone: not on the batch size, nor on which other samples take part.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Draws", "crop_flip", "draw", "generator"]
+
+
+def generator(*keys: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by the hash of its keys, such as (seed, stage, epoch)."""
+    digest = hashlib.sha256("\0".join(map(str, keys)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One epoch's draws for all n samples."""
+
+    dy: Tensor  # int64 [n], rows to shift down, in [-padding, padding]
+    dx: Tensor  # int64 [n], columns to shift right
+    flip: Tensor  # bool [n]
+
+
+def draw(n: int, padding: int, flip: bool, rng: torch.Generator) -> Draws:
+    """Draw shifts in [-padding, padding] and mirror flags for n samples."""
+    shift = torch.randint(-padding, padding + 1, (2, n), generator=rng)
+    mirror = torch.rand(n, generator=rng) < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
+    return Draws(shift[0], shift[1], mirror)
+
+
+def _mirror(index: Tensor, size: int) -> Tensor:
+    """Reflect an index at both borders (the border pixel itself is not repeated)."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()
+
+
+def crop_flip(images: Tensor, rows: Tensor, draws: Draws) -> Tensor:
+    """Return the chosen images shifted with reflected borders, then mirrored where drawn.
+
+    Args:
+        images: uint8 [n h w c], the whole set.
+        rows: int64 [b], the samples of this batch.
+        draws: The epoch's draws.
+
+    Returns:
+        uint8 [b h w c].
+    """
+    n, h, w, c = images.shape
+    y = _mirror(torch.arange(h, device=images.device) + draws.dy[rows, None], h)
+    x = torch.arange(w, device=images.device) + draws.dx[rows, None]
+    x = torch.where(draws.flip[rows, None], w - 1 - torch.arange(w, device=images.device) + draws.dx[rows, None], x)
+    x = _mirror(x, w)
+    index = (rows[:, None] * h + y)[:, :, None] * w + x[:, None, :]
+    return images.view(n * h * w, c).index_select(0, index.flatten()).view(-1, h, w, c)

@@ -1,0 +1,145 @@
+"""The networks, by name, and their one form on disk: model.safetensors beside model.json.
+
+A network takes float32 [b c h w] in [0, 1] and returns logits [b classes]; the normalization is its first layer, so a
+loaded model needs nothing but pixels.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from meca.errors import MecaError
+from meca.files import canonical_json
+from meca.models.compact import compact
+
+__all__ = ["NETWORKS", "Description", "NetworkParams", "Normalize", "build", "load_model", "memory_format", "reset", "save_model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkParams:
+    """Group `network` of params.yaml."""
+
+    name: Literal["compact", "resnet18", "resnet34", "mobilenet_v2"]
+    stem: Literal["s2d", "conv3", "cifar", "imagenet"]
+    width: int  # channels of the first block; compact only
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """model.json: everything that is needed to build the network of a weights file again."""
+
+    network: NetworkParams
+    class_names: tuple[str, ...]
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+
+
+class Normalize(nn.Module):
+    """Subtract the mean and divide by the standard deviation, per channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [b c h w] in [0, 1] to zero mean and unit deviation."""
+        return (x - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+def _compact(network: NetworkParams, classes: int, channels: int) -> nn.Module:
+    if network.stem not in ("s2d", "conv3"):
+        raise MecaError(f"Expected network.stem to be s2d or conv3 for compact, got {network.stem!r}; change it in params.yaml.")
+    return compact(classes, channels, network.width, network.stem)
+
+
+def _torchvision(network: NetworkParams, classes: int, channels: int) -> nn.Module:
+    # torchvision is slow to import and only these three networks need it.
+    from meca.models.vision import vision
+
+    if network.stem not in ("cifar", "imagenet"):
+        raise MecaError(f"Expected network.stem to be cifar or imagenet for {network.name}, got {network.stem!r}; change it in params.yaml.")
+    return vision(network.name, classes, channels, network.stem)
+
+
+NETWORKS: dict[str, Callable[[NetworkParams, int, int], nn.Module]] = {
+    "compact": _compact,
+    "resnet18": _torchvision,
+    "resnet34": _torchvision,
+    "mobilenet_v2": _torchvision,
+}
+
+
+def build(description: Description, rng: torch.Generator) -> nn.Module:
+    """Return a freshly initialised network; the weights depend on the generator alone."""
+    network = NETWORKS[description.network.name](description.network, len(description.class_names), description.channels)
+    model = nn.Sequential(Normalize(description.mean, description.std), network)
+    reset(model, rng)
+    return model.to(memory_format=memory_format(description))  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def memory_format(description: Description) -> torch.memory_format:
+    """Return the layout in which the network is fast: channels_last, but for maps of 1x1 (torchvision's stem at 32 px)."""
+    small = description.network.stem == "imagenet" and description.height <= 64
+    return torch.contiguous_format if small else torch.channels_last
+
+
+def reset(model: nn.Module, rng: torch.Generator) -> None:
+    """Draw all weights anew, in place: He-uniform as torch does it, from `rng` instead of the global state."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            bound = fan_in**-0.5
+            with torch.no_grad():
+                module.weight.copy_(torch.empty(module.weight.shape).uniform_(-bound, bound, generator=rng) * 3**0.5)
+                if module.bias is not None:
+                    module.bias.copy_(torch.empty(module.bias.shape).uniform_(-bound, bound, generator=rng))
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def save_model(model: nn.Module, description: Description, folder: Path) -> None:
+    """Write model.safetensors and model.json into a folder."""
+    from safetensors.torch import save  # the core runs without it until something is written
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
+    (folder / "model.json").write_text(canonical_json(dataclasses.asdict(description)), encoding="utf-8")
+
+
+def load_model(folder: Path) -> nn.Module:
+    """Return the network of a folder with its weights, in eval mode.
+
+    Raises:
+        MecaError: A file is missing, or weights and description do not fit each other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    description = read_description(folder)
+    model = build(description, torch.Generator().manual_seed(0))
+    try:
+        model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise MecaError(f"{folder / 'model.safetensors'} does not hold the weights that model.json describes: {error}") from None
+    return model.eval()
+
+
+def read_description(folder: Path) -> Description:
+    """Return what model.json says."""
+    try:
+        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        network = NetworkParams(**record.pop("network"))
+        lists = {name: tuple(record.pop(name)) for name in ("class_names", "mean", "std")}
+        return Description(network=network, **lists, **record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MecaError(f"Expected the description of a model in {folder / 'model.json'}: {error}") from None

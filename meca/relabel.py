@@ -1,0 +1,96 @@
+"""`relabel_finetune`: what happens to the flagged samples, and a test of the final model that needs no truth.
+
+Rule 6 of the paper gives every flagged sample the label that the clean model sees in it. Preset `default` does so only where
+the clean model is confident and contradicts the given label; where it agrees with it (a clean-label attack) the picture would
+bring its trigger back under the label that the attacker wants, so such a sample is removed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from meca.engine import Recipe, as_input
+
+__all__ = ["RelabelParams", "Relabelled", "relabel", "transplant", "trigger_estimate"]
+
+
+@dataclass(frozen=True)
+class RelabelParams:
+    """Group `relabel_finetune` of params.yaml."""
+
+    recipe: Recipe
+    confidence: float  # of the clean model, in [0, 1], below which a flagged sample is removed
+    remove_agreeing: bool  # flagged samples whose given label the clean model confirms are removed, not kept
+    probe: int  # samples of other classes that carry the estimated trigger in the leak test
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """The final decision about every sample."""
+
+    labels: Tensor  # int64 [n]: as given, or new
+    keep: Tensor  # bool [n]: stays in the set, under its given or a new label
+    changed: Tensor  # bool [n]
+
+
+def relabel(probabilities: Tensor, labels: Tensor, flagged: Tensor, params: RelabelParams) -> Relabelled:
+    """Decide what happens to each flagged sample; the others keep their label bit for bit.
+
+    Args:
+        probabilities: float32 [n classes] of the clean model.
+        labels: int64 [n], as given.
+        flagged: bool [n].
+        params: The rule.
+    """
+    confidence, seen = probabilities.max(1)
+    sure = confidence >= params.confidence
+    agrees = seen == labels
+    changed = flagged & sure & ~agrees
+    kept_flagged = flagged & sure & agrees & (not params.remove_agreeing)
+    return Relabelled(labels=torch.where(changed, seen, labels), keep=~flagged | changed | kept_flagged, changed=changed)
+
+
+def trigger_estimate(images: Tensor, flagged: Tensor, clean: Tensor, content: Tensor, classes: int) -> Tensor:
+    """Return what the flagged samples have in common beyond their content: float32 [h w c] in [-1, 1].
+
+    The mean of the flagged samples minus the mean of clean samples with the same mixture of contents.
+
+    Args:
+        images: uint8 [n h w c].
+        flagged: bool [n], the suspects of one class.
+        clean: bool [n], the kept samples.
+        content: int64 [n], what the clean model sees in each sample.
+        classes: Number of classes.
+    """
+    suspects = images[flagged].float().mean(0)
+    matched = torch.zeros_like(suspects)
+    weight = 0.0
+    for c in range(classes):
+        share = float((content[flagged] == c).float().mean())
+        rows = clean & (content == c)
+        if share > 0 and bool(rows.any()):
+            matched += share * images[rows].float().mean(0)
+            weight += share
+    return (suspects - matched / max(weight, 1e-9)) / 255 if weight > 0 else torch.zeros_like(suspects)
+
+
+@torch.inference_mode()
+def transplant(model: nn.Module, images: Tensor, trigger: Tensor, target: int, batch_size: int = 256) -> tuple[float, float]:
+    """Return the share of images that the model calls `target` with the estimated trigger added, and without.
+
+    Args:
+        model: In eval mode.
+        images: uint8 [b h w c], none of class `target`.
+        trigger: float32 [h w c], see `trigger_estimate`.
+        target: The class.
+        batch_size: Samples a pass.
+    """
+    with_trigger, without = 0, 0
+    delta = trigger.permute(2, 0, 1)
+    for i in range(0, len(images), batch_size):
+        x = as_input(images[i : i + batch_size])
+        without += int((model(x).argmax(1) == target).sum())
+        with_trigger += int((model((x + delta).clamp(0, 1)).argmax(1) == target).sum())
+    n = max(1, len(images))
+    return with_trigger / n, without / n

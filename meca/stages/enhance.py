@@ -1,0 +1,67 @@
+"""Train the model in which a backdoor stands out, and rescore every sample with it."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from meca.augment import generator
+from meca.engine import prepare, predict
+from meca.enhance import SIDES, EnhanceParams, two_outputs, unlearn
+from meca.models import load_model, read_description, save_model
+from meca.partition import PartitionParams, choose, signals, suspicion
+from meca.stages.runtime import Context, main
+from meca.stages.tensors import column, open_train, scores_table, write_parquet
+
+GROUPS = ("seed", "preset", "partition", "enhance")
+
+
+def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
+    """Write the enhanced model and its scores."""
+    params, device = ctx.params.group("enhance", EnhanceParams), prepare()
+    data, images, labels = open_train(store, device)
+    description = read_description(partition)
+    model = load_model(partition).to(device.name)
+    suspicious = torch.from_numpy(column(partition / "scores.parquet", "suspicion").copy()).to(device.name)
+    if params.method == "two_outputs":
+        columns: dict[str, torch.Tensor] = {}
+        models: dict[str, torch.nn.Module] = {}
+        spans: dict[str, float] = {}
+        for side in SIDES:
+
+            def note(number: int, loss: float, accuracy: float, side: str = side) -> None:
+                ctx.curve(phase=f"enhance {side}", step=number, loss=round(loss, 6), accuracy=round(accuracy, 6))
+                ctx.progress(f"enhance: {side}", number, 2 * params.rounds, f"loss {loss:.3f}")
+
+            with ctx.timed(side):
+                found = two_outputs(model, description, images, labels, suspicious, params, ctx.seed, side, ctx.checkpoints, note)
+            columns |= {f"margin_{side}": found.margin, f"called_{side}": found.called}
+            models[side] = found.model
+            spans[side] = max(float(found.margin[labels == c].quantile(0.96) - found.margin[labels == c].quantile(0.04)) for c in labels.unique())
+        chosen = max(SIDES, key=lambda side: spans[side])
+        columns["suspicion"] = columns[f"margin_{chosen}"].sigmoid()
+        wide = tuple(f"{name}{mark}" for mark in ("", " (suspect)") for name in description.class_names)
+        save_model(models[chosen], dataclasses.replace(description, class_names=wide), out)
+        ctx.metrics = {f"range_{side}": spans[side] for side in SIDES}
+    else:
+        detector = ctx.params.group("partition", PartitionParams)
+        loss = 0.0
+        for number in range(1, params.rounds + 1):
+            share = params.alpha_start + (params.alpha_end - params.alpha_start) * (number - 1) / max(1, params.rounds - 1)
+            clean = choose(suspicious, labels, share, detector.alpha_of)
+            model, loss = unlearn(model, images, labels, clean, params, ctx.seed, number, ctx.checkpoints / f"{number}.safetensors")
+            suspicious = suspicion(signals(model, images, labels, detector, generator(ctx.seed, "enhance", "masks", number)), detector.signals)
+            fitted = float((predict(model, images).argmax(1) == labels).float().mean())
+            ctx.curve(phase="enhance", step=number, alpha=round(share, 6), loss=round(loss, 6), accuracy=round(fitted, 6))
+            ctx.progress("enhance", number, params.rounds, f"loss {loss:.3f} fitted {fitted:.3f}")
+        logits = predict(model, images)
+        given = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        columns = {"suspicion": given, "kl_suspicion": suspicious.float(), "predicted": logits.argmax(1)}
+        save_model(model, description, out)
+        ctx.metrics = {"train_accuracy": float((logits.argmax(1) == labels).float().mean()), "loss": loss}
+    write_parquet(scores_table(data, {name: tensor.cpu().numpy() for name, tensor in columns.items()}), out / "scores.parquet")
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

@@ -1,0 +1,121 @@
+"""Measure the result: against the truth where there is one, and without it otherwise. No other stage reads the truth."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from meca.augment import generator
+from meca.engine import Recipe, predict, prepare, train
+from meca.files import canonical_json, read_json
+from meca.metrics import accuracy, attack_success, detection
+from meca.models import NetworkParams, build, load_model
+from meca.stages.runtime import Context, main
+from meca.stages.tensors import column, describe_network, epoch_notes, open_train
+from meca.store import read_parquet
+
+GROUPS = ("seed", "preset", "network", "train_clean")
+
+UNKNOWN = [
+    "attack success rate (no trigger is known)",
+    "true and false positive rate (no truth is known)",
+    "accuracy of a model trained on the truly clean part",
+]
+
+Ints = NDArray[np.int64]
+
+
+def run(
+    ctx: Context,
+    store: Path,
+    truth: Path,
+    partition: Path,
+    enhance: Path,
+    split: Path,
+    train_clean: Path,
+    relabel_finetune: Path,
+    out: Path,
+) -> None:
+    """Write every measure that can be known, beside two references of the same recipe: no defence, and the oracle."""
+    recipe, device = ctx.params.group("train_clean", Recipe), prepare()
+    data, images, labels = open_train(store, device)
+    classes = len(data.info.class_names)
+    attack = read_json(truth / "attack.json")
+    known = attack["attack"] != "none"
+    test = torch.from_numpy(np.array(data.images[data.test])).to(device.name)
+    test_labels: Ints = data.labels[data.test]
+    triggered = torch.from_numpy(np.load(truth / "triggered.npy", allow_pickle=False)).to(device.name) if known else None
+    target = int(attack["target_class"]) if known else None
+
+    def measure(model: torch.nn.Module) -> dict[str, Any] | None:
+        if len(test) == 0:
+            return None
+        clean = predict(model, test).argmax(1).cpu().numpy() % classes  # the enhanced model has two outputs a class
+        found = accuracy(clean, test_labels, classes)
+        if triggered is None or target is None:
+            return found | dict.fromkeys(("asr", "asr_k", "asr_n", "asr_interval", "ra", "base_rate"))
+        return found | attack_success(predict(model, triggered).argmax(1).cpu().numpy() % classes, clean, test_labels, target)
+
+    models = {"enhanced": enhance, "clean": train_clean, "final": relabel_finetune}
+    result: dict[str, Any] = {name: measure(load_model(folder).to(device.name)) for name, folder in models.items()}
+    for i, name in enumerate(models):
+        if result[name] is not None:
+            ctx.curve(phase="rounds", step=i, model=name, acc=result[name]["acc"], **({"asr": result[name]["asr"]} if known else {}))
+    result |= {"known": known, "attack": attack, "detection": None, "no_defence": None, "oracle": None}
+    flagged = np.array([word != "clean" for word in read_parquet(split / "decisions.parquet").sort_by("row")["verdict"].to_pylist()])
+    actions = np.array(read_parquet(relabel_finetune / "decisions.parquet").sort_by("row")["action"].to_pylist(), dtype=object)
+    references = {"no_defence": np.ones(len(labels), dtype=bool)}
+    if known:
+        table = read_parquet(truth / "truth.parquet").sort_by("row")
+        poisoned, covers = (table[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover"))
+        suspicion = column(relabel_finetune / "decisions.parquet", "suspicion").astype(np.float64)
+        given: Ints = labels.cpu().numpy()
+        result["detection"] = detection(flagged, suspicion, poisoned, covers, given, target or 0)
+        early = column(partition / "scores.parquet", "suspicion").astype(np.float64)
+        result["detection"]["auroc_partition"] = detection(flagged, early, poisoned, covers, given, target or 0)["auroc"]
+        chosen = column(partition / "scores.parquet", "likely_clean").astype(bool)
+        result["detection"]["poison_in_likely_clean"] = int((chosen & poisoned).sum())
+        result["detection"]["removed"] = int((actions == "remove").sum())
+        references["oracle"] = ~poisoned
+    else:
+        result["unknown"] = [*UNKNOWN, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]
+    if known:
+        for name, keep in references.items():
+            model = build(describe_network(data, ctx.params.group("network", NetworkParams)), generator(ctx.seed, "train_clean", "init")).to(
+                device.name
+            )
+            kept = torch.from_numpy(keep).to(device.name)
+            note = epoch_notes(ctx, name, recipe.passes(int(keep.sum())))
+            with ctx.timed(name):
+                train(model, images, labels, kept, recipe, ctx.seed, "train_clean", ctx.checkpoints / f"{name}.safetensors", note)
+            result[name] = measure(model)
+    (out / "evaluation.json").write_text(canonical_json(result), encoding="utf-8")
+    ctx.metrics = _scalars(result, read_json(relabel_finetune / "verdict.json"))
+
+
+def _scalars(result: dict[str, Any], verdict: dict[str, Any]) -> dict[str, float | int | None]:
+    """Return the flat figures that trackers and gates read."""
+    scalars: dict[str, float | int | None] = {}
+    for prefix, name in (("", "final"), ("clean_", "clean"), ("enhanced_", "enhanced"), ("no_defence_", "no_defence"), ("oracle_", "oracle")):
+        found = result[name]
+        if found is None:
+            if name == "final":
+                scalars |= {"acc": None, "min_recall": None}
+            continue
+        scalars[prefix + "acc"] = found["acc"]
+        if result["known"]:
+            scalars |= {prefix + key: found[key] for key in ("asr", "asr_k", "asr_n", "ra")}
+        if name == "final":
+            recalls = [r for r in found["recall"] if r is not None]
+            scalars["min_recall"] = min(recalls) if recalls else None
+            scalars |= {f"recall_{c}": r for c, r in enumerate(found["recall"])}
+    if result["detection"] is not None:
+        scalars |= {key: result["detection"][key] for key in ("tpr", "fpr", "auroc", "auroc_target", "poison_left", "removed", "flagged")}
+    return scalars | {"leak": verdict["leak"], "leak_power": verdict.get("leak_power")}
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

@@ -1,0 +1,103 @@
+"""Give the flagged samples the label that the clean model sees in them, fine-tune, and test the result for a leak."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from meca.augment import generator
+from meca.engine import predict, prepare, train
+from meca.files import canonical_json, read_json
+from meca.models import load_model, read_description, save_model
+from meca.relabel import Relabelled, RelabelParams, relabel, transplant, trigger_estimate
+from meca.stages.runtime import Context, main
+from meca.stages.tensors import epoch_notes, open_train, write_parquet
+from meca.store import read_parquet
+
+GROUPS = ("seed", "preset", "relabel_finetune")
+
+
+def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Path, out: Path) -> None:
+    """Write the final model, the final decisions and the final verdict."""
+    params, device = ctx.params.group("relabel_finetune", RelabelParams), prepare()
+    _, images, labels = open_train(store, device)
+    earlier = read_parquet(split / "decisions.parquet").sort_by("row")
+    verdict: dict[str, Any] = read_json(split / "verdict.json")
+    flagged = torch.tensor([word != "clean" for word in earlier["verdict"].to_pylist()], device=device.name)
+    model, description = load_model(train_clean).to(device.name), read_description(train_clean)
+    probabilities = predict(model, images).softmax(1)
+    decided = relabel(probabilities, labels, flagged, params)
+    if bool(decided.changed.any()) and verdict["verdict"] != "inconclusive":
+        with ctx.timed("train"):
+            note = epoch_notes(ctx, "finetune", params.recipe.passes(int(decided.keep.sum())))
+            place = ctx.checkpoints / "model.safetensors"
+            train(model, images, decided.labels, decided.keep, params.recipe, ctx.seed, "relabel_finetune", place, note)
+    save_model(model, description, out)
+    content = probabilities.argmax(1)
+    leak = _leak(ctx, model, load_model(partition).to(device.name), images, flagged, content, verdict["target_class"], labels, params, out)
+    (out / "verdict.json").write_text(canonical_json(verdict | leak), encoding="utf-8")
+    write_parquet(_final(earlier, decided, content, verdict["verdict"]), out / "decisions.parquet")
+    ctx.metrics = {"relabelled": int(decided.changed.sum()), "kept": int(decided.keep.sum()), **leak}
+
+
+def _leak(
+    ctx: Context,
+    model: torch.nn.Module,
+    poisoned_model: torch.nn.Module,
+    images: torch.Tensor,
+    flagged: torch.Tensor,
+    content: torch.Tensor,
+    target: int | None,
+    labels: torch.Tensor,
+    params: RelabelParams,
+    out: Path,
+) -> dict[str, float | None]:
+    """Test the final model with the estimated trigger on clean training images of other classes.
+
+    Its power is what the same trigger does to the model of `partition`, which was trained on everything: a test whose power
+    is small says little.
+    """
+    nothing: dict[str, float | None] = {"leak": None, "leak_power": None}
+    if target is None:
+        return nothing
+    suspects = flagged & (labels == target)
+    others = torch.nonzero(~flagged & (labels != target) & (content != target))[:, 0]
+    if not bool(suspects.any()) or len(others) == 0:
+        return nothing
+    trigger = trigger_estimate(images, suspects, ~flagged, content, int(labels.max()) + 1)
+    np.save(out / "trigger.npy", trigger.cpu().numpy().astype(np.float32), allow_pickle=False)
+    probe = images[others[torch.randperm(len(others), generator=generator(ctx.seed, "leak"))[: params.probe].to(others.device)]]
+    rates: list[float] = []
+    for each in (model, poisoned_model):
+        with_trigger, without = transplant(each, probe, trigger, target)
+        rates.append(round(max(0.0, with_trigger - without), 6))
+    return {"leak": rates[0], "leak_power": rates[1]}
+
+
+def _final(earlier: pa.Table, decided: Relabelled, content: torch.Tensor, verdict: str) -> pa.Table:
+    changed, keep = decided.changed.cpu().numpy(), decided.keep.cpu().numpy()
+    new, seen = decided.labels.cpu().numpy(), content.cpu().numpy()
+    actions, reasons = earlier["action"].to_pylist(), earlier["reasons"].to_pylist()
+    if verdict != "inconclusive":
+        actions = ["relabel" if c else "keep" if k else "remove" for c, k in zip(changed, keep, strict=True)]
+        reasons = [
+            [*codes, "label-conflict"] if c else [*codes, "not-relabelled"] if a == "remove" else codes
+            for codes, c, a in zip(reasons, changed, actions, strict=True)
+        ]
+    replaced = {
+        "action": pa.array(actions),
+        "new_label": pa.array([int(label) if a == "relabel" else None for label, a in zip(new, actions, strict=True)], pa.int64()),
+        "clean_pred": pa.array(seen, pa.int64()),
+        "reasons": pa.array(reasons, pa.list_(pa.string())),
+    }
+    table = earlier
+    for name, values in replaced.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    return table
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

@@ -1,0 +1,86 @@
+"""Between the files of the stages and the tensors of the method."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from meca.engine import Device
+from meca.models import Description, NetworkParams
+from meca.stages.runtime import Context
+from meca.store import Store, open_store, read_parquet
+
+__all__ = ["column", "describe_network", "epoch_notes", "open_train", "scores_table", "write_parquet"]
+
+
+def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
+    """Return the store, its training images uint8 [n h w c] and their labels int64 [n], on the device."""
+    store = open_store(path)
+    images = torch.from_numpy(np.array(store.images[store.train])).to(device.name)
+    labels = torch.from_numpy(np.array(store.labels[store.train])).to(device.name)
+    return store, images, labels
+
+
+def describe_network(store: Store, network: NetworkParams) -> Description:
+    """Return the description of a network for a store: normalization by mean and deviation of the training pixels."""
+    pixels = store.images[store.train]
+    counts = np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(pixels.shape[3])])
+    levels = np.arange(256) / 255
+    mean = (counts * levels).sum(1) / counts.sum(1)
+    std = np.sqrt(np.maximum((counts * levels**2).sum(1) / counts.sum(1) - mean**2, 1e-6))
+    info = store.info
+    return Description(
+        network,
+        info.class_names,
+        info.height,
+        info.width,
+        info.channels,
+        tuple(round(float(m), 6) for m in mean),
+        tuple(round(float(s), 6) for s in std),
+    )
+
+
+def scores_table(store: Store, columns: dict[str, np.ndarray]) -> pa.Table:
+    """Return a table with a line for every training row: row, sample_id and the columns (float64 becomes float32)."""
+    n = store.info.n_train
+    data: dict[str, Any] = {"row": pa.array(np.arange(n), pa.int64()), "sample_id": pa.array(store.ids[:n], pa.string())}
+    data |= {name: pa.array(values.astype(np.float32) if values.dtype == np.float64 else values) for name, values in columns.items()}
+    return pa.table(data)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table."""
+    pq.write_table(table, path, compression="zstd")
+
+
+def column(path: Path, name: str) -> np.ndarray:
+    """Return a column of a parquet file that a stage wrote, in the order of the rows."""
+    return read_parquet(path).sort_by("row")[name].to_numpy()
+
+
+def epoch_notes(ctx: Context, phase: str, total: int) -> Callable[[int, float, float], None]:
+    """Return what tells the curves and the progress about an epoch.
+
+    The curve of a killed run continues in the checkpoints' folder, so that the resumed run ends in the same lines.
+    """
+    import json
+
+    kept = ctx.checkpoints / f"{phase.replace(' ', '-')}.curve.json"
+    points: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    for point in points:
+        ctx.curve(**point)
+
+    def note(epoch: int, loss: float, accuracy: float) -> None:
+        points.append({"phase": phase, "epoch": epoch, "loss": round(loss, 6), "accuracy": round(accuracy, 6)})
+        ctx.curve(**points[-1])
+        from meca.files import atomic_write
+
+        atomic_write(kept, json.dumps(points))
+        ctx.progress(f"{ctx.name}: {phase}", epoch, total, f"loss {loss:.3f} accuracy {accuracy:.3f}")
+
+    return note

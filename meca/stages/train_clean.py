@@ -1,0 +1,34 @@
+"""Train a model from scratch on the samples that are not flagged."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from meca.augment import generator
+from meca.engine import Recipe, prepare, train
+from meca.models import NetworkParams, build, save_model
+from meca.stages.runtime import Context, main
+from meca.stages.tensors import describe_network, epoch_notes, open_train
+from meca.store import read_parquet
+
+GROUPS = ("seed", "preset", "network", "train_clean")
+
+
+def run(ctx: Context, store: Path, split: Path, out: Path) -> None:
+    """Write the clean model."""
+    recipe, device = ctx.params.group("train_clean", Recipe), prepare()
+    data, images, labels = open_train(store, device)
+    description = describe_network(data, ctx.params.group("network", NetworkParams))
+    verdicts = read_parquet(split / "decisions.parquet").sort_by("row")["verdict"].to_pylist()
+    keep = torch.tensor([verdict == "clean" for verdict in verdicts], device=device.name)
+    model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)
+    with ctx.timed("train"):
+        note = epoch_notes(ctx, "train", recipe.passes(int(keep.sum())))
+        train(model, images, labels, keep, recipe, ctx.seed, "train_clean", ctx.checkpoints / "model.safetensors", note)
+    save_model(model, description, out)
+    ctx.metrics = {"kept": int(keep.sum())}
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])
