@@ -54,6 +54,7 @@ class TwoOutputs:
     margin: Tensor  # float32 [n]: logit of `suspect` minus logit of `plain`, by the network that has not seen the sample
     called: Tensor  # bool [n]: of all outputs, that network chose `suspect` of the given class
     model: nn.Module  # of the last training; outputs: K plain, then K suspect
+    description: Description  # of that model
 
 
 def folds(labels: Tensor, rng: torch.Generator) -> Tensor:
@@ -146,7 +147,7 @@ def two_outputs(
             order_by = margin.clone()
         if on_training is not None:
             on_training(number + 1, last[0], last[1])
-    return TwoOutputs(margin=margin, called=called, model=grown)
+    return TwoOutputs(margin=margin, called=called, model=grown, description=wide)
 
 
 def unlearn(

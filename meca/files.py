@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def sha256_tree(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str) -> Generator[None]:
     """Hold `path` exclusively; a second holder fails at once instead of writing over the first.
 
     The kernel releases the lock when the holder dies, however it dies.

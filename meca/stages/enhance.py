@@ -1,14 +1,13 @@
 """Train the model in which a backdoor stands out, and rescore every sample with it."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
 import torch
 
 from meca.augment import generator
-from meca.engine import prepare, predict
-from meca.enhance import SIDES, EnhanceParams, two_outputs, unlearn
+from meca.engine import predict, prepare
+from meca.enhance import SIDES, EnhanceParams, TwoOutputs, two_outputs, unlearn
 from meca.models import load_model, read_description, save_model
 from meca.partition import PartitionParams, choose, signals, suspicion
 from meca.stages.runtime import Context, main
@@ -26,7 +25,7 @@ def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
     suspicious = torch.from_numpy(column(partition / "scores.parquet", "suspicion").copy()).to(device.name)
     if params.method == "two_outputs":
         columns: dict[str, torch.Tensor] = {}
-        models: dict[str, torch.nn.Module] = {}
+        results: dict[str, TwoOutputs] = {}
         spans: dict[str, float] = {}
         for side in SIDES:
 
@@ -37,12 +36,11 @@ def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
             with ctx.timed(side):
                 found = two_outputs(model, description, images, labels, suspicious, params, ctx.seed, side, ctx.checkpoints, note)
             columns |= {f"margin_{side}": found.margin, f"called_{side}": found.called}
-            models[side] = found.model
+            results[side] = found
             spans[side] = max(float(found.margin[labels == c].quantile(0.96) - found.margin[labels == c].quantile(0.04)) for c in labels.unique())
         chosen = max(SIDES, key=lambda side: spans[side])
         columns["suspicion"] = columns[f"margin_{chosen}"].sigmoid()
-        wide = tuple(f"{name}{mark}" for mark in ("", " (suspect)") for name in description.class_names)
-        save_model(models[chosen], dataclasses.replace(description, class_names=wide), out)
+        save_model(results[chosen].model, results[chosen].description, out)
         ctx.metrics = {f"range_{side}": spans[side] for side in SIDES}
     else:
         detector = ctx.params.group("partition", PartitionParams)

@@ -1,6 +1,7 @@
 """Measure the result: against the truth where there is one, and without it otherwise. No other stage reads the truth."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, epoch_notes, open_train
 from meca.store import read_parquet
 
-GROUPS = ("seed", "preset", "network", "train_clean")
+GROUPS = ("seed", "preset", "network", "train_clean", "evaluate")
 
 UNKNOWN = [
     "attack success rate (no trigger is known)",
@@ -26,6 +27,13 @@ UNKNOWN = [
 ]
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """Group `evaluate` of params.yaml."""
+
+    references: bool
 
 
 def run(
@@ -82,7 +90,7 @@ def run(
         references["oracle"] = ~poisoned
     else:
         result["unknown"] = [*UNKNOWN, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]
-    if known:
+    if known and ctx.params.group("evaluate", EvaluateParams).references:
         for name, keep in references.items():
             model = build(describe_network(data, ctx.params.group("network", NetworkParams)), generator(ctx.seed, "train_clean", "init")).to(
                 device.name
