@@ -1,0 +1,67 @@
+# The two commands: `make demo` and `make test`. Each creates the environment first, if it is not there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= shapes
+UV_VERSION := 0.13.8
+STAMP := $(VENV)/.installed
+
+export OMP_WAIT_POLICY ?= PASSIVE
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help install demo test check format lock closure results bench-quality bench-gpu clean
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(STAMP) ## the environment, from the lock with hashes
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "meca needs Python 3.11 or newer; say which with make PYTHON=python3.12"; exit 4; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes --compile-bytecode -r requirements.lock
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install ## poison a data set, clean it, report, register the model; DATA=cifar10 for photographs
+	@$(BIN)/meca demo --data $(DATA)
+
+test: install check ## every check and every test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+check: install ## formatting, lint, types, imports, computed files
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/pyright
+	$(BIN)/pyright --project tests
+	$(BIN)/lint-imports
+	$(BIN)/python -m tasks.closure --check
+	$(BIN)/python -m benchmarks.render --check
+
+format: install ## write what `check` asks for
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --fix --quiet .
+
+lock: install ## resolve the versions anew
+	$(BIN)/uv pip compile --universal --upgrade --generate-hashes --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet \
+	  --extra dev pyproject.toml --output-file requirements.lock
+
+closure: install ## the code each stage depends on, written into dvc.yaml
+	$(BIN)/python -m tasks.closure
+
+results: install ## docs/results.md and the README's table from the measured rows
+	$(BIN)/python -m benchmarks.render
+
+bench-quality: install ## the rows of quality.jsonl (an hour and a half on two cores)
+	$(BIN)/python -m benchmarks.quality
+
+bench-gpu: install ## the same rows with ResNet18 on the full sets, on a machine with a GPU
+	$(BIN)/python -m benchmarks.quality --gpu
+
+clean: ## everything that was made
+	rm -rf $(VENV) .demo .meca data work published report mlflow.db* mlruns mlartifacts

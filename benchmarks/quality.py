@@ -1,0 +1,215 @@
+"""The quality rows: data sets x attacks x presets x seeds, each a whole run of the pipeline, into results/quality.jsonl.
+
+    python -m benchmarks.quality                                   all of `GRID` that has no row yet
+    python -m benchmarks.quality --only shapes --seeds 1           a part of it
+    python -m benchmarks.quality --again                           measure anew; the newest row counts
+
+Nothing here sees the truth; `evaluate` does. Seed 0 is for tuning, so it is never reported. The references of a preset
+`paper` run are those of the `default` run with the same data, attack and seed: same recipe, same bytes.
+"""
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
+SEEDS = (1, 2, 3)
+PRESETS = ("default", "paper")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A data set with its settings and the attacks that are run on it."""
+
+    settings: dict[str, Any]
+    attacks: tuple[str, ...]
+    seeds: tuple[int, ...] = SEEDS
+
+
+GRID = {
+    "shapes": Experiment({"ingest.source": "shapes"}, ("badnet", "blend", "none")),
+    "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend", "none")),
+    "cifar10-10k": Experiment({"ingest.source": "cifar10", "ingest.train_limit": 10_000}, ("badnet", "blend", "sig", "none"), seeds=(1,)),
+}
+GPU_GRID = {
+    "cifar10": Experiment({"ingest.source": "cifar10", "network.name": "resnet18", "network.stem": "cifar"}, ("badnet", "blend", "sig", "none")),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid."""
+
+    experiment: str
+    attack: str
+    preset: str
+    seed: int
+    settings: tuple[tuple[str, Any], ...]
+
+
+def measure(run: Run, threads: int, references: dict[str, Any] | None, commit: str, keep: Path | None) -> dict[str, Any]:
+    """Run the pipeline for one cell in this process, and return its row."""
+    os.environ["MECA_THREADS"] = str(threads)
+    os.environ.setdefault("MECA_DATA", str(ROOT.parent / "shared" / "data"))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from meca.files import read_json
+    from meca.params import read_params, with_settings
+    from meca.pipeline import run as run_pipeline
+
+    started = time.perf_counter()
+    settings = dict(run.settings) | {"preset": run.preset, "seed": run.seed, "poison.attack": run.attack}
+    if references is not None:
+        settings["evaluate.references"] = False
+    params = with_settings(read_params(ROOT / "params.yaml"), settings)
+    folder = keep or Path(tempfile.mkdtemp(prefix="meca-quality-"))
+    try:
+        summary = run_pipeline(folder, params)
+        found = read_json(folder / "work" / "evaluate" / "evaluation.json")
+        receipts = {p.stem: read_json(p) for p in sorted((folder / "work" / "receipts").glob("*.json"))}
+        info = read_json(folder / "data" / "store" / "store.json")
+        network = read_json(folder / "work" / "train_clean" / "model.json")["network"]
+        verdict = read_json(folder / "work" / "relabel_finetune" / "verdict.json")
+    finally:
+        if keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    found |= references or {}
+    row = row_of(run, found, summary, info, network, verdict)
+    peaks = [r["peak_mib"] for r in receipts.values()]
+    return row | {
+        "peak_mib": max(peaks),
+        "stage_seconds": {name: r["seconds"] for name, r in receipts.items()},
+        "command": f"python -m benchmarks.quality --only {run.experiment} --attack {run.attack} --preset {run.preset} --seeds {run.seed}",
+        "commit": commit,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": f"{receipts['train_clean']['hardware']['processor']}, {threads} of {os.cpu_count()} cores",
+        "torch": receipts["train_clean"]["versions"]["torch"],
+        "python": platform.python_version(),
+        "seed": run.seed,
+        "seconds": round(time.perf_counter() - started, 1),
+        "references": {name: found.get(name) for name in ("no_defence", "oracle")},
+    }
+
+
+def row_of(
+    run: Run, found: dict[str, Any], summary: dict[str, Any], info: dict[str, Any], network: dict[str, Any], verdict: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the part of a row that says what came out."""
+    final, oracle, bare, flags = found["final"], found["oracle"] or {}, found["no_defence"] or {}, found["detection"] or {}
+    counts = summary["counts"]
+    return {
+        "experiment": run.experiment,
+        "dataset": info["source"].get("name", run.experiment),
+        "n_train": info["n_train"],
+        "n_test": info["n_test"],
+        "network": network["name"],
+        "stem": network["stem"],
+        "attack": run.attack,
+        "poison_rate": found["attack"].get("poison_rate", 0.0),
+        "preset": run.preset,
+        "acc": final["acc"],
+        "asr_k": final.get("asr_k"),
+        "asr_n": final.get("asr_n"),
+        "ra": final.get("ra"),
+        "recall": final["recall"],
+        "tpr": flags.get("tpr"),
+        "fpr": flags.get("fpr") if flags else (counts["removed"] + counts["relabelled"]) / counts["input"],
+        "auroc": flags.get("auroc"),
+        "auroc_target": flags.get("auroc_target"),
+        "poison_left": flags.get("poison_left"),
+        "removed": counts["removed"],
+        "relabelled": counts["relabelled"],
+        "verdict": summary["verdict"],
+        "target_class": verdict["target_class"],
+        "leak": verdict["leak"],
+        "leak_power": verdict.get("leak_power"),
+        "clean_acc": found["clean"]["acc"],
+        "clean_asr": found["clean"].get("asr"),
+        "no_defence_acc": bare.get("acc"),
+        "no_defence_asr": bare.get("asr"),
+        "oracle_acc": oracle.get("acc"),
+        "oracle_asr": oracle.get("asr"),
+        "oracle_recall": oracle.get("recall"),
+    }
+
+
+def cells(grid: dict[str, Experiment], arguments: argparse.Namespace) -> list[Run]:
+    """Return the cells that were asked for, those of preset `default` before those that use their references."""
+    return [
+        Run(name, attack, preset, seed, tuple(experiment.settings.items()))
+        for preset in PRESETS
+        for name, experiment in grid.items()
+        for seed in arguments.seeds or experiment.seeds
+        for attack in experiment.attacks
+        if (not arguments.only or name in arguments.only)
+        and (not arguments.attack or attack in arguments.attack)
+        and (not arguments.preset or preset in arguments.preset)
+    ]
+
+
+def identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what makes a row the row of a cell."""
+    return row["experiment"], row["attack"], row["preset"], row["seed"]
+
+
+def main() -> None:
+    """Measure the cells that have no row yet, as many at a time as there are cores."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", action="append", help="an experiment")
+    parser.add_argument("--attack", action="append")
+    parser.add_argument("--preset", action="append", choices=PRESETS)
+    parser.add_argument("--seeds", type=int, nargs="*")
+    parser.add_argument("--again", action="store_true", help="measure cells that have a row already")
+    parser.add_argument("--gpu", action="store_true", help="the full data sets with ResNet18")
+    parser.add_argument("--workers", type=int, default=0, help="runs at a time, one thread each; 0: one per core")
+    parser.add_argument("--keep", type=Path, help="keep the run folders below this one")
+    arguments = parser.parse_args()
+    workers = 1 if arguments.gpu else arguments.workers or os.cpu_count() or 1
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    known = {identity(row): row for row in rows}
+    wanted = [run for run in cells(GPU_GRID if arguments.gpu else GRID, arguments) if arguments.again or identity(vars(run)) not in known]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S607
+    failed = 0
+    context = multiprocessing.get_context("spawn")
+    for preset in PRESETS:  # the second half needs the references of the first
+        with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+            jobs = {}
+            for run in (r for r in wanted if r.preset == preset):
+                base = known.get((run.experiment, run.attack, "default", run.seed), {}) if preset != "default" else {}
+                folder = arguments.keep / f"{run.experiment}-{run.attack}-{run.preset}-{run.seed}" if arguments.keep else None
+                jobs[pool.submit(measure, run, threads, base.get("references"), commit, folder)] = run
+            for job in as_completed(jobs):
+                run = jobs[job]
+                try:
+                    row = job.result()
+                except Exception as error:  # a cell that fails must not take the others with it
+                    failed += 1
+                    print(f"{run.experiment} {run.attack} {run.preset} seed {run.seed}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                    continue
+                known[identity(row)] = row
+                with open(RESULTS, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row, sort_keys=True) + "\n")
+                asr = "-" if row["asr_k"] is None else f"{row['asr_k'] / row['asr_n']:.4f}"
+                print(
+                    f"{run.experiment} {run.attack} {run.preset} seed {run.seed}: {row['verdict']} ACC {row['acc']:.4f} ASR {asr}"
+                    f" oracle {row['oracle_acc']} {row['oracle_asr']} TPR {row['tpr']} FPR {row['fpr']} {row['seconds']} s",
+                    flush=True,
+                )
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
