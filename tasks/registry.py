@@ -55,7 +55,7 @@ def check(gates: Gates, verdict: Mapping[str, Any], evaluation: Mapping[str, Any
         Gate("verdicts", found, allowed, holds, f"the verdict is {found}" + ("" if holds else f", which is none of: {allowed}")),
         _at_least("min_acc", "the accuracy on the test split", final.get("acc"), gates.min_acc),
         _at_least("min_recall", "the recall of the worst class on the test split", worst, gates.min_recall),
-        _at_most("max_leak", "the share of suspects that keep their suspect label in the model", verdict.get("leak"), gates.max_leak),
+        _leak(verdict, gates.max_leak),
     ]
 
 
@@ -66,11 +66,16 @@ def _at_least(name: str, what: str, value: float | None, limit: float) -> Gate:
     return Gate(name, value, limit, holds, f"{what} is {value:.4f}, " + ("at least" if holds else f"{limit - value:.4f} below") + f" {limit:.4g}")
 
 
-def _at_most(name: str, what: str, value: float | None, limit: float) -> Gate:
+def _leak(verdict: Mapping[str, Any], limit: float) -> Gate:
+    what, value = "the leak (docs/files.md) of the final model", verdict.get("leak")
     if value is None:
-        return Gate(name, None, limit, False, f"{what} is unknown; it must be at most {limit:.4g}")
+        holds = verdict["verdict"] != "poisoned"  # nothing is suspected, so there is nothing that could have leaked
+        sentence = f"{what} is not measured, because nothing is suspected" if holds else f"{what} is unknown; it must be at most {limit:.4g}"
+        return Gate("max_leak", None, limit, holds, sentence)
     holds = value <= limit
-    return Gate(name, value, limit, holds, f"{what} is {value:.4f}, " + ("at most" if holds else f"{value - limit:.4f} above") + f" {limit:.4g}")
+    return Gate(
+        "max_leak", value, limit, holds, f"{what} is {value:.4f}, " + ("at most" if holds else f"{value - limit:.4f} above") + f" {limit:.4g}"
+    )
 
 
 def promote(workspace: Path = Path(), params: Params | None = None) -> dict[str, Any]:

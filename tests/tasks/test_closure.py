@@ -45,7 +45,8 @@ def test_closure_holds_what_python_loads():
 
 def test_rewrite_changes_code_and_parameters_and_nothing_else(project):
     (project / "meca" / "a.py").write_text('GROUPS = ("seed", "plain", "blocks")\n')
-    before = "stages: # kept\n  a:\n    cmd: >-\n      python -m meca.a\n      --out out\n    deps:\n      - data\n      - meca/gone.py\n    params:\n      - old\n    outs:\n      - out # kept\n"
+    head = "stages: # kept\n  a:\n    cmd: >-\n      python -m meca.a\n      --out out\n"
+    before = head + "    deps:\n      - data\n      - meca/gone.py\n    params:\n      - old\n    outs:\n      - out # kept\n"
     after = before.replace("      - meca/gone.py\n", "      - meca/__init__.py\n      - meca/a.py\n")
     after = after.replace("      - old\n", "      - seed\n      - plain\n      - blocks.${preset}\n")
     assert rewrite(project, before) == after

@@ -34,6 +34,10 @@ def test_each_gate_refuses_alone_and_says_the_distance(verdict, final, name, dis
     assert distance in found[name]
 
 
+def test_a_set_in_which_nothing_is_suspected_has_no_leak_to_refuse():
+    assert failed({"verdict": "no_evidence", "leak": None}, EVALUATION) == {}
+
+
 def test_without_a_test_split_nothing_is_promoted():
     found = failed(VERDICT, {"final": None})
     assert set(found) == {"min_acc", "min_recall"}

@@ -45,7 +45,7 @@ def test_without_code_no_stage_depends_on_code(tmp_path):
 
 
 def test_an_unknown_setting_and_a_missing_project_are_named(tmp_path):
-    with pytest.raises(UsageError, match="did you mean 'ingest.size'"):
+    with pytest.raises(UsageError, match=r"did you mean 'ingest\.size'"):
         create(tmp_path / "w", {"ingest.siez": 3})
     with pytest.raises(UsageError, match="found none"):
         create(tmp_path / "w", root=tmp_path)
