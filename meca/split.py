@@ -30,6 +30,7 @@ class SplitParams:
     max_valley: float  # two heaps: at most this share of a class lies in the middle fifth of its range
     doubt_valley: float  # up to here it is neither one heap nor two
     min_range: float  # logits: two heaps are at least so far apart
+    doubt_range: float  # from here on it is neither one heap nor two
     spread: float  # standard deviations of the plain heap that are still plain
     cap_flagged: float  # of all samples: more are not believed
     cap_left: float  # of the smaller of a class's size and the median kept count: fewer may not be left
@@ -103,9 +104,8 @@ def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, para
         found += per_side
         # The side whose suspects are told apart more clearly: on the other one the heaps, if any, have changed places.
         best[c] = max(per_side, key=lambda e: e.range * (1 - e.valley))
-    wide = {c: e for c, e in best.items() if e.range >= params.min_range}
-    certain = {c: e for c, e in wide.items() if e.valley <= params.max_valley}
-    doubtful = {c: e for c, e in wide.items() if params.max_valley < e.valley <= params.doubt_valley}
+    certain = {c: e for c, e in best.items() if e.range >= params.min_range and e.valley <= params.max_valley}
+    doubtful = [c for c, e in best.items() if c not in certain and e.range >= params.doubt_range and e.valley <= params.doubt_valley]
 
     flagged = np.zeros(len(labels), dtype=bool)
     suspicion = np.zeros(len(labels))
