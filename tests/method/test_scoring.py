@@ -1,0 +1,164 @@
+"""The score against a reference that takes one image after the other, in double precision, as the formula says."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from meca.augment import generator
+from meca.engine import predict
+from meca.scoring import patch_masks, ranks, score
+from tests.method.tiny import CLASSES, copied, network, pictures, unchanged
+
+EPS = 8 / 255
+
+
+@pytest.fixture
+def setting() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    images, labels = pictures(24)
+    images[0], images[1] = 0, 255  # where the clip shows
+    return network(), images, labels, patch_masks(3, 8, 8, 2, 0.3, generator("masks"))
+
+
+def reference(model: nn.Module, image: Tensor, label: int, masks: Tensor, eps: float) -> float:
+    model = copy.deepcopy(model).double()
+    x = (image.double() / 255).permute(2, 0, 1)[None].requires_grad_()
+    logits = model(x)[0]
+    log_p = logits - torch.logsumexp(logits, 0)
+    (gradient,) = torch.autograd.grad(-log_p[label], x)
+    total = 0.0
+    for mask in masks.double():
+        moved = torch.clip(x.detach() + mask * eps * torch.sign(gradient), 0, 1)
+        z = model(moved)[0].detach()
+        p, q = torch.exp(log_p.detach()), torch.softmax(z, 0)
+        total += sum(float(p[c]) * (float(torch.log(p[c])) - float(torch.log(q[c]))) for c in range(len(p)))
+    return total / len(masks)
+
+
+def test_the_score_equals_the_reference(setting: tuple) -> None:
+    model, images, labels, masks = setting
+    found, logits = score(model, images, labels, masks, EPS)
+    expected = [reference(model, image, int(label), masks, EPS) for image, label in zip(images, labels, strict=True)]
+    assert np.ptp(expected) > 1e-3
+    assert np.allclose(found.numpy(), expected, rtol=1e-3, atol=1e-7)
+    assert torch.equal(logits, predict(model, images))
+    assert found.dtype == logits.dtype == torch.float32
+
+
+def test_no_step_and_an_empty_mask_give_zero(setting: tuple) -> None:
+    model, images, labels, masks = setting
+    assert torch.equal(score(model, images, labels, masks, 0.0)[0], torch.zeros(24))
+    assert torch.equal(score(model, images, labels, torch.zeros_like(masks), EPS)[0], torch.zeros(24))
+
+
+def test_a_score_is_not_negative_but_for_rounding(setting: tuple) -> None:
+    model, images, labels, masks = setting
+    for eps in (1e-5, EPS, 0.5):
+        assert float(score(model, images, labels, masks, eps)[0].min()) >= -1e-6
+
+
+def test_permuting_samples_permutes_scores(setting: tuple) -> None:
+    model, images, labels, masks = setting
+    order = torch.randperm(24, generator=generator("order"))
+    found, logits = score(model, images, labels, masks, EPS)
+    moved, moved_logits = score(model, images[order], labels[order], masks, EPS)
+    assert torch.allclose(moved, found[order], rtol=1e-4, atol=1e-8) and torch.allclose(moved_logits, logits[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 24])
+def test_the_batch_size_changes_nothing_but_rounding(setting: tuple, batch_size: int) -> None:
+    model, images, labels, masks = setting
+    found = score(model, images, labels, masks, EPS)[0]
+    assert torch.allclose(score(model, images, labels, masks, EPS, batch_size)[0], found, rtol=1e-4, atol=1e-8)
+
+
+def test_the_score_is_the_mean_over_the_masks_in_any_order(setting: tuple) -> None:
+    model, images, labels, masks = setting
+    found = score(model, images, labels, masks, EPS)[0]
+    assert torch.allclose(score(model, images, labels, masks.flip(0), EPS)[0], found, rtol=1e-5)
+    single = torch.stack([score(model, images, labels, mask[None], EPS)[0] for mask in masks])
+    assert torch.allclose(single.mean(0), found, rtol=1e-5)
+
+
+def test_renaming_the_classes_changes_no_score(setting: tuple) -> None:
+    model, images, labels, masks = setting
+    names = torch.tensor([2, 0, 3, 1])  # the new name of each class
+    renamed = copy.deepcopy(model)
+    (last,) = [module for module in renamed.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        last.weight[names] = last.weight.clone()
+        last.bias[names] = last.bias.clone()
+    found, logits = score(model, images, labels, masks, EPS)
+    again, renamed_logits = score(renamed, images, names[labels], masks, EPS)
+    assert torch.allclose(again, found, rtol=1e-4, atol=1e-8) and torch.allclose(renamed_logits[:, names], logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_leaves_model_flags_and_input_as_they_were(setting: tuple, training: bool) -> None:
+    model, images, labels, masks = setting
+    model.train(training)
+    frozen = next(model.parameters()).requires_grad_(False)
+    weights, before = copied(model), (images.clone(), labels.clone(), masks.clone())
+    score(model, images, labels, masks, EPS)
+    assert unchanged(model, weights)
+    assert all(module.training is training for module in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == [p is not frozen for p in model.parameters()]
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip((images, labels, masks), before, strict=True))
+    assert torch.is_grad_enabled()
+
+
+def test_the_mode_of_the_model_does_not_matter(setting: tuple) -> None:
+    model, images, labels, masks = setting
+    found = score(model.eval(), images, labels, masks, EPS)[0]
+    assert torch.equal(score(model.train(), images, labels, masks, EPS)[0], found)
+
+
+@pytest.mark.parametrize(("height", "width", "patch"), [(8, 8, 2), (7, 9, 3), (8, 8, 1)])
+def test_a_share_of_zero_is_one_square(height: int, width: int, patch: int) -> None:
+    masks = patch_masks(50, height, width, patch, 0, generator("one"))
+    assert masks.shape == (50, 1, height, width) and masks.dtype == torch.float32
+    corners = set()
+    for mask in masks[:, 0]:
+        rows, columns = torch.nonzero(mask, as_tuple=True)
+        assert len(rows) == patch * patch
+        assert rows.max() - rows.min() == columns.max() - columns.min() == patch - 1
+        corners.add((int(rows.min()), int(columns.min())))
+    assert len(corners) > 5
+
+
+@pytest.mark.parametrize(("height", "width", "patch"), [(8, 8, 2), (7, 9, 3)])
+def test_a_mask_is_made_of_whole_patches_of_a_grid(height: int, width: int, patch: int) -> None:
+    masks = patch_masks(200, height, width, patch, 0.25, generator("grid"))
+    assert masks.shape == (200, 1, height, width) and set(masks.unique().tolist()) == {0.0, 1.0}
+    for i in range(height):
+        for j in range(width):
+            assert torch.equal(masks[:, 0, i, j], masks[:, 0, i - i % patch, j - j % patch])
+    assert abs(float(masks[:, :, ::patch, ::patch].mean()) - 0.25) < 0.03
+    assert torch.equal(patch_masks(2, height, width, patch, 1.0, generator("all")), torch.ones(2, 1, height, width))
+
+
+def test_masks_depend_on_their_generator_alone() -> None:
+    torch.manual_seed(1)
+    first = patch_masks(4, 8, 8, 2, 0.5, generator("a"))
+    torch.manual_seed(2)
+    assert torch.equal(patch_masks(4, 8, 8, 2, 0.5, generator("a")), first)
+    assert not torch.equal(patch_masks(4, 8, 8, 2, 0.5, generator("b")), first)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranks_are_those_of_scipy_scaled_to_one(seed: int) -> None:
+    values = torch.randint(0, 12, (30,), generator=torch.Generator().manual_seed(seed)).float()
+    expected = (rankdata(values.numpy(), method="average") - 1) / 29
+    assert np.allclose(ranks(values).numpy(), expected)
+
+
+def test_ranks_of_one_and_of_none() -> None:
+    assert torch.equal(ranks(torch.tensor([5.0])), torch.zeros(1, dtype=torch.float64)) and ranks(torch.empty(0)).shape == (0,)
+
+
+def test_the_task_has_all_classes() -> None:
+    assert set(pictures()[1].tolist()) == set(range(CLASSES))

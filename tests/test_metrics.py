@@ -1,0 +1,125 @@
+"""The measures: hand-worked cases, published intervals, and an independent count of the AUROC."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from meca.metrics import accuracy, attack_success, auroc, detection, wilson
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high", "digits"),
+    [(0, 910, 0.0, 0.42, 2), (6, 910, 0.30, 1.43, 2), (0, 9000, 0.0, 0.043, 3), (45, 9000, 0.37, 0.67, 2)],
+)
+def test_wilson_gives_the_intervals_of_the_reference(k: int, n: int, low: float, high: float, digits: int) -> None:
+    assert tuple(round(100 * end, digits) for end in wilson(k, n)) == (low, high)
+
+
+@examples(derandomize=True, deadline=None)
+@given(n=st.integers(1, 10_000), share=st.floats(0, 1))
+def test_an_interval_contains_its_share_and_stays_within_bounds(n: int, share: float) -> None:
+    k = round(share * n)
+    low, high = wilson(k, n)
+    assert 0 <= low <= k / n + 1e-12 and k / n <= high + 1e-12 and high <= 1
+    mirrored = wilson(n - k, n)
+    assert math.isclose(low, 1 - mirrored[1], abs_tol=1e-12) and math.isclose(high, 1 - mirrored[0], abs_tol=1e-12)
+
+
+def test_no_trial_says_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_accuracy_by_hand() -> None:
+    found = accuracy(np.array([0, 0, 1, 2, 1, 0]), np.array([0, 0, 0, 1, 1, 1]), 4)
+    assert (found["acc"], found["correct"], found["n"]) == (0.5, 3, 6)
+    assert found["recall"] == [2 / 3, 1 / 3, None, None]
+    assert found["confusion"] == [[2, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+@examples(derandomize=True, deadline=None)
+@given(seed=st.integers(0, 999), n=st.integers(1, 100))
+def test_recalls_weighted_by_class_size_give_the_accuracy(seed: int, n: int) -> None:
+    labels, predicted = np.random.default_rng(seed).integers(0, 5, (2, n))
+    found = accuracy(predicted, labels, 5)
+    weighted = sum((r or 0.0) * (labels == c).sum() for c, r in enumerate(found["recall"])) / n
+    assert found["acc"] == pytest.approx(weighted) == pytest.approx(float((labels == predicted).mean()))
+    assert np.sum(found["confusion"]) == n
+
+
+def test_attack_success_by_hand() -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    triggered = np.array([1, 0, 1, 1, 1, 2])
+    clean = np.array([0, 1, 1, 1, 2, 0])
+    found = attack_success(triggered, clean, labels, 1)
+    assert (found["asr"], found["asr_k"], found["asr_n"], found["ra"], found["base_rate"]) == (0.5, 2, 4, 0.5, 0.25)
+    assert found["asr_interval"] == list(wilson(2, 4))
+
+
+def test_images_of_the_target_class_count_nowhere_in_the_attack() -> None:
+    rng = np.random.default_rng(0)
+    labels, triggered, clean, other = rng.integers(0, 3, (4, 60))
+    mine = labels == 2
+    assert mine.any()
+    changed = [np.where(mine, other, values) for values in (triggered, clean)]
+    assert attack_success(triggered, clean, labels, 2) == attack_success(*changed, labels, 2)
+
+
+def test_a_model_that_always_answers_the_target_has_full_success_and_no_robust_accuracy() -> None:
+    labels = np.arange(30) % 3
+    always = np.full(30, 1)
+    found = attack_success(always, always, labels, 1)
+    assert (found["asr"], found["ra"], found["base_rate"], found["asr_n"]) == (1.0, 0.0, 1.0, 20)
+
+
+def test_a_test_set_of_the_target_class_alone_has_no_attack_to_measure() -> None:
+    ones = np.ones(5, dtype=np.int64)
+    found = attack_success(ones, ones, ones, 1)
+    assert (found["asr"], found["asr_n"], found["asr_interval"]) == (0.0, 0, [0.0, 1.0])
+
+
+def test_detection_by_hand_and_covers_are_no_false_alarms() -> None:
+    poisoned = np.array([1, 1, 0, 0, 0, 0], dtype=bool)
+    covers = np.array([0, 0, 1, 1, 0, 0], dtype=bool)
+    flagged = np.array([1, 0, 1, 0, 1, 0], dtype=bool)
+    suspicion = np.array([0.9, 0.5, 0.8, 0.1, 0.6, 0.2])
+    labels = np.array([1, 1, 0, 0, 1, 0])
+    assert detection(flagged, suspicion, poisoned, covers, labels, 1) == {
+        "tpr": 0.5, "fpr": 0.5, "auroc": 0.75, "auroc_target": 0.5, "poisoned": 2, "poison_left": 1, "flagged": 3, "covers_flagged": 1,
+    }  # fmt: skip
+
+
+def test_where_one_kind_is_missing_its_rates_are_missing() -> None:
+    nothing, everything = np.zeros(4, dtype=bool), np.ones(4, dtype=bool)
+    labels, suspicion = np.zeros(4, dtype=np.int64), np.arange(4.0)
+    without_poison = detection(nothing, suspicion, nothing, nothing, labels, 0)
+    assert (without_poison["tpr"], without_poison["fpr"], without_poison["auroc"], without_poison["auroc_target"]) == (None, 0.0, None, None)
+    all_poison = detection(everything, suspicion, everything, nothing, labels, 0)
+    assert (all_poison["tpr"], all_poison["fpr"], all_poison["auroc"]) == (1.0, None, None)
+
+
+@examples(derandomize=True, deadline=None)
+@given(seed=st.integers(0, 999), n=st.integers(2, 60))
+def test_the_auroc_is_the_share_of_rightly_ordered_pairs(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    score, positive, among = rng.integers(0, 8, n) / 8, rng.random(n) < 0.4, rng.random(n) < 0.8
+    highs, lows = score[positive & among], score[~positive & among]
+    found = auroc(score, positive, among)
+    if len(highs) == 0 or len(lows) == 0:
+        assert found is None
+    else:
+        pairs = [1.0 if h > low else 0.5 if h == low else 0.0 for h in highs for low in lows]
+        assert found == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_the_measures_leave_their_inputs_as_they_were() -> None:
+    rng = np.random.default_rng(0)
+    integers, flags, score = rng.integers(0, 3, (3, 40)), rng.random((3, 40)) < 0.5, rng.random(40)
+    for array in (integers, flags, score):
+        array.flags.writeable = False  # a write would raise
+    accuracy(integers[0], integers[1], 3)
+    attack_success(integers[0], integers[1], integers[2], 1)
+    detection(flags[0], score, flags[1], flags[2] & ~flags[1], integers[0], 1)
