@@ -7,6 +7,8 @@ DATA ?= shapes
 UV_VERSION := 0.13.8
 STAMP := $(VENV)/.installed
 
+# Real data sets, where they are at hand (README.md, "Your own data").
+export MECA_DATA ?= $(wildcard $(abspath ../shared/data))
 export OMP_WAIT_POLICY ?= PASSIVE
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
