@@ -77,6 +77,7 @@ class Trainer:
         self.recipe = recipe
         self.steps = max(1, steps)
         self.done = 0
+        self.history: list[tuple[float, float]] = []  # of every finished epoch: mean loss, accuracy
         decay = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]  # biases and BatchNorm are not decayed
         groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -115,6 +116,7 @@ class Trainer:
             if buffer is not None:
                 state[f"momentum.{i}"] = buffer.detach().cpu().contiguous()
         state["done"] = torch.tensor(self.done)
+        state["history"] = torch.tensor(self.history, dtype=torch.float64).reshape(-1, 2)
         return state
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -127,6 +129,7 @@ class Trainer:
                 buffer.copy_(state[f"momentum.{i}"])
                 self.optimizer.state[p]["momentum_buffer"] = buffer
         self.done = int(state["done"])
+        self.history = [(loss, accuracy) for loss, accuracy in state["history"].tolist()]
 
 
 def resume(trainer: Trainer, checkpoint: Path | None) -> int:
@@ -176,7 +179,8 @@ def train(
         seed: Of the run.
         purpose: Name of this training; part of every draw's key.
         checkpoint: File to resume from and to write after each epoch.
-        on_epoch: Told epoch, mean loss and accuracy on the augmented batches.
+        on_epoch: Told epoch, mean loss and accuracy on the augmented batches; when resuming, of the finished epochs as well, so
+            that what it writes down is the same as without the kill.
 
     Raises:
         MecaError: Nothing is kept, or the loss is no longer a number.
@@ -188,7 +192,11 @@ def train(
     per_epoch = max(1, kept // batch)  # a last, smaller batch would have other BatchNorm statistics: it waits for the next epoch
     epochs = recipe.passes(kept)
     trainer = Trainer(model, recipe, epochs * per_epoch)
-    for epoch in range(resume(trainer, checkpoint), epochs):
+    start = resume(trainer, checkpoint)
+    if on_epoch is not None:
+        for epoch, (mean_loss, accuracy) in enumerate(trainer.history, 1):
+            on_epoch(epoch, mean_loss, accuracy)
+    for epoch in range(start, epochs):
         rng = generator(seed, purpose, "epoch", epoch)
         order = torch.randperm(n, generator=rng).to(images.device)
         order = order[keep[order]]
@@ -206,9 +214,10 @@ def train(
             right += (logits.argmax(1) == labels[rows]).sum()
         if not bool(torch.isfinite(loss_sum)):
             raise MecaError(f"The loss of training {purpose!r} is not finite in epoch {epoch + 1}; lower its learning rate in params.yaml.")
+        trainer.history.append((float(loss_sum) / per_epoch, float(right) / (per_epoch * batch)))
         save_checkpoint(trainer, checkpoint, epoch + 1)
         if on_epoch is not None:
-            on_epoch(epoch + 1, float(loss_sum) / per_epoch, float(right) / (per_epoch * batch))
+            on_epoch(epoch + 1, *trainer.history[-1])
     return model.eval()
 
 

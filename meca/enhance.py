@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from meca.augment import generator
 from meca.engine import Recipe, Trainer, as_input, predict, resume, save_checkpoint, train
+from meca.errors import MecaError
 from meca.models import Description, build
 
 __all__ = ["SIDES", "EnhanceParams", "TwoOutputs", "folds", "two_outputs", "unlearn", "widen"]
@@ -179,12 +180,15 @@ def unlearn(
     per_epoch = max(1, n // batch)
     epochs = recipe.passes(n)
     trainer = Trainer(model, recipe, epochs * per_epoch)
-    loss = torch.zeros(())
     for epoch in range(resume(trainer, checkpoint), epochs):
+        loss = torch.zeros(())
         order = torch.randperm(n, generator=generator(seed, "enhance", number, epoch)).to(images.device)
         for i in range(per_epoch):
             rows = order[i * batch : (i + 1) * batch]
             weight = torch.where(likely_clean[rows], -params.unlearning, 1.0)
             loss, _ = trainer.step(as_input(images[rows]), labels[rows], weight)
+        if not bool(torch.isfinite(loss)):
+            raise MecaError(f"The loss of enhancement round {number} is not finite in epoch {epoch + 1}; lower its learning rate in params.yaml.")
+        trainer.history.append((float(loss), 0.0))
         save_checkpoint(trainer, checkpoint, epoch + 1)
-    return model.eval(), float(loss)
+    return model.eval(), trainer.history[-1][0] if trainer.history else 0.0

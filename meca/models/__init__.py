@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meca.errors import MecaError
+from meca.errors import MecaError, UsageError
 from meca.files import canonical_json
 from meca.models.compact import compact
+from meca.params import Params
 
 __all__ = ["NETWORKS", "Description", "NetworkParams", "Normalize", "build", "load_model", "memory_format", "reset", "save_model"]
 
@@ -138,8 +139,12 @@ def read_description(folder: Path) -> Description:
     """Return what model.json says."""
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        network = NetworkParams(**record.pop("network"))
-        lists = {name: tuple(record.pop(name)) for name in ("class_names", "mean", "std")}
-        return Description(network=network, **lists, **record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = Params({"model": record}, "model.json").group("model", Description)
+    except (OSError, ValueError, UsageError) as error:
         raise MecaError(f"Expected the description of a model in {folder / 'model.json'}: {error}") from None
+    sizes = (len(found.class_names), found.height, found.width, found.channels, found.network.width)
+    if min(sizes) < 1 or not len(found.mean) == len(found.std) == found.channels:
+        raise MecaError(
+            f"Expected the description of a model in {folder / 'model.json'}, found sizes that contradict each other or are not positive."
+        )
+    return found

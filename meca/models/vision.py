@@ -16,7 +16,9 @@ def vision(name: str, classes: int, channels: int, stem: str) -> nn.Module:
         stem: `imagenet`: torchvision's own first layer (stride 2, and a pool in the ResNets); `cifar`: a 3x3 convolution
             of stride 1 and no pool, for images of 32 or 64 pixels. At 32 px the two differ by 15 times the work.
     """
-    model: nn.Module = getattr(torchvision.models, name)(weights=None, num_classes=classes)
+    # Dropout would draw from the global state: two runs of one seed, or a resumed one, would end in other bits.
+    settings = {"dropout": 0.0} if name == "mobilenet_v2" else {}
+    model: nn.Module = getattr(torchvision.models, name)(weights=None, num_classes=classes, **settings)
     if isinstance(model, torchvision.models.ResNet):
         if stem == "cifar":
             model.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)

@@ -66,21 +66,11 @@ def column(path: Path, name: str) -> np.ndarray:
 def epoch_notes(ctx: Context, phase: str, total: int) -> Callable[[int, float, float], None]:
     """Return what tells the curves and the progress about an epoch.
 
-    The curve of a killed run continues in the checkpoints' folder, so that the resumed run ends in the same lines.
+    A resumed training tells of the epochs before the kill too, so the curve ends in the same lines.
     """
-    import json
-
-    kept = ctx.checkpoints / f"{phase.replace(' ', '-')}.curve.json"
-    points: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
-    for point in points:
-        ctx.curve(**point)
 
     def note(epoch: int, loss: float, accuracy: float) -> None:
-        points.append({"phase": phase, "epoch": epoch, "loss": round(loss, 6), "accuracy": round(accuracy, 6)})
-        ctx.curve(**points[-1])
-        from meca.files import atomic_write
-
-        atomic_write(kept, json.dumps(points))
+        ctx.curve(phase=phase, epoch=epoch, loss=round(loss, 6), accuracy=round(accuracy, 6))
         ctx.progress(f"{ctx.name}: {phase}", epoch, total, f"loss {loss:.3f} accuracy {accuracy:.3f}")
 
     return note

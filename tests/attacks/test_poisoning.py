@@ -53,7 +53,9 @@ def test_the_promised_number_of_the_pool_is_chosen(seed: int, n: int, rate: floa
 
 @examples(derandomize=True, deadline=None)
 @given(**draws)
-def test_poison_at_a_lower_rate_is_part_of_poison_at_a_higher_one(seed: int, n: int, rate: float, cap: float, carrier: str, clean_label: bool) -> None:
+def test_poison_at_a_lower_rate_is_part_of_poison_at_a_higher_one(
+    seed: int, n: int, rate: float, cap: float, carrier: str, clean_label: bool
+) -> None:
     labels = labels_of(seed, n)
     try:
         low = pick(labels, clean_label, seed, rate=rate / 3, cap=cap, carrier=carrier)

@@ -32,7 +32,10 @@ def pictures(n: int = 64, seed: int = 0, size: int = 8, channels: int = 3) -> tu
     return images.to(torch.uint8), labels
 
 
-def description(network: NetworkParams = NetworkParams("compact", "s2d", 4), size: int = 8, channels: int = 3, classes: int = CLASSES) -> Description:
+NARROW = NetworkParams("compact", "s2d", 4)
+
+
+def description(network: NetworkParams = NARROW, size: int = 8, channels: int = 3, classes: int = CLASSES) -> Description:
     names = tuple(f"class {c}" for c in range(classes))
     return Description(network, names, size, size, channels, (0.4,) * channels, (0.25,) * channels)
 

@@ -1,0 +1,97 @@
+"""`partition`: what becomes likely_clean, and what the signals say."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from meca.augment import generator
+from meca.engine import predict
+from meca.partition import PartitionParams, Signals, choose, signals, suspicion
+from tests.making import settings
+from tests.method.tiny import copied, network, pictures, unchanged
+
+PARAMS = settings().group("partition", PartitionParams)
+
+sets = {"seed": st.integers(0, 999), "n": st.integers(1, 80), "alpha": st.floats(0, 1), "of": st.sampled_from(["class", "all"])}
+
+
+def made(seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return suspicion with many ties, and labels."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 10, (n,), generator=rng) / 10, torch.randint(0, 4, (n,), generator=rng)
+
+
+@examples(derandomize=True, deadline=None)
+@given(**sets)
+def test_likely_clean_has_the_promised_size_and_no_member_is_more_suspicious_than_another_sample(seed: int, n: int, alpha: float, of: str) -> None:
+    suspicious, labels = made(seed, n)
+    chosen = choose(suspicious, labels, alpha, of)
+    assert chosen.dtype == torch.bool and chosen.shape == (n,)
+    for group in [torch.ones(n, dtype=torch.bool)] if of == "all" else [labels == c for c in labels.unique()]:
+        inside, outside = suspicious[group & chosen], suspicious[group & ~chosen]
+        assert len(inside) == int(alpha * int(group.sum()))
+        assert len(inside) == 0 or len(outside) == 0 or inside.max() <= outside.min()
+
+
+@pytest.mark.parametrize("of", ["class", "all"])
+def test_ties_go_to_the_earlier_row(of: str) -> None:
+    chosen = choose(torch.zeros(20), torch.zeros(20, dtype=torch.long), 0.3, of)
+    assert torch.nonzero(chosen)[:, 0].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("of", ["class", "all"])
+def test_a_share_of_none_is_empty_and_of_all_is_everything(of: str) -> None:
+    suspicious, labels = made(0, 40)
+    assert not choose(suspicious, labels, 0.0, of).any() and choose(suspicious, labels, 1.0, of).all()
+
+
+@examples(derandomize=True, deadline=None)
+@given(seed=st.integers(0, 999), n=st.integers(2, 80))
+def test_choosing_knows_no_names_of_classes(seed: int, n: int) -> None:
+    suspicious, labels = made(seed, n)
+    assert torch.equal(choose(suspicious, labels, 0.5, "class"), choose(suspicious, 3 - labels, 0.5, "class"))
+
+
+@pytest.mark.parametrize("names", [("kl",), ("loss",), ("kl", "loss")])
+def test_a_low_signal_is_suspicious(names: tuple[str, ...]) -> None:
+    kl, loss = torch.rand(2, 50, generator=generator("values"))
+    found = suspicion(Signals(kl, loss, torch.zeros(50, 4)), names)
+    assert float(found.min()) >= 0 and float(found.max()) <= 1
+    lower = Signals(torch.where(torch.arange(50) == 7, -1, kl), torch.where(torch.arange(50) == 7, -1, loss), torch.zeros(50, 4))
+    assert suspicion(lower, names)[7] == 1 == suspicion(lower, names).max()
+    if len(names) == 1:
+        assert torch.equal(found.argsort(), (kl if names == ("kl",) else loss).argsort(descending=True))
+
+
+def test_a_scale_of_a_signal_changes_no_suspicion() -> None:
+    kl, loss = torch.rand(2, 50, generator=generator("values"))
+    plain = suspicion(Signals(kl, loss, torch.zeros(50, 4)), ("kl", "loss"))
+    assert torch.equal(suspicion(Signals(kl * 1000, loss.exp(), torch.zeros(50, 4)), ("kl", "loss")), plain)
+
+
+def test_the_loss_is_the_cross_entropy_to_the_given_label_and_the_model_is_left_alone() -> None:
+    model, (images, labels) = network(), pictures(24)
+    before = copied(model)
+    found = signals(model, images, labels, PARAMS, generator("masks"))
+    logits = predict(model, images).double()
+    expected = [float(torch.logsumexp(z, 0) - z[y]) for z, y in zip(logits, labels, strict=True)]
+    assert torch.allclose(found.loss.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(found.logits.double(), logits) and unchanged(model, before)
+
+
+def test_signals_depend_on_the_generator_alone() -> None:
+    model, (images, labels) = network(), pictures(24)
+    torch.manual_seed(1)
+    first = signals(model, images, labels, PARAMS, generator("masks")).kl
+    torch.manual_seed(2)
+    assert torch.equal(signals(model, images, labels, PARAMS, generator("masks")).kl, first)
+    assert not torch.equal(signals(model, images, labels, PARAMS, generator("others")).kl, first)
+
+
+def test_without_a_step_nothing_moves() -> None:
+    model, (images, labels) = network(), pictures(24)
+    assert not signals(model, images, labels, dataclasses.replace(PARAMS, eps=0.0), generator("masks")).kl.any()

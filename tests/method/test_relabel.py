@@ -1,0 +1,149 @@
+"""`relabel_finetune`: clean labels stay bit for bit, and a planted trigger is recovered and carries over."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from meca.attacks.badnet import badnet
+from meca.relabel import RelabelParams, relabel, transplant, trigger_estimate
+from tests.making import settings
+from tests.method.tiny import CLASSES, pictures
+
+PARAMS = settings().group("relabel_finetune", RelabelParams)
+
+sets = {"seed": st.integers(0, 999), "n": st.integers(1, 60), "confidence": st.floats(0, 1), "remove_agreeing": st.booleans()}
+
+
+def rule(**changes: Any) -> RelabelParams:
+    return dataclasses.replace(PARAMS, **changes)
+
+
+def made(seed: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    probabilities = (3 * torch.randn(n, CLASSES, generator=rng)).softmax(1)
+    return probabilities, torch.randint(0, CLASSES, (n,), generator=rng), torch.rand(n, generator=rng) < 0.5
+
+
+@examples(derandomize=True, deadline=None)
+@given(**sets)
+def test_a_sample_that_is_not_flagged_keeps_its_label_and_its_place(seed: int, n: int, confidence: float, remove_agreeing: bool) -> None:
+    probabilities, labels, flagged = made(seed, n)
+    before = labels.clone()
+    found = relabel(probabilities, labels, flagged, rule(confidence=confidence, remove_agreeing=remove_agreeing))
+    assert torch.equal(labels, before)
+    assert torch.equal(found.labels[~flagged], labels[~flagged]) and found.keep[~flagged].all() and not found.changed[~flagged].any()
+    assert torch.equal(found.labels[~found.changed], labels[~found.changed])
+    assert (found.labels[found.changed] != labels[found.changed]).all() and found.keep[found.changed].all()
+
+
+@examples(derandomize=True, deadline=None)
+@given(**sets)
+def test_each_flagged_sample_is_judged_by_the_rule_one_by_one(seed: int, n: int, confidence: float, remove_agreeing: bool) -> None:
+    probabilities, labels, flagged = made(seed, n)
+    found = relabel(probabilities, labels, flagged, rule(confidence=confidence, remove_agreeing=remove_agreeing))
+    for i in range(n):
+        seen = max(range(CLASSES), key=lambda c: float(probabilities[i, c]))
+        expected = "keep"
+        if bool(flagged[i]):
+            if float(probabilities[i, seen]) < float(torch.tensor(confidence)):
+                expected = "remove"
+            elif seen != int(labels[i]):
+                expected = "relabel"
+            elif remove_agreeing:
+                expected = "remove"
+        assert (bool(found.keep[i]), bool(found.changed[i])) == (expected != "remove", expected == "relabel")
+        assert int(found.labels[i]) == (seen if expected == "relabel" else int(labels[i]))
+
+
+def test_nothing_flagged_is_nothing_relabelled() -> None:
+    probabilities, labels, flagged = made(0, 40)
+    found = relabel(probabilities, labels, torch.zeros_like(flagged), rule(confidence=0.0))
+    assert torch.equal(found.labels, labels) and found.keep.all() and not found.changed.any()
+
+
+def test_the_papers_rule_keeps_every_sample_under_the_label_that_the_clean_model_sees() -> None:
+    probabilities, labels, flagged = made(0, 40)
+    found = relabel(probabilities, labels, flagged, settings(preset="paper").group("relabel_finetune", RelabelParams))
+    assert found.keep.all() and torch.equal(found.labels[flagged], probabilities.argmax(1)[flagged])
+
+
+def test_our_rule_removes_flagged_samples_whose_label_is_confirmed() -> None:
+    labels = torch.tensor([0, 1])
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+    flagged = torch.tensor([True, True])
+    assert relabel(probabilities, labels, flagged, rule(remove_agreeing=True)).keep.tolist() == [False, True]
+    assert relabel(probabilities, labels, flagged, rule(remove_agreeing=False)).keep.tolist() == [True, True]
+
+
+def planted() -> tuple[Tensor, Tensor, Tensor]:
+    """Return pictures of which the first eighth has a white corner, which ones, and what they show."""
+    images, content = pictures(1600)
+    flagged = torch.arange(1600) < 200
+    images[:200] = torch.from_numpy(badnet(images[:200].numpy(), 3))
+    return images, flagged, content
+
+
+def test_a_planted_patch_is_recovered() -> None:
+    images, flagged, content = planted()
+    before = images.clone()
+    found = trigger_estimate(images, flagged, ~flagged, content, CLASSES)
+    assert found.shape == (8, 8, 3) and found.dtype == torch.float32 and torch.equal(images, before)
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[-3:, -3:] = True
+    expected = 1 - images[~flagged].float().mean(0) / 255  # white minus what is there otherwise
+    assert (found[inside] - expected[inside]).abs().max() < 0.06 and found[inside].min() > 0.4
+    assert found[~inside].abs().max() < 0.06
+
+
+def test_contents_are_matched_so_that_they_are_not_taken_for_the_trigger() -> None:
+    images, flagged, content = planted()
+    chosen = flagged & (content == 2)
+    found = trigger_estimate(images, chosen, ~flagged, content, CLASSES)
+    assert found[:-3, :-3].abs().max() < 0.1  # class 2 is brighter below on the left by 80 grey levels
+    assert found[-3:, -3:].min() > 0.4
+
+
+def test_without_a_clean_sample_of_the_same_content_there_is_no_estimate() -> None:
+    images, flagged, content = planted()
+    chosen = flagged & (content == 2)
+    assert not trigger_estimate(images, chosen, ~flagged & (content != 2), content, CLASSES).any()
+
+
+class Corner(nn.Module):
+    """Calls a picture class 1 if its last pixel is brighter than `level`, else class 0."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, x: Tensor) -> Tensor:
+        beyond = x[:, :, -1, -1].mean(1) - self.level
+        return torch.stack([-beyond, beyond], 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_the_recovered_trigger_carries_over_to_other_samples(batch_size: int) -> None:
+    images, flagged, content = planted()
+    trigger = trigger_estimate(images, flagged, ~flagged, content, CLASSES)
+    others = images[~flagged & (content != 3)][:40].clone()
+    before = others.clone()
+    with_trigger, without = transplant(Corner(0.65), others, trigger, 1, batch_size)
+    assert (with_trigger, without) == (1.0, 0.0)
+    assert transplant(Corner(0.65), others, torch.zeros_like(trigger), 1, batch_size) == (0.0, 0.0)
+    assert torch.equal(others, before)
+
+
+def test_both_shares_count_what_they_say() -> None:
+    images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+    images[0, -1, -1] = 255
+    images[1, -1, -1] = 200
+    trigger = torch.zeros(8, 8, 3)
+    trigger[-1, -1] = 0.2
+    assert transplant(Corner(0.9), images, trigger, 1) == (0.5, 0.25)
+    assert transplant(Corner(0.9), images[:0], trigger, 1) == (0.0, 0.0)

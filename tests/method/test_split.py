@@ -1,0 +1,168 @@
+"""`split`: two heaps are found, one heap is not, and no answer is better than a wrong one."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters, evidence
+from tests.making import settings
+
+PARAMS = settings().group("split", SplitParams)
+CLASSES, SIZE, PLANTED = 4, 200, 30
+LABELS = np.repeat(np.arange(CLASSES), SIZE)
+
+
+def heaps(planted: dict[int, int], seed: int = 0, apart: float = 30.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return margins, and which samples are of a second heap: `planted` has their number by class."""
+    rng = np.random.default_rng(seed)
+    margins = rng.normal(-10, 2, len(LABELS))
+    second = np.zeros(len(LABELS), dtype=bool)
+    for c, n in planted.items():
+        second[rng.choice(np.flatnonzero(LABELS == c), n, replace=False)] = True
+    return margins + apart * second, second
+
+
+def decide(margins: np.ndarray, other: np.ndarray | None = None, labels: np.ndarray = LABELS, **changes: Any) -> Decision:
+    sides = {"low": margins, "high": heaps({}, seed=9)[0][: len(margins)] if other is None else other}
+    return by_two_clusters(sides, labels, CLASSES, dataclasses.replace(PARAMS, **changes))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("side", ["low", "high"])
+def test_two_heaps_are_found_on_either_side(seed: int, side: str) -> None:
+    margins, second = heaps({1: PLANTED}, seed)
+    plain = heaps({}, seed + 50)[0]
+    found = decide(margins, plain) if side == "low" else decide(plain, margins)
+    assert (found.verdict, found.target_class) == ("poisoned", 1)
+    assert found.flagged[second].all()
+    assert found.flagged[~second].sum() <= 0.05 * SIZE and not found.flagged[LABELS != 1].any()
+
+
+def test_the_heap_with_most_samples_names_the_target_and_all_heaps_are_flagged() -> None:
+    margins, second = heaps({0: 20, 3: 40})
+    found = decide(margins)
+    assert (found.verdict, found.target_class) == ("poisoned", 3)
+    assert found.flagged[second].all() and "2 classes" in found.reason
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shape", ["normal", "uniform", "wide", "constant"])
+def test_one_heap_is_no_evidence_whatever_its_width(seed: int, shape: str) -> None:
+    rng = np.random.default_rng(seed)
+    draws = {"normal": rng.normal(0, 2, len(LABELS)), "uniform": rng.uniform(-20, 20, len(LABELS)), "wide": rng.normal(0, 50, len(LABELS))}
+    margins = draws.get(shape, np.full(len(LABELS), 3.0))
+    found = decide(margins, -margins)
+    assert (found.verdict, found.target_class, found.flagged.any()) == ("no_evidence", None, False)
+
+
+def test_two_heaps_that_are_close_are_not_believed() -> None:
+    margins = heaps({1: PLANTED})[0]
+    assert not decide(margins * (PARAMS.min_range / 100)).flagged.any()
+
+
+def test_a_half_filled_valley_is_inconclusive_and_flags_nothing() -> None:
+    margins = heaps({1: PLANTED})[0]
+    found = decide(margins, max_valley=-0.01, doubt_valley=0.13)
+    assert (found.verdict, found.target_class, found.flagged.any()) == ("inconclusive", None, False)
+    assert "1 of 4 classes" in found.reason
+
+
+def test_more_poison_than_is_believed_is_inconclusive() -> None:
+    margins, second = heaps(dict.fromkeys(range(CLASSES), PLANTED))
+    assert decide(margins).verdict == "poisoned"
+    found = decide(margins, cap_flagged=0.1)
+    assert found.verdict == "inconclusive" and "flagged share of all samples is 0.1" in found.reason
+    share = found.caps[0]
+    assert share["name"] == "flagged share of all samples" and share["limit"] == 0.1 and not share["holds"]
+    assert share["value"] == pytest.approx(second.mean(), abs=0.01)
+
+
+def test_a_class_of_which_too_little_is_left_is_inconclusive() -> None:
+    margins = heaps({2: 150})[0]
+    found = decide(margins, cap_left=0.4)
+    assert found.verdict == "inconclusive" and "what is left of class 2" in found.reason
+    assert [cap["holds"] for cap in found.caps] == [True, False]
+    assert found.caps[1]["value"] == pytest.approx(0.25, abs=0.03)
+
+
+def test_small_classes_are_not_judged() -> None:
+    labels = np.repeat(np.arange(CLASSES), [9, 0, 1, 200])
+    margins = np.where(np.arange(len(labels)) % 3 == 0, 40.0, -40.0)
+    margins[labels == 3] = np.random.default_rng(0).normal(0, 2, 200)
+    found = by_two_clusters({"low": margins, "high": -margins}, labels, CLASSES, PARAMS)
+    assert (found.verdict, found.flagged.any()) == ("no_evidence", False)
+    assert [e.n for e in found.evidence if e.side == "low"] == [9, 0, 1, 200]
+    assert all(e.threshold == np.inf and e.flagged == 0 for e in found.evidence if e.n < 10)
+
+
+any_set = {"seed": st.integers(0, 9999), "n": st.integers(0, 150), "scale": st.sampled_from([0.0, 1.0, 10.0, 100.0])}
+
+
+def drawn(seed: int, n: int, scale: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    shift = scale * 3 * (rng.random((2, n)) < rng.random())
+    return dict(zip(("low", "high"), rng.normal(0, scale, (2, n)) + shift, strict=True)), labels
+
+
+@examples(derandomize=True, deadline=None, max_examples=200)
+@given(**any_set)
+def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n: int, scale: float) -> None:
+    margins, labels = drawn(seed, n, scale)
+    found = by_two_clusters(margins, labels, CLASSES, PARAMS)
+    assert found.flagged.shape == found.suspicion.shape == (n,) and found.flagged.dtype == bool
+    assert np.isfinite(found.suspicion).all() and ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
+    assert (found.verdict == "no_evidence") <= (not found.flagged.any())
+    assert (found.verdict == "poisoned") <= (bool(found.flagged.any()) and all(cap["holds"] for cap in found.caps))
+    assert found.verdict in ("no_evidence", "poisoned", "inconclusive") and found.reason
+    for c in set(labels.tolist()):
+        assert not found.flagged[labels == c].all()
+    if found.flagged.any():
+        assert found.suspicion[found.flagged].min() >= found.suspicion[~found.flagged].max()
+
+
+@examples(derandomize=True, deadline=None)
+@given(**any_set)
+def test_the_order_of_samples_and_a_shift_of_all_margins_change_nothing(seed: int, n: int, scale: float) -> None:
+    margins, labels = drawn(seed, n, scale)
+    order = np.random.default_rng(seed).permutation(n)
+    found = by_two_clusters(margins, labels, CLASSES, PARAMS)
+    moved = by_two_clusters({side: (m + 64)[order] for side, m in margins.items()}, labels[order], CLASSES, PARAMS)
+    assert moved.verdict == found.verdict and np.array_equal(moved.flagged, found.flagged[order])
+
+
+def test_the_evidence_of_a_class_by_hand() -> None:
+    margin = np.concatenate([np.linspace(-1, 1, 90), np.full(10, 20.0)])
+    found = evidence(margin, 3, "low", 2.5)
+    assert (found.label, found.side, found.n, found.valley, found.flagged) == (3, "low", 100, 0.0, 10)
+    low, high = np.quantile(margin, [0.04, 0.96])
+    assert found.range == pytest.approx(high - low)
+    assert found.threshold == pytest.approx(2.5 * 0.68, abs=0.05)  # median 0, and 0.68 to the 16 % quantile of a uniform heap
+
+
+def test_the_valley_of_a_uniform_heap_is_a_fifth_of_its_range() -> None:
+    assert evidence(np.linspace(0, 1, 10_000), 0, "low", 2.5).valley == pytest.approx(0.92 / 5, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_by_the_papers_rule_a_perfect_model_flags_all_and_one_that_is_always_wrong_none(seed: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, CLASSES, 60)
+    confidence = np.random.default_rng(seed + 1).random(60)
+    everything = by_misclassification(labels, confidence, labels, CLASSES)
+    nothing = by_misclassification((labels + 1) % CLASSES, confidence, labels, CLASSES)
+    assert everything.flagged.all() and everything.verdict == "poisoned"
+    assert everything.target_class == np.bincount(labels).argmax()
+    assert not nothing.flagged.any() and (nothing.verdict, nothing.target_class) == ("no_evidence", None)
+    assert np.array_equal(everything.suspicion, confidence)
+
+
+def test_by_the_papers_rule_the_flagged_are_those_that_keep_their_label() -> None:
+    labels, predicted = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
+    found = by_misclassification(predicted, np.ones(5), labels, 3)
+    assert found.flagged.tolist() == [True, False, True, True, False] and found.target_class == 1
+    assert "3 of 5 samples" in found.reason

@@ -1,0 +1,192 @@
+"""The networks: every one with every stem, their weights from a generator alone, and their one form on disk."""
+
+import itertools
+import json
+import pickle
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from meca.augment import generator
+from meca.engine import predict
+from meca.errors import MecaError
+from meca.models import NETWORKS, Description, NetworkParams, Normalize, build, load_model, memory_format, read_description, reset, save_model
+from tests.method.tiny import description, network, pictures, same
+
+STEMS = typing.get_args(typing.get_type_hints(NetworkParams)["stem"])
+
+
+def fits(name: str, stem: str) -> bool:
+    """Say whether a network takes a stem: compact has its own two."""
+    return (stem in ("s2d", "conv3")) == (name == "compact")
+
+
+PAIRS = list(itertools.product(NETWORKS, STEMS))
+FITTING = [pair for pair in PAIRS if fits(*pair)]
+
+
+def params(name: str, stem: str) -> NetworkParams:
+    return NetworkParams(name, stem, 4)  # pyright: ignore[reportArgumentType]
+
+
+def test_every_network_of_the_parameters_exists_and_the_other_way_round() -> None:
+    assert set(typing.get_args(typing.get_type_hints(NetworkParams)["name"])) == set(NETWORKS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("name", "stem"), FITTING)
+def test_a_network_runs_on_32_pixels_and_comes_back_from_disk_with_the_same_logits(name: str, stem: str, channels: int, tmp_path: Path) -> None:
+    about = description(params(name, stem), 32, channels, classes=5)
+    model, (images, _) = build(about, generator("init")).eval(), pictures(4, size=32, channels=channels)
+    logits = predict(model, images)
+    assert logits.shape == (4, 5) and logits.isfinite().all() and float(logits.std(0).min()) > 0
+    save_model(model, about, tmp_path / "a")
+    again = load_model(tmp_path / "a")
+    assert not again.training and torch.equal(predict(again, images), logits)
+    assert read_description(tmp_path / "a") == about
+    save_model(again, about, tmp_path / "b")
+    for file in ("model.json", "model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "stem"), [pair for pair in PAIRS if pair not in FITTING])
+def test_a_stem_of_another_network_is_named(name: str, stem: str) -> None:
+    with pytest.raises(MecaError, match=rf"Expected network\.stem to be \w+ or \w+ for {name}, got '{stem}'; change it in params\.yaml"):
+        build(description(params(name, stem), 32), generator("init"))
+
+
+@pytest.mark.parametrize(("name", "stem"), FITTING)
+def test_weights_depend_on_the_generator_alone_and_a_reset_is_a_new_network(name: str, stem: str) -> None:
+    about = description(params(name, stem), 32)
+    torch.manual_seed(1)
+    first = build(about, generator("a"))
+    torch.manual_seed(2)
+    assert same(first, build(about, generator("a")))
+    other = build(about, generator("b"))
+    assert not same(first, other)
+    with torch.no_grad():
+        for tensor in (*other.parameters(), *(m.running_mean for m in other.modules() if isinstance(m, nn.BatchNorm2d))):
+            tensor.add_(1)
+    reset(other, generator("a"))
+    assert same(first, other)
+
+
+@pytest.mark.parametrize(("name", "stem"), FITTING)
+def test_every_layer_with_weights_is_drawn_from_the_generator(name: str, stem: str) -> None:
+    model = build(description(params(name, stem), 32), generator("a"))
+    for module in model.modules():
+        if list(module.parameters(recurse=False)):
+            assert isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+            if not isinstance(module, nn.BatchNorm2d):
+                bound = (3 / module.weight[0].numel()) ** 0.5
+                assert 0.5 * bound < float(module.weight.detach().abs().max()) <= bound
+
+
+def test_the_stem_decides_the_resolution() -> None:
+    about = {stem: description(NetworkParams("resnet18", stem, 4), 32) for stem in ("cifar", "imagenet")}
+    firsts = {stem: next(m for m in build(d, generator("a")).modules() if isinstance(m, nn.Conv2d)) for stem, d in about.items()}
+    assert (firsts["cifar"].stride, firsts["imagenet"].stride) == ((1, 1), (2, 2))
+
+
+@pytest.mark.parametrize(("name", "stem"), FITTING)
+def test_the_layout_in_memory_changes_nothing_but_rounding(name: str, stem: str) -> None:
+    about = description(params(name, stem), 32)
+    images, _ = pictures(4, size=32)
+    model = build(about, generator("a"))
+    fast = predict(model, images)
+    slow = predict(model.to(memory_format=torch.contiguous_format), images)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert torch.allclose(fast, slow, rtol=1e-3, atol=1e-4 * float(fast.abs().max()))
+    assert memory_format(about) == (torch.contiguous_format if stem == "imagenet" else torch.channels_last)
+
+
+def test_normalize_gives_mean_zero_and_deviation_one() -> None:
+    x = torch.rand(64, 2, 8, 8, generator=generator("x")) * torch.tensor([1.0, 0.2]).view(1, 2, 1, 1)
+    found = Normalize(x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).tolist())(x)
+    assert found.mean((0, 2, 3)).abs().max() < 1e-5 and (found.std((0, 2, 3)) - 1).abs().max() < 1e-5
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_model(network(), description(), tmp_path)
+    return tmp_path
+
+
+Tamper = Callable[[dict[str, Any]], Any]
+
+
+def change(**changes: Any) -> Tamper:
+    return lambda record: {**record, **changes}
+
+
+def change_network(**changes: Any) -> Tamper:
+    return lambda record: {**record, "network": {**record["network"], **changes}}
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        change(network=None),
+        change_network(name="evil"),
+        change_network(stem="evil"),
+        change_network(width="4"),
+        change_network(width=-1),
+        change_network(depth=3),
+        change(further=1),
+        change(class_names=7),
+        change(class_names=[]),
+        change(mean=["a"] * 3),
+        change(mean=[0.0]),
+        change(channels=None),
+        change(channels=0),
+        change(class_names="abcd"),
+        change(width=0),
+        change(height=None),
+        lambda record: {name: value for name, value in record.items() if name != "std"},
+        lambda record: [record],
+        lambda record: "model",
+        lambda record: None,
+    ],
+)
+def test_a_tampered_description_is_named(saved: Path, tamper: Tamper) -> None:
+    record = tamper(json.loads((saved / "model.json").read_text()))
+    (saved / "model.json").write_text(json.dumps(record))
+    with pytest.raises(MecaError, match=r"model\.json"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_a_description_that_is_no_json_is_named(saved: Path, content: bytes) -> None:
+    (saved / "model.json").write_bytes(content)
+    with pytest.raises(MecaError, match=r"Expected the description of a model in .*model\.json"):
+        load_model(saved)
+
+
+class Trap:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_that_do_not_fit_are_named_and_nothing_is_unpickled(saved: Path, tmp_path: Path) -> None:
+    weights = saved / "model.safetensors"
+    whole, mark = weights.read_bytes(), tmp_path / "mark"
+    other = tmp_path / "other"
+    wide: Description = description(NetworkParams("compact", "s2d", 8))
+    save_model(build(wide, generator("a")), wide, other)
+    for content in (b"", whole[:100], whole[:-1], pickle.dumps(Trap(mark)), (other / "model.safetensors").read_bytes()):
+        weights.write_bytes(content)
+        with pytest.raises(MecaError, match=r"model\.safetensors does not hold the weights that model\.json describes"):
+            load_model(saved)
+    weights.unlink()
+    with pytest.raises(MecaError, match=r"model\.safetensors"):
+        load_model(saved)
+    assert not mark.exists()
