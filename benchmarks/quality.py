@@ -185,6 +185,7 @@ def main() -> None:
     known = {identity(row): row for row in rows}
     wanted = [run for run in cells(GPU_GRID if arguments.gpu else GRID, arguments) if arguments.again or identity(vars(run)) not in known]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
     context = multiprocessing.get_context("spawn")
     for preset in PRESETS:  # the second half needs the references of the first

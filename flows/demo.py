@@ -16,8 +16,17 @@ LIMITED: Mapping[str, Mapping[str, Any]] = {"cifar10": {"ingest.train_limit": 10
 
 def settings_for(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of the demonstration on `data`; what is given wins."""
-    source = str(Path(data).resolve()) if Path(data).exists() else data
-    return {**({"preset": given["preset"]} if "preset" in given else {}), "ingest.source": source, **ATTACK, **LIMITED.get(data, {}), **given}
+    is_path = Path(data).exists()
+    source = str(Path(data).resolve()) if is_path else data
+    watched = {"ingest.watch": source} if is_path else {}
+    return {
+        **({"preset": given["preset"]} if "preset" in given else {}),
+        "ingest.source": source,
+        **watched,
+        **ATTACK,
+        **LIMITED.get(data, {}),
+        **given,
+    }
 
 
 def play(data: str, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def inspect(path: str | Path, format: str = "auto") -> Inspection:
         raise UsageError(f"Expected --format to be auto, imagefolder, parquet, cifar-batches or idx, got {format!r}.")
     if source not in NAMES and format == "auto":
         format = detect(Path(source))  # pyright: ignore[reportAssignmentType]
-    params = IngestParams(source, format, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
+    params = IngestParams(source, "", format, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
     found = open_source(params, 0)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()

@@ -155,17 +155,25 @@ def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
     tree = copy.deepcopy(dict(params.tree))
     if "preset" in settings:
         tree["preset"] = settings["preset"]
-    preset = tree.get("preset")
     for key, value in settings.items():
         *groups, name = key.split(".")
         node: Any = tree
         for group in groups:
-            node = node.get(group) if isinstance(node, dict) else None
-        if isinstance(node, dict) and set(node) == set(PRESETS):
-            node = node[preset]
+            node = _in_force(node.get(group), tree) if isinstance(node, dict) else None
         if not isinstance(node, dict) or name not in node:
-            known = [f"{g}.{f}" for g, b in tree.items() if isinstance(b, dict) for f in (b[preset] if set(b) == set(PRESETS) else b)]
-            near = difflib.get_close_matches(key, known, 1)
+            near = difflib.get_close_matches(key, _leaves(tree, tree), 1)
             raise UsageError(f"{params.origin} has no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
         node[name] = parse_yaml(value, f"--set {key}") if isinstance(value, str) else value
     return Params(tree=tree, origin=params.origin)
+
+
+def _in_force(node: Any, tree: Mapping[str, Any]) -> Any:
+    """Return a group, or the block of the preset in force where it has blocks."""
+    return node[tree["preset"]] if isinstance(node, dict) and set(node) == set(PRESETS) and tree.get("preset") in PRESETS else node
+
+
+def _leaves(node: Any, tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    node = _in_force(node, tree)
+    if not isinstance(node, dict):
+        return [prefix]
+    return [leaf for key, value in node.items() for leaf in _leaves(value, tree, f"{prefix}.{key}".lstrip("."))]

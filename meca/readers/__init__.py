@@ -47,6 +47,7 @@ class IngestParams:
     """The group [ingest] of params.yaml, which says what each field means."""
 
     source: str
+    watch: str  # read by DVC alone
     format: Literal["auto", "imagefolder", "parquet", "cifar-batches", "idx"]
     size: int
     train_limit: int
