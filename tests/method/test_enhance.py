@@ -1,0 +1,224 @@
+"""`enhance`: nobody is judged by a network that was taught it, and without unlearning it is plain training."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meca.augment import generator
+from meca.engine import Trainer, as_input, predict
+from meca.enhance import SIDES, EnhanceParams, TwoOutputs, folds, two_outputs, unlearn, widen
+from meca.errors import MecaError
+from meca.models import NetworkParams
+from tests.making import settings
+from tests.method.tiny import CLASSES, copied, description, network, pictures, recipe, same, unchanged
+from tests.models.test_models import FITTING
+
+PARAMS = dataclasses.replace(settings().group("enhance", EnhanceParams), recipe=recipe(epochs=1), rounds=1)
+PAPER = dataclasses.replace(settings(preset="paper").group("enhance", EnhanceParams), recipe=recipe(epochs=2))
+SUSPICIOUS = torch.rand(64, generator=generator("suspicious"))
+
+
+def enhanced(
+    images: Tensor | None = None, suspicious: Tensor = SUSPICIOUS, side: str = "low", labels: Tensor | None = None, **changes: Any
+) -> TwoOutputs:
+    own_images, own_labels = pictures()
+    params = dataclasses.replace(PARAMS, **changes)
+    images, labels = own_images if images is None else images, own_labels if labels is None else labels
+    return two_outputs(network(), description(), images, labels, suspicious, params, 0, side)
+
+
+def half() -> Tensor:
+    """Return the fold that is held out first."""
+    return folds(pictures()[1], generator(0, "enhance", "folds"))
+
+
+def test_folds_are_halves_of_every_class_and_depend_on_their_generator_alone() -> None:
+    labels = pictures(65)[1]
+    torch.manual_seed(1)
+    found = folds(labels, generator("a"))
+    torch.manual_seed(2)
+    assert torch.equal(found, folds(labels, generator("a"))) and not torch.equal(found, folds(labels, generator("b")))
+    for c in range(CLASSES):
+        assert int(found[labels == c].sum()) == int((labels == c).sum()) // 2
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("side", SIDES)
+def test_the_margin_of_a_sample_never_comes_from_a_network_that_was_taught_it(side: str, first: bool) -> None:
+    held = half() if first else ~half()
+    images, _ = pictures()
+    before = enhanced(side=side)
+    rows = torch.nonzero(held)[:, 0]
+    other = images.clone()
+    other[rows[1:]] = 255 - other[rows[1:]]  # all of its fold but one sample
+    changed_pixels = enhanced(other, side=side)
+    shuffled = SUSPICIOUS.clone()
+    shuffled[rows] = shuffled[rows.flip(0)]
+    changed_ranks = enhanced(suspicious=shuffled, side=side)
+    assert torch.allclose(changed_pixels.margin[rows[0]], before.margin[rows[0]], atol=1e-5)
+    assert torch.equal(changed_ranks.margin[held], before.margin[held])
+    assert not torch.allclose(changed_ranks.margin[~held], before.margin[~held], atol=1e-3), "the other fold was taught by it"
+
+
+def test_labels_of_the_held_fold_teach_nothing() -> None:
+    _, labels = pictures()
+    held = half()
+    rows = torch.nonzero(held & (labels == 0))[:, 0]
+    results = []
+    for moved in (rows[:4], rows[4:]):  # as many of the class either way, so that the folds keep their sizes
+        suspicious = SUSPICIOUS.clone()
+        suspicious[moved] += 5
+        results.append(enhanced(suspicious=suspicious).margin[held])
+    assert torch.equal(*results)
+
+
+def test_the_sides_are_each_other_with_suspicion_turned_round() -> None:
+    low = enhanced(suspicious=-SUSPICIOUS, side="low")
+    # The generators carry the name of the side, so only the roles can be compared, not the bits.
+    high = enhanced(side="high")
+    assert torch.sign(low.margin).eq(torch.sign(high.margin)).float().mean() > 0.6
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_two_runs_have_the_same_bits_whatever_the_global_state(side: str) -> None:
+    torch.manual_seed(1)
+    first = enhanced(side=side)
+    torch.manual_seed(2)
+    second = enhanced(side=side)
+    assert torch.equal(first.margin, second.margin) and torch.equal(first.called, second.called) and same(first.model, second.model)
+
+
+def test_the_network_of_partition_and_the_inputs_are_left_alone() -> None:
+    model, (images, labels) = network(), pictures()
+    before, kept = copied(model), (images.clone(), labels.clone(), SUSPICIOUS.clone())
+    two_outputs(model, description(), images, labels, SUSPICIOUS, PARAMS, 0, "low")
+    assert unchanged(model, before)
+    assert all(torch.equal(a, b) for a, b in zip((images, labels, SUSPICIOUS), kept, strict=True))
+
+
+def test_a_sample_is_called_suspect_only_with_a_margin_above_zero_and_the_model_has_two_outputs_a_class() -> None:
+    found = enhanced(rounds=2)
+    assert found.margin.isfinite().all() and found.margin.dtype == torch.float32
+    assert (found.margin[found.called] > 0).all()
+    assert predict(found.model, pictures()[0]).shape == (64, 2 * CLASSES)
+
+
+def test_a_planted_white_corner_gets_the_highest_margins_of_its_class() -> None:
+    images, labels = pictures(256)
+    planted = torch.nonzero(labels == 1)[:, 0][:16]
+    images[planted, -3:, -3:] = 255
+    seeds = torch.zeros(256)
+    seeds[planted[:12]] = 1.0  # an imperfect start: a quarter of the poison is missed, as are four clean samples
+    seeds[torch.nonzero(labels == 1)[:, 0][40:44]] = 1.0
+    params = dataclasses.replace(PARAMS, rounds=2, core=0.25, recipe=recipe(epochs=12))
+    margin = two_outputs(network(), description(), images, labels, seeds, params, 0, "low").margin
+    mine = torch.nonzero(labels == 1)[:, 0]
+    top = mine[margin[mine].argsort(descending=True)[:16]]
+    assert len(set(top.tolist()) & set(planted.tolist())) > 12, "more than were seeded"
+
+
+@pytest.mark.parametrize("killed_after", range(4))
+def test_a_killed_enhancement_continues_to_the_same_bits_and_the_same_story(killed_after: int, tmp_path: Path) -> None:
+    (images, labels), params = pictures(), dataclasses.replace(PARAMS, rounds=2)
+
+    class Killed(BaseException):
+        pass
+
+    def run(folder: Path, stop: int) -> tuple[TwoOutputs | None, list[Any]]:
+        said: list[Any] = []
+
+        def note(*values: Any) -> None:
+            said.append(values)
+            if values[0] == stop:
+                raise Killed
+
+        try:
+            return two_outputs(network(), description(), images, labels, SUSPICIOUS, params, 0, "low", folder, note), said
+        except Killed:
+            return None, said
+
+    whole, said = run(tmp_path / "whole", -1)
+    run(tmp_path / "parts", killed_after + 1)
+    again, said_again = run(tmp_path / "parts", -1)
+    assert whole is not None and again is not None
+    assert torch.equal(whole.margin, again.margin) and same(whole.model, again.model)
+    assert said == said_again and [number for number, _, _ in said] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("name", "stem"), FITTING)
+def test_a_widened_network_gives_the_same_logits_twice(name: str, stem: str) -> None:
+    about = description(NetworkParams(name, stem, 4), 32)  # pyright: ignore[reportArgumentType]
+    model = network(network=about.network, size=32)
+    before, (images, _) = copied(model), pictures(6, size=32)
+    wide, grown = widen(about, model, generator("w"))
+    logits, doubled = predict(model, images), predict(grown, images)
+    assert wide.class_names[:CLASSES] == about.class_names and len(set(wide.class_names)) == 2 * CLASSES
+    scale = float(logits.abs().max())
+    assert torch.allclose(doubled[:, :CLASSES], logits, atol=1e-5 * scale) and torch.allclose(doubled[:, CLASSES:], logits, atol=1e-5 * scale)
+    assert unchanged(model, before)
+
+
+def plain(labels: Tensor) -> Any:
+    """Train without any unlearning, by a loop of its own."""
+    model, images, settings = network(), pictures()[0], PAPER.recipe
+    trainer = Trainer(model, settings, settings.epochs * 8)
+    for epoch in range(settings.epochs):
+        order = torch.randperm(64, generator=generator(0, "enhance", 1, epoch))
+        for rows in order.split(settings.batch_size):
+            trainer.step(as_input(images[rows]), labels[rows])
+    return model.eval()
+
+
+def unlearned(likely_clean: Tensor, unlearning: float, labels: Tensor | None = None, **changes: Any) -> tuple[Any, float]:
+    images, own = pictures()
+    params = dataclasses.replace(PAPER, unlearning=unlearning, recipe=dataclasses.replace(PAPER.recipe, **changes))
+    return unlearn(network(), images, own if labels is None else labels, likely_clean, params, 0, 1)
+
+
+def test_nothing_to_unlearn_is_plain_training() -> None:
+    images, labels = pictures()
+    found, _ = unlearned(torch.zeros(64, dtype=torch.bool), 0.05)
+    assert torch.allclose(predict(found, images), predict(plain(labels), images), atol=1e-4)
+    assert not found.training
+
+
+def test_with_a_coefficient_of_zero_the_labels_of_the_clean_part_are_not_learnt() -> None:
+    _, labels = pictures()
+    clean = torch.arange(64) % 2 == 0
+    first, loss = unlearned(clean, 0.0)
+    second, again = unlearned(clean, 0.0, torch.where(clean, 3 - labels, labels))
+    assert same(first, second) and loss == again
+    third, _ = unlearned(clean, 0.05, torch.where(clean, 3 - labels, labels))
+    assert not same(first, third)
+
+
+def test_a_coefficient_of_minus_one_is_plain_training_whatever_is_clean() -> None:
+    images, labels = pictures()
+    found, _ = unlearned(torch.arange(64) % 2 == 0, -1.0)
+    assert torch.allclose(predict(found, images), predict(plain(labels), images), atol=1e-4)
+
+
+def test_the_clean_part_is_unlearnt_and_the_rest_is_learnt() -> None:
+    images, labels = pictures()
+    clean = labels < 2
+    found, _ = unlearned(clean, 0.05, epochs=4)
+    untouched = plain(labels)
+    each, before = (F.cross_entropy(predict(model, images), labels, reduction="none") for model in (found, untouched))
+    assert each[~clean].mean() < before[~clean].mean() < before[clean].mean() + 1 < each[clean].mean()
+
+
+def test_the_ascent_that_explodes_is_said() -> None:
+    with pytest.raises(MecaError, match=r"enhancement round 1 is not finite in epoch \d; lower its learning rate in params\.yaml"):
+        unlearned(torch.ones(64, dtype=torch.bool), 1e30, lr=1e30)
+
+
+def test_a_finished_round_is_resumed_with_its_loss(tmp_path: Path) -> None:
+    images, labels = pictures()
+    clean = torch.arange(64) % 4 == 0
+    results = [unlearn(network(seed=seed), images, labels, clean, PAPER, 0, 1, tmp_path / "c") for seed in (0, 1)]
+    assert same(results[0][0], results[1][0]) and results[0][1] == results[1][1] != 0
