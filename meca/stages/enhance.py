@@ -22,7 +22,7 @@ def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
     data, images, labels = open_train(store, device)
     description = read_description(partition)
     model = load_model(partition).to(device.name)
-    suspicious = torch.from_numpy(column(partition / "scores.parquet", "suspicion").copy()).to(device.name)
+    suspicious = torch.from_numpy(column(partition / "scores.parquet", "suspicion", len(labels)).copy()).to(device.name)
     if params.method == "two_outputs":
         columns: dict[str, torch.Tensor] = {}
         results: dict[str, TwoOutputs] = {}

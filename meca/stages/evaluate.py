@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from meca.augment import generator
 from meca.engine import Recipe, predict, prepare, train
+from meca.errors import MecaError
 from meca.files import canonical_json, read_json
 from meca.metrics import accuracy, attack_success, detection
 from meca.models import NetworkParams, build, load_model
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import column, describe_network, epoch_notes, open_train
-from meca.store import read_parquet
+from meca.stages.tensors import column, describe_network, epoch_notes, open_train, read_rows
 
 GROUPS = ("seed", "preset", "network", "train_clean", "evaluate")
 
@@ -55,7 +55,7 @@ def run(
     known = attack["attack"] != "none"
     test = torch.from_numpy(np.array(data.images[data.test])).to(device.name)
     test_labels: Ints = data.labels[data.test]
-    triggered = torch.from_numpy(np.load(truth / "triggered.npy", allow_pickle=False)).to(device.name) if known else None
+    triggered = torch.from_numpy(_triggered(truth / "triggered.npy", tuple(test.shape))).to(device.name) if known else None
     target = int(attack["target_class"]) if known else None
 
     def measure(model: torch.nn.Module) -> dict[str, Any] | None:
@@ -73,18 +73,20 @@ def run(
         if result[name] is not None:
             ctx.curve(phase="rounds", step=i, model=name, acc=result[name]["acc"], **({"asr": result[name]["asr"]} if known else {}))
     result |= {"known": known, "attack": attack, "detection": None, "no_defence": None, "oracle": None}
-    flagged = np.array([word != "clean" for word in read_parquet(split / "decisions.parquet").sort_by("row")["verdict"].to_pylist()])
-    actions = np.array(read_parquet(relabel_finetune / "decisions.parquet").sort_by("row")["action"].to_pylist(), dtype=object)
+    n = len(labels)
+    final = read_rows(relabel_finetune / "decisions.parquet", ["action", "suspicion"], n)
+    flagged = np.array([word != "clean" for word in read_rows(split / "decisions.parquet", ["verdict"], n)["verdict"].to_pylist()])
+    actions = np.array(final["action"].to_pylist(), dtype=object)
     references = {"no_defence": np.ones(len(labels), dtype=bool)}
     if known:
-        table = read_parquet(truth / "truth.parquet").sort_by("row")
+        table = read_rows(truth / "truth.parquet", ["is_poisoned", "is_cover"], n)
         poisoned, covers = (table[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover"))
-        suspicion = column(relabel_finetune / "decisions.parquet", "suspicion").astype(np.float64)
+        suspicion = final["suspicion"].to_numpy().astype(np.float64)
         given: Ints = labels.cpu().numpy()
         result["detection"] = detection(flagged, suspicion, poisoned, covers, given, target or 0)
-        early = column(partition / "scores.parquet", "suspicion").astype(np.float64)
+        early = column(partition / "scores.parquet", "suspicion", n).astype(np.float64)
         result["detection"]["auroc_partition"] = detection(flagged, early, poisoned, covers, given, target or 0)["auroc"]
-        chosen = column(partition / "scores.parquet", "likely_clean").astype(bool)
+        chosen = column(partition / "scores.parquet", "likely_clean", n).astype(bool)
         result["detection"]["poison_in_likely_clean"] = int((chosen & poisoned).sum())
         result["detection"]["removed"] = int((actions == "remove").sum())
         references["oracle"] = ~poisoned
@@ -102,6 +104,16 @@ def run(
             result[name] = measure(model)
     (out / "evaluation.json").write_text(canonical_json(result), encoding="utf-8")
     ctx.metrics = _scalars(result, read_json(relabel_finetune / "verdict.json"))
+
+
+def _triggered(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    try:
+        images: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise MecaError(f"{path} cannot be read ({error}); run stage poison again.") from None
+    if images.dtype != np.uint8 or images.shape != shape:
+        raise MecaError(f"Expected uint8 {list(shape)} in {path}, got {images.dtype} {list(images.shape)}; run stage poison again.")
+    return images
 
 
 def _scalars(result: dict[str, Any], verdict: dict[str, Any]) -> dict[str, float | int | None]:

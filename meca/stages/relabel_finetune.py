@@ -14,8 +14,7 @@ from meca.files import canonical_json, read_json
 from meca.models import load_model, read_description, save_model
 from meca.relabel import Relabelled, RelabelParams, relabel, transplant, trigger_estimate
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import epoch_notes, open_train, write_parquet
-from meca.store import read_parquet
+from meca.stages.tensors import epoch_notes, open_train, read_rows, write_parquet
 
 GROUPS = ("seed", "preset", "relabel_finetune")
 
@@ -24,7 +23,7 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
     """Write the final model, the final decisions and the final verdict."""
     params, device = ctx.params.group("relabel_finetune", RelabelParams), prepare()
     _, images, labels = open_train(store, device)
-    earlier = read_parquet(split / "decisions.parquet").sort_by("row")
+    earlier = read_rows(split / "decisions.parquet", ["verdict", "action", "new_label", "clean_pred", "reasons"], len(labels))
     verdict: dict[str, Any] = read_json(split / "verdict.json")
     flagged = torch.tensor([word != "clean" for word in earlier["verdict"].to_pylist()], device=device.name)
     model, description = load_model(train_clean).to(device.name), read_description(train_clean)

@@ -28,12 +28,12 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
     scores = enhance / "scores.parquet"
     predicted: np.ndarray | None = None
     if params.rule == "two_clusters":
-        margins = {side: column(scores, f"margin_{side}").astype(np.float64) for side in SIDES}
+        margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
         decision = by_two_clusters(margins, labels, classes, params)
     else:
-        predicted = column(scores, "predicted").astype(np.int64)
-        decision = by_misclassification(predicted, column(scores, "suspicion").astype(np.float64), labels, classes)
-    early = column(partition / "scores.parquet", "suspicion")
+        predicted = column(scores, "predicted", len(labels)).astype(np.int64)
+        decision = by_misclassification(predicted, column(scores, "suspicion", len(labels)).astype(np.float64), labels, classes)
+    early = column(partition / "scores.parquet", "suspicion", len(labels))
     write_parquet(
         _decisions(data_ids=scores_table(data, {}), labels=labels, decision=decision, predicted=predicted, early=early), out / "decisions.parquet"
     )

@@ -1,6 +1,6 @@
 """Between the files of the stages and the tensors of the method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from meca.engine import Device
+from meca.errors import MecaError
 from meca.models import Description, NetworkParams
 from meca.stages.runtime import Context
 from meca.store import Store, open_store, read_parquet
 
-__all__ = ["column", "describe_network", "epoch_notes", "open_train", "scores_table", "write_parquet"]
+__all__ = ["column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table", "write_parquet"]
 
 
 def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
@@ -58,9 +59,25 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def column(path: Path, name: str) -> np.ndarray:
-    """Return a column of a parquet file that a stage wrote, in the order of the rows."""
-    return read_parquet(path).sort_by("row")[name].to_numpy()
+def read_rows(path: Path, names: Sequence[str], n: int) -> pa.Table:
+    """Return a table that a stage wrote about the n training rows, in their order.
+
+    Raises:
+        MecaError: The file is missing, lacks one of the named columns, or is about other rows.
+    """
+    table = read_parquet(path)
+    missing = [name for name in ("row", *names) if name not in table.column_names]
+    if missing:
+        raise MecaError(f"{path} lacks the columns {missing}; run the stage that writes it again.")
+    table = table.sort_by("row")
+    if not np.array_equal(table["row"].to_numpy(), np.arange(n)):
+        raise MecaError(f"Expected the rows 0..{n - 1} once each in {path}; run the stage that writes it again.")
+    return table
+
+
+def column(path: Path, name: str, n: int) -> np.ndarray:
+    """Return one column of `read_rows`."""
+    return read_rows(path, [name], n)[name].to_numpy()
 
 
 def epoch_notes(ctx: Context, phase: str, total: int) -> Callable[[int, float, float], None]:

@@ -9,8 +9,7 @@ from meca.augment import generator
 from meca.engine import Recipe, prepare, train
 from meca.models import NetworkParams, build, save_model
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import describe_network, epoch_notes, open_train
-from meca.store import read_parquet
+from meca.stages.tensors import describe_network, epoch_notes, open_train, read_rows
 
 GROUPS = ("seed", "preset", "network", "train_clean")
 
@@ -20,7 +19,7 @@ def run(ctx: Context, store: Path, split: Path, out: Path) -> None:
     recipe, device = ctx.params.group("train_clean", Recipe), prepare()
     data, images, labels = open_train(store, device)
     description = describe_network(data, ctx.params.group("network", NetworkParams))
-    verdicts = read_parquet(split / "decisions.parquet").sort_by("row")["verdict"].to_pylist()
+    verdicts = read_rows(split / "decisions.parquet", ["verdict"], len(labels))["verdict"].to_pylist()
     keep = torch.tensor([verdict == "clean" for verdict in verdicts], device=device.name)
     model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)
     with ctx.timed("train"):
