@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from meca.errors import InputRefused
+from meca.errors import InputRefused, UsageError
 
 __all__ = ["PoisonParams", "Selection", "select"]
 
@@ -27,6 +27,15 @@ class PoisonParams:
     blend_alpha: float
     sig_delta: float
     sig_frequency: int
+
+    def __post_init__(self) -> None:
+        """Refuse triggers without meaning."""
+        if self.patch_size < 1 or self.sig_frequency < 1:
+            raise UsageError(
+                f"params.yaml: expected poison.patch_size and poison.sig_frequency to be 1 or more, got {self.patch_size} and {self.sig_frequency}."
+            )
+        if not 0 < self.blend_alpha <= 1:
+            raise UsageError(f"params.yaml: expected poison.blend_alpha in (0, 1], got {self.blend_alpha}.")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from meca.attacks import ATTACKS
+from meca.errors import InputRefused
 from meca.files import canonical_json
 from meca.poisoning import PoisonParams, select
 from meca.stages.runtime import Context, main
@@ -30,7 +31,11 @@ def run(ctx: Context, ingested: Path, store: Path, truth: Path) -> None:
     attack = ATTACKS[params.attack]
     labels = clean.labels[clean.train]
     chosen = select(labels, len(clean.info.class_names), params, attack.clean_label, np.random.default_rng([ctx.seed, 1]))
-    triggered = attack.trigger(np.asarray(clean.images[clean.train][chosen.rows]), params)
+    pixels = np.asarray(clean.images[clean.train][chosen.rows])
+    triggered = attack.trigger(pixels, params)
+    if np.array_equal(triggered, pixels):
+        # As a sine of 6 periods does over 12 pixels: it is zero at each of them.
+        raise InputRefused(f"The trigger of attack {params.attack!r} changes no pixel of these images; change its fields in params.yaml: [poison].")
     given = labels[chosen.rows] if attack.clean_label else np.full(len(chosen.rows), params.target_class)
     rewrite(clean, store, {int(row): (image, int(label)) for row, image, label in zip(chosen.rows, triggered, given, strict=True)})
     is_poisoned = np.zeros(len(labels), dtype=bool)

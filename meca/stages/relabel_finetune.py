@@ -38,8 +38,11 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
     content = probabilities.argmax(1)
     leak = _leak(ctx, model, load_model(partition).to(device.name), images, flagged, content, verdict["target_class"], labels, params, out)
     (out / "verdict.json").write_text(canonical_json(verdict | leak), encoding="utf-8")
-    write_parquet(_final(earlier, decided, content, verdict["verdict"]), out / "decisions.parquet")
-    ctx.metrics = {"relabelled": int(decided.changed.sum()), "kept": int(decided.keep.sum()), **leak}
+    final = _final(earlier, decided, content, verdict["verdict"])
+    write_parquet(final, out / "decisions.parquet")
+    actions: list[str] = final["action"].to_pylist()
+    relabelled = actions.count("relabel")
+    ctx.metrics = {"relabelled": relabelled, "kept": actions.count("keep") + relabelled, **leak}
 
 
 def _leak(

@@ -1,0 +1,104 @@
+"""Stage evaluate: the numbers are those of the models on disk, with the truth and without it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from meca.engine import predict
+from meca.metrics import accuracy, attack_success, detection
+from meca.models import load_model
+from meca.params import PRESETS
+from meca.store import open_store, read_parquet
+from tests.stages.chain import METHOD, N_TEST, N_TRAIN, quick, run, step, with_inputs
+
+Finished = Callable[..., Path]
+
+
+def read(folder: Path, file: str = "evaluation.json") -> dict:
+    return json.loads((folder / "work" / "evaluate" / file).read_text())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("name", "stage"), [("final", "relabel_finetune"), ("clean", "train_clean"), ("enhanced", "enhance")])
+def test_the_measures_are_those_of_the_models_on_disk(name: str, stage: str, preset: str, finished: Finished) -> None:
+    folder, store = finished(preset), open_store(finished(preset) / "data" / "store")
+    model, labels = load_model(folder / "work" / stage), store.labels[store.test]
+    clean, triggered = (
+        predict(model, torch.from_numpy(np.array(images))).argmax(1).numpy() % 4
+        for images in (store.images[store.test], np.load(folder / "data" / "truth" / "triggered.npy"))
+    )
+    assert read(folder)[name] == {**accuracy(clean, labels, 4), **attack_success(triggered, clean, labels, 1)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_detection_compares_verdicts_with_the_truth(preset: str, finished: Finished) -> None:
+    folder = finished(preset)
+    truth, decisions = (
+        read_parquet(folder / "data" / "truth" / "truth.parquet"),
+        read_parquet(folder / "work" / "relabel_finetune" / "decisions.parquet"),
+    )
+    poisoned, covers = (truth[column].to_numpy(zero_copy_only=False) for column in ("is_poisoned", "is_cover"))
+    flagged = np.array(decisions["verdict"].to_pylist()) != "clean"
+    suspicion = decisions["suspicion"].to_numpy().astype(np.float64)
+    found = read(folder)["detection"]
+    expected = detection(flagged, suspicion, poisoned, covers, decisions["label"].to_numpy(), 1)
+    assert {name: found[name] for name in expected} == expected
+    assert found["removed"] == decisions["action"].to_pylist().count("remove")
+
+
+def test_the_references_are_trained_with_the_same_recipe(finished: Finished, tmp_path: Path) -> None:
+    """Where nothing is flagged, the clean model is the one without defence: the same samples, order and first weights."""
+    folder = with_inputs("split", finished(), tmp_path)
+    with_inputs("poison", finished(), tmp_path)
+    for path in (finished() / "data" / "truth").iterdir():
+        (folder / "data" / "truth").mkdir(exist_ok=True)
+        (folder / "data" / "truth" / path.name).write_bytes(path.read_bytes())
+    run(folder, quick(split__min_range=1e9), METHOD[3:])
+    result = read(folder)
+    assert result["no_defence"] == result["clean"] == result["final"]
+    assert result["oracle"] is not None and result["oracle"] != result["no_defence"]
+    assert result["detection"]["flagged"] == 0 and result["detection"]["tpr"] == 0.0
+
+
+def test_the_references_can_be_left_out(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("evaluate", finished(), tmp_path)
+    step("evaluate", folder, quick(evaluate__references=False))
+    with_references, without = read(finished()), read(folder)
+    assert (without["no_defence"], without["oracle"]) == (None, None)
+    assert {**with_references, "no_defence": None, "oracle": None} == without
+
+
+def test_without_an_attack_it_says_what_cannot_be_known(tmp_path: Path) -> None:
+    folder = run(tmp_path, quick(attack="none"))
+    result, metrics = read(folder), read(folder, "metrics.json")
+    assert result["known"] is False and result["detection"] is result["no_defence"] is result["oracle"] is None
+    assert len(result["unknown"]) == 3 and result["final"]["asr"] is None and result["final"]["n"] == N_TEST
+    assert "asr" not in metrics and "tpr" not in metrics and metrics["acc"] == result["final"]["acc"]
+
+
+def test_without_test_images_there_is_no_accuracy(tmp_path: Path) -> None:
+    folder = run(tmp_path, quick(attack="none"), n_test=0)
+    result = read(folder)
+    assert result["final"] is result["clean"] is result["enhanced"] is None
+    assert result["unknown"][-1] == "accuracy (there is no test split)"
+    assert read(folder, "metrics.json")["acc"] is None
+
+
+def test_the_flat_figures_are_those_of_the_record(finished: Finished) -> None:
+    result, metrics = read(finished()), read(finished(), "metrics.json")
+    verdict = json.loads((finished() / "work" / "relabel_finetune" / "verdict.json").read_text())
+    for prefix, name in (("", "final"), ("clean_", "clean"), ("enhanced_", "enhanced"), ("no_defence_", "no_defence"), ("oracle_", "oracle")):
+        for key in ("acc", "asr", "asr_k", "asr_n", "ra"):
+            assert metrics[prefix + key] == result[name][key]
+    assert metrics["min_recall"] == min(r for r in result["final"]["recall"] if r is not None)
+    assert (metrics["leak"], metrics["leak_power"]) == (verdict["leak"], verdict["leak_power"])
+    lines = [json.loads(line) for line in (finished() / "work" / "evaluate" / "curves.jsonl").read_text().splitlines()]
+    rounds = [line for line in lines if line["phase"] == "rounds"]
+    assert [(line["model"], line["acc"], line["asr"]) for line in rounds] == [
+        (name, result[name]["acc"], result[name]["asr"]) for name in ("enhanced", "clean", "final")
+    ]
+    assert N_TRAIN == result["detection"]["flagged"] + json.loads((finished() / "work" / "train_clean" / "metrics.json").read_text())["kept"]

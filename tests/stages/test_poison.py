@@ -1,0 +1,126 @@
+"""Stage poison: the promised samples change, and no other bit; the truth says which."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from meca.attacks import ATTACKS
+from meca.errors import InputRefused, UsageError
+from meca.files import sha256_tree
+from meca.poisoning import PoisonParams
+from meca.store import open_store, pixel_id, read_parquet
+from tests.making import NAMES, ingest, make_folder
+from tests.stages.chain import N_TEST, N_TRAIN, make_store, quick, step
+
+every_attack = pytest.mark.parametrize("attack", ATTACKS)
+
+
+def poisoned(folder: Path, attack: str, **changes) -> dict:
+    if not (folder / "data" / "ingested").exists():
+        make_store(folder / "data" / "ingested")
+    step("poison", folder, quick(attack=attack, **changes))
+    return json.loads((folder / "data" / "truth" / "attack.json").read_text())
+
+
+@every_attack
+def test_the_promised_samples_change_and_no_other_bit(attack: str, tmp_path: Path) -> None:
+    record = poisoned(tmp_path, attack)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    truth = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")
+    is_poisoned, is_cover = (truth[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover"))
+    changed = (before.images != after.images).any((1, 2, 3)) | (before.labels != after.labels)
+    assert np.array_equal(changed[:N_TRAIN], is_poisoned | is_cover) and not (is_poisoned & is_cover).any()
+    assert not changed[N_TRAIN:].any(), "test images stay as they are"
+    assert is_poisoned.sum() == record["poisoned"] == min(record["requested"], record["pool"] // 2) and record["requested"] == 9
+    assert record["poison_rate"] == record["poisoned"] / N_TRAIN and not record["capped"]
+    assert np.array_equal(truth["original_label"].to_numpy(), before.labels[:N_TRAIN])
+    assert np.array_equal(truth["row"].to_numpy(), np.arange(N_TRAIN))
+    assert after.images.dtype == np.uint8 and after.images.shape == before.images.shape
+    lines = zip(before.samples.to_pylist(), after.samples.to_pylist(), strict=True)
+    for row, (old, new) in enumerate(lines):
+        if not changed[row]:
+            assert old == new
+        else:
+            assert (old["source"], old["split"], old["row"]) == (new["source"], new["split"], new["row"])
+            assert new["sample_id"] == pixel_id(after.images[row])
+
+
+@every_attack
+def test_labels_change_for_poison_only_and_never_for_a_clean_label_attack(attack: str, tmp_path: Path) -> None:
+    record = poisoned(tmp_path, attack)
+    before, after = (open_store(tmp_path / "data" / name).labels[:N_TRAIN] for name in ("ingested", "store"))
+    mask = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")["is_poisoned"].to_numpy(zero_copy_only=False)
+    assert np.array_equal(before[~mask], after[~mask]) and (after[mask] == 1).all()
+    assert record["clean_label"] == ATTACKS[attack].clean_label
+    assert (before[mask] == 1).all() == ATTACKS[attack].clean_label
+
+
+@every_attack
+def test_the_triggered_test_images_are_all_of_them_by_the_same_trigger(attack: str, tmp_path: Path) -> None:
+    poisoned(tmp_path, attack)
+    store, params = open_store(tmp_path / "data" / "ingested"), quick(attack=attack).group("poison", PoisonParams)
+    triggered = np.load(tmp_path / "data" / "truth" / "triggered.npy")
+    assert triggered.shape == (N_TEST, 16, 16, 3)
+    assert np.array_equal(triggered, ATTACKS[attack].trigger(np.asarray(store.images[store.test]), params))
+
+
+@every_attack
+def test_poison_at_a_lower_rate_is_part_of_poison_at_a_higher_one(attack: str, tmp_path: Path) -> None:
+    rows = []
+    for rate in (0.03, 0.1):
+        poisoned(tmp_path, attack, poison__rate=rate)
+        truth = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")
+        rows.append(set(np.flatnonzero(truth["is_poisoned"].to_numpy(zero_copy_only=False))))
+    assert rows[0] < rows[1]
+
+
+def test_a_cap_that_bites_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from meca.progress import Progress
+
+    make_store(tmp_path / "data" / "ingested")
+    step("poison", tmp_path, quick(attack="sig", poison__rate=0.3), progress=Progress())
+    record = json.loads((tmp_path / "data" / "truth" / "attack.json").read_text())
+    assert (record["requested"], record["capped"], record["poisoned"]) == (28, True, record["pool"] // 2)
+    assert f"capped: {record['poisoned']} of 28 samples, because the pool has {record['pool']}" in capsys.readouterr().err
+
+
+def test_no_attack_is_no_change(tmp_path: Path) -> None:
+    record = poisoned(tmp_path, "none")
+    assert record == {"attack": "none"}
+    assert sha256_tree(tmp_path / "data" / "ingested") == sha256_tree(tmp_path / "data" / "store")
+    assert [path.name for path in (tmp_path / "data" / "truth").iterdir()] == ["attack.json"]
+
+
+def test_a_trigger_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match=r"trigger of attack 'sig' changes no pixel .* params\.yaml: \[poison\]"):
+        poisoned(tmp_path, "sig", poison__sig_frequency=8)  # of 16 pixels
+
+
+@pytest.mark.parametrize("changes", [{"patch_size": 0}, {"patch_size": -3}, {"sig_frequency": 0}, {"blend_alpha": 0.0}, {"blend_alpha": 1.5}])
+def test_a_trigger_without_meaning_is_refused(changes: dict) -> None:
+    (name,) = changes
+    with pytest.raises(UsageError, match=rf"expected .*poison\.{name}"):
+        quick(**{f"poison.{name}": changes[name]}).group("poison", PoisonParams)
+
+
+@every_attack
+def test_a_set_without_test_images_can_be_poisoned(attack: str, tmp_path: Path) -> None:
+    make_store(tmp_path / "data" / "ingested", n_test=0)
+    step("poison", tmp_path, quick(attack=attack))
+    assert len(np.load(tmp_path / "data" / "truth" / "triggered.npy")) == 0
+
+
+def test_encoded_images_stay_as_they_came_but_for_the_poison(tmp_path: Path) -> None:
+    before = ingest(make_folder(tmp_path / "in", per_class=8), tmp_path / "data" / "ingested")
+    record = poisoned(tmp_path, "badnet")
+    after = open_store(tmp_path / "data" / "store")
+    changed = 0
+    for old, new in zip(before.samples.to_pylist(), after.samples.to_pylist(), strict=True):
+        if old["sample_id"] == new["sample_id"]:
+            assert before.payload(old["offset"], old["bytes"]) == after.payload(new["offset"], new["bytes"])
+        else:
+            changed += 1
+            assert new["format"] == "PNG" and new["class_name"] == NAMES[1]
+    assert changed == record["poisoned"] == 2

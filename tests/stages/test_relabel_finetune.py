@@ -1,0 +1,96 @@
+"""Stage relabel_finetune: clean samples keep label and place, the flagged ones are judged, the final model is tested."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from meca.models import load_model
+from meca.params import PRESETS
+from meca.store import open_store, read_parquet
+from tests.method.tiny import same
+from tests.stages.chain import N_TRAIN, quick, run, step, with_inputs
+
+Finished = Callable[..., Path]
+
+
+def read(folder: Path, stage: str = "relabel_finetune") -> tuple[pa.Table, dict]:
+    out = folder / "work" / stage
+    return read_parquet(out / "decisions.parquet"), json.loads((out / "verdict.json").read_text())
+
+
+def after_split(finished: Finished, folder: Path, **changes) -> Path:
+    """Run from split on with other settings."""
+    for path in with_inputs("split", finished(), folder), with_inputs("poison", finished(), folder):
+        assert path == folder
+    return run(folder, quick(**changes), ["split", "train_clean", "relabel_finetune"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_was_clean_stays_as_it_was_and_only_the_judgement_changes(preset: str, finished: Finished) -> None:
+    before, after = read(finished(preset), "split")[0], read(finished(preset))[0]
+    assert after.schema.equals(before.schema)
+    for name in ("row", "sample_id", "label", "verdict", "suspicion", "enhanced_pred"):
+        assert after[name].equals(before[name]), name
+    for row in after.to_pylist():
+        if row["verdict"] == "clean":
+            assert (row["action"], row["new_label"], row["reasons"]) == ("keep", None, [])
+        elif row["action"] == "relabel":
+            assert row["new_label"] == row["clean_pred"] != row["label"] and row["reasons"][-1] == "label-conflict"
+        else:
+            assert row["clean_pred"] == row["label"], "with no demand on confidence only agreement is left"
+            assert row["action"] == ("remove" if preset == "default" else "keep") and row["new_label"] is None
+    counts = [row["action"] for row in after.to_pylist()]
+    metrics = json.loads((finished(preset) / "work" / "relabel_finetune" / "metrics.json").read_text())
+    assert counts.count("relabel") == metrics["relabelled"] > 0
+    assert metrics["kept"] == N_TRAIN - counts.count("remove")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_leak_and_its_power_are_shares_and_the_trigger_is_written(preset: str, finished: Finished) -> None:
+    verdict, earlier = read(finished(preset))[1], read(finished(preset), "split")[1]
+    assert {name: value for name, value in verdict.items() if name not in ("leak", "leak_power")} == {
+        name: value for name, value in earlier.items() if name != "leak"
+    }
+    assert 0 <= verdict["leak"] <= 1 and 0 <= verdict["leak_power"] <= 1
+    trigger = np.load(finished(preset) / "work" / "relabel_finetune" / "trigger.npy")
+    assert trigger.shape == (16, 16, 3) and trigger.dtype == np.float32 and np.abs(trigger).max() <= 1
+
+
+def test_relabelled_samples_are_learnt(finished: Finished) -> None:
+    final, clean = (load_model(finished() / "work" / name) for name in ("relabel_finetune", "train_clean"))
+    assert not same(final, clean)
+
+
+def test_nothing_flagged_is_nothing_relabelled_and_the_model_is_the_clean_one(finished: Finished, tmp_path: Path) -> None:
+    folder = after_split(finished, tmp_path, split__min_range=1e9)
+    table, verdict = read(folder)
+    assert (verdict["verdict"], verdict["leak"], verdict["leak_power"]) == ("no_evidence", None, None)
+    assert set(table["action"].to_pylist()) == {"keep"} and table["new_label"].null_count == N_TRAIN
+    assert same(*(load_model(folder / "work" / name) for name in ("relabel_finetune", "train_clean")))
+    assert not (folder / "work" / "relabel_finetune" / "trigger.npy").exists()
+
+
+def test_without_an_answer_nothing_is_relabelled_nor_removed_nor_counted_so(finished: Finished, tmp_path: Path) -> None:
+    folder = after_split(finished, tmp_path, split__cap_flagged=0.0)
+    table, verdict = read(folder)
+    assert verdict["verdict"] == "inconclusive"
+    assert table["action"].equals(read(folder, "split")[0]["action"]) and table["new_label"].null_count == N_TRAIN
+    assert same(*(load_model(folder / "work" / name) for name in ("relabel_finetune", "train_clean")))
+    metrics = json.loads((folder / "work" / "relabel_finetune" / "metrics.json").read_text())
+    assert (metrics["relabelled"], metrics["kept"]) == (0, table["action"].to_pylist().count("keep"))
+
+
+def test_a_doubtful_label_is_no_label(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("relabel_finetune", finished(), tmp_path)
+    step("relabel_finetune", folder, quick(relabel_finetune__confidence=1.0))
+    table = read(folder)[0]
+    flagged = [row for row in table.to_pylist() if row["verdict"] != "clean"]
+    assert {row["action"] for row in flagged} == {"remove"} and all(row["reasons"][-1] == "not-relabelled" for row in flagged)
+
+
+def test_the_ids_are_those_of_the_store(finished: Finished) -> None:
+    assert read(finished())[0]["sample_id"].to_pylist() == open_store(finished() / "data" / "store").ids[:N_TRAIN]

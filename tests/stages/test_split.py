@@ -1,0 +1,76 @@
+"""Stage split: every sample has one verdict, and the set has one too."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from meca.metrics import wilson
+from meca.params import PRESETS
+from meca.store import open_store, read_parquet
+from tests.stages.chain import N_TRAIN, quick, step, with_inputs
+
+Finished = Callable[..., Path]
+
+
+def read(folder: Path) -> tuple[pa.Table, dict]:
+    return read_parquet(folder / "work" / "split" / "decisions.parquet"), json.loads((folder / "work" / "split" / "verdict.json").read_text())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_sample_has_one_verdict_and_the_counts_agree(preset: str, finished: Finished) -> None:
+    table, verdict = read(finished(preset))
+    store = open_store(finished(preset) / "data" / "store")
+    assert table["row"].to_pylist() == list(range(N_TRAIN)) and table["sample_id"].to_pylist() == store.ids[:N_TRAIN]
+    assert np.array_equal(table["label"].to_numpy(), store.labels[:N_TRAIN])
+    pairs = Counter(zip(table["verdict"].to_pylist(), table["action"].to_pylist(), strict=True))
+    assert set(pairs) == {("clean", "keep"), ("poisoned", "remove")}
+    flagged = pairs["poisoned", "remove"]
+    low, high = wilson(flagged, N_TRAIN)
+    assert verdict["estimated_rate"] == {"value": flagged / N_TRAIN, "low": low, "high": high}
+    assert (verdict["verdict"], verdict["leak"]) == ("poisoned", None)
+    assert all(bool(reasons) == (word != "clean") for reasons, word in zip(table["reasons"].to_pylist(), table["verdict"].to_pylist(), strict=True))
+    assert table["new_label"].null_count == table["clean_pred"].null_count == N_TRAIN
+    metrics = json.loads((finished(preset) / "work" / "split" / "metrics.json").read_text())
+    assert metrics["flagged"] == flagged
+
+
+def test_by_the_papers_rule_the_flagged_are_those_that_the_enhanced_model_gives_their_label(finished: Finished) -> None:
+    table, _ = read(finished("paper"))
+    fitted = table["enhanced_pred"].to_numpy() == table["label"].to_numpy()
+    assert np.array_equal(fitted, np.array(table["verdict"].to_pylist()) == "poisoned") and 0 < fitted.sum() < N_TRAIN
+
+
+def test_a_broken_cap_removes_nothing(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("split", finished(), tmp_path)
+    step("split", folder, quick(split__cap_flagged=0.0))
+    table, verdict = read(folder)
+    assert verdict["verdict"] == "inconclusive" and not all(cap["holds"] for cap in verdict["caps"])
+    assert set(table["verdict"].to_pylist()) == {"clean", "review"} and set(table["action"].to_pylist()) == {"keep", "quarantine"}
+    before = np.array(read(finished())[0]["verdict"].to_pylist()) == "poisoned"
+    assert np.array_equal(np.array(table["verdict"].to_pylist()) == "review", before), "what would have been called poisoned is held"
+
+
+def test_one_heap_a_class_is_no_evidence(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("split", finished(), tmp_path)
+    step("split", folder, quick(split__min_range=1e9))
+    table, verdict = read(folder)
+    assert (verdict["verdict"], verdict["target_class"], verdict["estimated_rate"]["value"]) == ("no_evidence", None, 0.0)
+    assert set(table["action"].to_pylist()) == {"keep"}
+
+
+def test_a_class_that_is_too_small_to_judge_is_kept_and_can_be_written_down(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("split", finished(), tmp_path)
+    scores = folder / "work" / "enhance" / "scores.parquet"
+    table = read_parquet(scores)
+    for side in ("low", "high"):
+        index = table.column_names.index(f"margin_{side}")
+        table = table.set_column(index, f"margin_{side}", pa.array([0.0] * N_TRAIN, pa.float32()))
+    pq.write_table(table, scores)
+    step("split", folder, quick(split__min_range=1.0))
+    assert read(folder)[1]["verdict"] == "no_evidence"

@@ -1,0 +1,61 @@
+"""Stage train_clean: trained from scratch on what is kept, and on nothing else."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from meca.errors import MecaError
+from meca.models import load_model, read_description
+from meca.params import PRESETS
+from meca.store import open_store, read_parquet, rewrite
+from tests.method.tiny import same
+from tests.stages.chain import N_TRAIN, quick, step, with_inputs
+
+Finished = Callable[..., Path]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_model_counts_what_it_was_trained_on(preset: str, finished: Finished) -> None:
+    out = finished(preset) / "work" / "train_clean"
+    words = read_parquet(finished(preset) / "work" / "split" / "decisions.parquet")["verdict"].to_pylist()
+    assert json.loads((out / "metrics.json").read_text()) == {"kept": words.count("clean")} != {"kept": N_TRAIN}
+    assert read_description(out).class_names == open_store(finished(preset) / "data" / "store").info.class_names
+
+
+def test_labels_of_flagged_samples_never_reach_the_model(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("train_clean", finished(), tmp_path)
+    store = open_store(folder / "data" / "store")
+    words = read_parquet(folder / "work" / "split" / "decisions.parquet")["verdict"].to_pylist()
+    flagged = [row for row, word in enumerate(words) if word != "clean"]
+    changed = {row: (np.array(store.images[row]), (int(store.labels[row]) + 1) % 4) for row in flagged}
+    rewrite(store, tmp_path / "other", changed)
+    (folder / "data" / "store").rename(tmp_path / "gone")
+    (tmp_path / "other").rename(folder / "data" / "store")
+    step("train_clean", folder, quick())
+    assert same(load_model(folder / "work" / "train_clean"), load_model(finished() / "work" / "train_clean"))
+
+
+@pytest.mark.parametrize("word", ["poisoned", "review"])
+def test_what_is_not_clean_is_not_learnt(word: str, finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("train_clean", finished(), tmp_path)
+    file = folder / "work" / "split" / "decisions.parquet"
+    table = read_parquet(file)
+    words = [word if row % 2 else "clean" for row in range(N_TRAIN)]
+    pq.write_table(table.set_column(table.column_names.index("verdict"), "verdict", pa.array(words)), file)
+    step("train_clean", folder, quick())
+    assert json.loads((folder / "work" / "train_clean" / "metrics.json").read_text()) == {"kept": N_TRAIN // 2}
+
+
+def test_nothing_left_to_train_on_is_said(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("train_clean", finished(), tmp_path)
+    file = folder / "work" / "split" / "decisions.parquet"
+    table = read_parquet(file)
+    pq.write_table(table.set_column(table.column_names.index("verdict"), "verdict", pa.array(["poisoned"] * N_TRAIN)), file)
+    with pytest.raises(MecaError, match="Expected at least two samples to train on, got 0"):
+        step("train_clean", folder, quick())
+    assert not (folder / "work" / "train_clean").exists()
