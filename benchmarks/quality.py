@@ -41,8 +41,8 @@ class Experiment:
 
 GRID = {
     "shapes": Experiment({"ingest.source": "shapes"}, ("badnet", "blend", "none")),
-    "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend", "none")),
     "cifar10-10k": Experiment({"ingest.source": "cifar10", "ingest.train_limit": 10_000}, ("badnet", "blend", "sig", "none"), seeds=(1,)),
+    "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend", "none")),
 }
 GPU_GRID = {
     "cifar10": Experiment({"ingest.source": "cifar10", "network.name": "resnet18", "network.stem": "cifar"}, ("badnet", "blend", "sig", "none")),

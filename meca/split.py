@@ -1,14 +1,22 @@
 """`split`: which samples are poisoned, and whether there is evidence of poisoning at all.
 
-`two_clusters` (preset `default`). The margins of `enhance` are looked at class by class. Where they fall into two heaps with
-an empty valley between, the class holds two kinds of pictures that a network tells apart without having seen them; that is
-the mark of a trigger. Everything beyond the heap of plain samples is flagged there, and nothing anywhere else, so that a
-class can never be thrown away as a whole. No class with two heaps: no evidence. Margins in between, or a cap that is
+`two_clusters` (preset `default`). The margins of `enhance` are looked at class by class, in two steps.
+
+1. Do they fall into two heaps with an empty valley between? Then the class holds two kinds of pictures that a network tells
+   apart without having seen them. That is the mark of a trigger, but also of a class with two kinds of content.
+2. Does the difference carry over? The mean of one heap minus the mean of the other is added to pictures of *other* classes, and
+   the network of `partition`, which was trained on everything, is asked what it sees. A trigger turns them to the class; the
+   difference between two kinds of content does not. The heap whose mean carries the trigger is the poisoned one.
+
+That heap is flagged, and nothing anywhere else, so a class can never be thrown away as a whole. No class with two heaps of which
+one carries a trigger: no evidence. A difference that carries over half-way, heaps far apart that nothing explains, or a cap that is
 reached: inconclusive, and nothing is removed.
 
 `misclassified` (preset `paper`). What the enhanced model misclassifies is clean, the rest is poisoned (Pu et al., 2024).
 """
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +30,7 @@ FEW = 100  # samples of a class, below which no run of ours has shown that two h
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+Flips = Callable[[int, Ints, Ints], float]  # class, rows of the suspects, rows of the rest of the class
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,11 @@ class SplitParams:
 
     rule: Literal["two_clusters", "misclassified"]
     max_valley: float  # two heaps: at most this share of a class lies in the middle fifth of its range
-    doubt_valley: float  # up to here it is neither one heap nor two
     min_range: float  # logits: two heaps are at least so far apart
-    doubt_range: float  # from here on it is neither one heap nor two
+    far_range: float  # logits: heaps so far apart are doubtful where their difference does not carry over
+    min_flips: float  # share of other pictures that the difference turns to the class: from here on it is a trigger
+    doubt_flips: float  # from here on it may be one
+    probe: int  # pictures of other classes that are tried
     spread: float  # standard deviations of the plain heap that are still plain
     cap_flagged: float  # of all samples: more are not believed
     cap_left: float  # of the smaller of a class's size and the median kept count: fewer may not be left
@@ -44,11 +55,13 @@ class Evidence:
 
     label: int
     side: str
+    mirrored: bool  # the margins were turned round: the lower heap is the suspect
     n: int
     valley: float  # share of the samples in the middle fifth of the range
     range: float  # logits between the 4 % and the 96 % quantile
-    threshold: float  # margin above which a sample is flagged
-    flagged: int
+    threshold: float  # (mirrored) margin above which a sample belongs to the suspect heap
+    suspects: int
+    flips: float | None  # see `SplitParams.min_flips`; None where there are no two heaps to compare
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Decision:
     evidence: list[Evidence]
 
 
-def evidence(margin: Floats, label: int, side: str, spread: float) -> Evidence:
+def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: bool = False) -> Evidence:
     """Describe the margins of one class.
 
     The range leaves out 4 % at both ends, the valley is the middle fifth of the range: two heaps leave it nearly empty, one
@@ -75,9 +88,10 @@ def evidence(margin: Floats, label: int, side: str, spread: float) -> Evidence:
         label: The class.
         side: Where the margins come from.
         spread: Standard deviations, see `SplitParams`.
+        mirrored: The caller has turned the margins round.
     """
     if len(margin) < 10:
-        return Evidence(label, side, len(margin), 1.0, 0.0, float("inf"), 0)
+        return Evidence(label, side, mirrored, len(margin), 1.0, 0.0, float("inf"), 0, None)
     low, high = np.quantile(margin, [0.04, 0.96])
     width = float(high - low)
     middle = (margin > low + 0.4 * width) & (margin < low + 0.6 * width)
@@ -86,59 +100,77 @@ def evidence(margin: Floats, label: int, side: str, spread: float) -> Evidence:
     centre = float(np.median(plain)) if len(plain) else float(low)
     sigma = centre - float(np.quantile(plain, 0.16)) if len(plain) else 0.0
     threshold = min(float(low + high) / 2, centre + spread * sigma)
-    return Evidence(label, side, len(margin), float(middle.mean()), width, threshold, int((margin > threshold).sum()))
+    return Evidence(label, side, mirrored, len(margin), float(middle.mean()), width, threshold, int((margin > threshold).sum()), None)
 
 
-def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams) -> Decision:
-    """Decide by the shape of the margins.
+def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips) -> Decision:
+    """Decide by the shape of the margins, and by whether the difference of two heaps carries over to other classes.
 
     Args:
         margins: Per side float64 [n], high is suspicious.
         labels: int64 [n], as given.
         classes: Number of classes.
         params: Thresholds and caps.
+        flips: Adds the mean of the first samples minus the mean of the second to pictures of other classes, and returns the share
+            that goes over to the class, beyond those that are there without it.
     """
     found: list[Evidence] = []
-    best: dict[int, Evidence] = {}
+    flagged, suspicion = np.zeros(len(labels), dtype=bool), np.zeros(len(labels))
+    certain: list[Evidence] = []
+    doubtful: list[Evidence] = []
     for c in range(classes):
-        mine = labels == c
-        per_side = [evidence(margin[mine], c, side, params.spread) for side, margin in margins.items()]
-        found += per_side
-        # The side whose suspects are told apart more clearly: on the other one the heaps, if any, have changed places.
-        best[c] = max(per_side, key=lambda e: e.range * (1 - e.valley))
-    certain = {c: e for c, e in best.items() if e.range >= params.min_range and e.valley <= params.max_valley}
-    doubtful = [c for c, e in best.items() if c not in certain and e.range >= params.doubt_range and e.valley <= params.doubt_valley]
-
-    flagged = np.zeros(len(labels), dtype=bool)
-    suspicion = np.zeros(len(labels))
-    for c, e in best.items():
         mine = np.flatnonzero(labels == c)
-        margin = margins[e.side][mine]
-        if c in certain:
-            flagged[mine] = margin > e.threshold
-            suspicion[mine] = 1 / (1 + np.exp(-np.clip(margin - e.threshold, -30, 30)))
+        views = {(side, turned): -margin[mine] if turned else margin[mine] for side, margin in margins.items() for turned in (False, True)}
+        judged: list[Evidence] = []
+        for (side, turned), margin in views.items():
+            shape = evidence(margin, c, side, params.spread, turned)
+            if shape.range >= params.min_range and shape.valley <= params.max_valley:
+                suspect = margin > shape.threshold
+                shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]))
+            judged.append(shape)
+        found += judged
+        proven = [e for e in judged if e.flips is not None and e.flips >= params.min_flips]
+        # Where several views prove it, the one whose heaps are furthest apart draws the line most clearly.
+        best = max(proven or [e for e in judged if not e.mirrored], key=lambda e: e.range * (1 - e.valley))
+        margin = views[best.side, best.mirrored]
+        if proven:
+            certain.append(best)
+            flagged[mine] = margin > best.threshold
+            suspicion[mine] = 1 / (1 + np.exp(-np.clip(margin - best.threshold, -30, 30)))
         else:
             order = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
             suspicion[mine] = 0.4 * order / max(1, len(mine) - 1)  # below every flagged sample: a rank, not a probability
+            doubtful += [e for e in judged if e.flips is not None and (e.flips >= params.doubt_flips or e.range >= params.far_range)][:1]
     caps = _caps(flagged, labels, classes, params)
-    target = max(certain.values(), key=lambda e: e.flagged).label if certain else None
-    broken = [cap for cap in caps if not cap["holds"]]
-    if broken:
-        verdict, reason = (
-            "inconclusive",
-            f"{broken[0]['name']} is {broken[0]['value']:.3f}, beyond its limit {broken[0]['limit']:.3f}: so much poison is not believed",
-        )
-    elif certain:
-        n_classes = "one class" if len(certain) == 1 else f"{len(certain)} classes"
-        verdict, reason = "poisoned", f"{int(flagged.sum())} samples of {n_classes} share a feature that the rest of their class lacks"
-    elif doubtful:
-        verdict, reason = "inconclusive", f"{len(doubtful)} of {classes} classes are neither one heap nor two"
-    else:
-        verdict, reason = "no_evidence", "in no class does a part of the samples stand apart from the rest"
-        smallest = int(np.bincount(labels, minlength=classes).min())
-        if smallest < FEW:
-            reason += f"; the smallest class has {smallest} samples, so that the test has little power"
+    target = max(certain, key=lambda e: e.suspects).label if certain else None
+    verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes)
     return Decision(verdict, reason, flagged, suspicion, target, caps, found)
+
+
+def _verdict(
+    certain: list[Evidence], doubtful: list[Evidence], broken: list[dict[str, Any]], flagged: Bools, labels: Ints, classes: int
+) -> tuple[str, str]:
+    if broken:
+        cap = broken[0]
+        return "inconclusive", f"{cap['name']} is {cap['value']:.3f}, beyond its limit {cap['limit']:.3f}: so much poison is not believed"
+    if certain:
+        which = "one class" if len(certain) == 1 else f"{len(certain)} classes"
+        carried = max(e.flips or 0.0 for e in certain)
+        return "poisoned", (
+            f"{int(flagged.sum())} samples of {which} share a feature that the rest of their class lacks; added to pictures of other classes "
+            f"it turns {carried:.0%} of them to that class"
+        )
+    if doubtful:
+        e = max(doubtful, key=lambda e: e.flips or 0.0)
+        return "inconclusive", (
+            f"class {e.label} holds two kinds of pictures, and what tells them apart turns {e.flips or 0.0:.0%} of other pictures to that class: "
+            "too little for a trigger, or too much for none"
+        )
+    reason = "in no class does a part of the samples carry a feature that turns other pictures to that class"
+    smallest = int(np.bincount(labels, minlength=classes).min())
+    if smallest < FEW:
+        reason += f"; the smallest class has {smallest} samples, so that the test has little power"
+    return "no_evidence", reason
 
 
 def by_misclassification(predicted: Ints, confidence: Floats, labels: Ints, classes: int) -> Decision:

@@ -86,7 +86,7 @@ def _final(earlier: pa.Table, decided: Relabelled, content: torch.Tensor, verdic
     if verdict != "inconclusive":
         actions = ["relabel" if c else "keep" if k else "remove" for c, k in zip(changed, keep, strict=True)]
         reasons = [
-            [*codes, "label-conflict"] if c else [*codes, "not-relabelled"] if a == "remove" else codes
+            [*codes, "contradicted"] if c else [*codes, "not-relabelled"] if a == "remove" else codes
             for codes, c, a in zip(reasons, changed, actions, strict=True)
         ]
     replaced = {

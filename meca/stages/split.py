@@ -2,18 +2,24 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from meca.augment import generator
+from meca.engine import prepare
 from meca.enhance import SIDES
 from meca.files import canonical_json
 from meca.metrics import wilson
+from meca.models import load_model
+from meca.relabel import transplant
 from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import column, scores_table, write_parquet
+from meca.stages.tensors import column, open_train, scores_table, write_parquet
 from meca.store import open_store
 
 GROUPS = ("seed", "preset", "split")
@@ -29,7 +35,7 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
     predicted: np.ndarray | None = None
     if params.rule == "two_clusters":
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
-        decision = by_two_clusters(margins, labels, classes, params)
+        decision = by_two_clusters(margins, labels, classes, params, _flips(ctx, store, partition, params))
     else:
         predicted = column(scores, "predicted", len(labels)).astype(np.int64)
         decision = by_misclassification(predicted, column(scores, "suspicion", len(labels)).astype(np.float64), labels, classes)
@@ -54,8 +60,25 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
     (out / "verdict.json").write_text(canonical_json(verdict), encoding="utf-8")
     ctx.metrics = {"flagged": k, "classes_with_evidence": len(set(labels[decision.flagged].tolist()))}
     if decision.evidence:
-        strongest = min(decision.evidence, key=lambda e: e.valley / max(e.range, 1e-9))
-        ctx.metrics |= {"strongest_valley": strongest.valley, "strongest_range": strongest.range}
+        strongest = max(decision.evidence, key=lambda e: (e.flips or 0.0, e.range))
+        ctx.metrics |= {"flips": strongest.flips or 0.0, "valley": strongest.valley, "range": strongest.range}
+
+
+def _flips(ctx: Context, store: Path, partition: Path, params: SplitParams) -> Callable[[int, np.ndarray, np.ndarray], float]:
+    device = prepare()
+    _, images, labels = open_train(store, device)
+    model = load_model(partition).to(device.name)
+
+    def flips(label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
+        if len(suspects) == 0 or len(rest) == 0:
+            return 0.0
+        others = torch.nonzero(labels != label)[:, 0]
+        chosen = others[torch.randperm(len(others), generator=generator(ctx.seed, "split", label))[: params.probe].to(others.device)]
+        first, second = (images[torch.from_numpy(rows).to(images.device)].float().mean(0) for rows in (suspects, rest))
+        with_trigger, without = transplant(model, images[chosen], (first - second) / 255, label)
+        return max(0.0, with_trigger - without)
+
+    return flips
 
 
 def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predicted: np.ndarray | None, early: np.ndarray) -> pa.Table:
