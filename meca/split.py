@@ -130,8 +130,9 @@ def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, para
             judged.append(shape)
         found += judged
         proven = [e for e in judged if e.flips is not None and e.flips >= params.min_flips]
-        # Where several views prove it, the one whose heaps are furthest apart draws the line most clearly.
-        best = max(proven or [e for e in judged if not e.mirrored], key=lambda e: e.range * (1 - e.valley))
+        # Where several views prove it, the one whose heaps are furthest apart draws the line most clearly. The two views of one
+        # side differ in that by rounding alone: there the one whose difference carries over better.
+        best = max(proven or [e for e in judged if not e.mirrored], key=lambda e: (round(e.range * (1 - e.valley), 6), e.flips or 0.0))
         margin = views[best.side, best.mirrored]
         if proven:
             certain.append(best)

@@ -82,13 +82,13 @@ def test_a_test_set_of_the_target_class_alone_has_no_attack_to_measure() -> None
 
 
 def test_detection_by_hand_and_covers_are_no_false_alarms() -> None:
-    poisoned = np.array([1, 1, 0, 0, 0, 0], dtype=bool)
-    covers = np.array([0, 0, 1, 1, 0, 0], dtype=bool)
-    flagged = np.array([1, 0, 1, 0, 1, 0], dtype=bool)
-    suspicion = np.array([0.9, 0.5, 0.8, 0.1, 0.6, 0.2])
-    labels = np.array([1, 1, 0, 0, 1, 0])
+    poisoned = np.array([1, 1, 1, 0, 0, 0, 0], dtype=bool)
+    covers = np.array([0, 0, 0, 1, 1, 0, 0], dtype=bool)
+    flagged = np.array([1, 0, 0, 1, 1, 1, 0], dtype=bool)
+    suspicion = np.array([0.9, 0.5, 0.3, 0.8, 0.95, 0.6, 0.2])
+    labels = np.array([1, 1, 0, 0, 0, 1, 0])
     assert detection(flagged, suspicion, poisoned, covers, labels, 1) == {
-        "tpr": 0.5, "fpr": 0.5, "auroc": 0.75, "auroc_target": 0.5, "poisoned": 2, "poison_left": 1, "flagged": 3, "covers_flagged": 1,
+        "tpr": 1 / 3, "fpr": 0.5, "auroc": 4 / 6, "auroc_target": 0.5, "poisoned": 3, "poison_left": 2, "flagged": 4, "covers_flagged": 2,
     }  # fmt: skip
 
 

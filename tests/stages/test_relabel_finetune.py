@@ -39,7 +39,7 @@ def test_what_was_clean_stays_as_it_was_and_only_the_judgement_changes(preset: s
         if row["verdict"] == "clean":
             assert (row["action"], row["new_label"], row["reasons"]) == ("keep", None, [])
         elif row["action"] == "relabel":
-            assert row["new_label"] == row["clean_pred"] != row["label"] and row["reasons"][-1] == "label-conflict"
+            assert row["new_label"] == row["clean_pred"] != row["label"] and row["reasons"][-1] == "contradicted"
         else:
             assert row["clean_pred"] == row["label"], "with no demand on confidence only agreement is left"
             assert row["action"] == ("remove" if preset == "default" else "keep") and row["new_label"] is None
