@@ -2,7 +2,7 @@
 
 Rule 6 of the paper gives every flagged sample the label that the clean model sees in it. Preset `default` does so only where
 the clean model is confident and contradicts the given label; where it agrees with it (a clean-label attack) the picture would
-bring its trigger back under the label that the attacker wants, so such a sample is removed.
+bring its trigger back under the label that the attacker wants, so such a sample is removed, unless it stood at the border.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class RelabelParams:
 
     recipe: Recipe
     confidence: float  # of the clean model, in [0, 1], below which a flagged sample is removed
-    remove_agreeing: bool  # flagged samples whose given label the clean model confirms are removed, not kept
+    remove_above: float  # suspicion from which a flagged sample is removed although the clean model confirms its label
     probe: int  # samples of other classes that carry the estimated trigger in the leak test
 
 
@@ -34,21 +34,22 @@ class Relabelled:
     changed: Tensor  # bool [n]
 
 
-def relabel(probabilities: Tensor, labels: Tensor, flagged: Tensor, params: RelabelParams) -> Relabelled:
+def relabel(probabilities: Tensor, labels: Tensor, flagged: Tensor, suspicion: Tensor, params: RelabelParams) -> Relabelled:
     """Decide what happens to each flagged sample; the others keep their label bit for bit.
 
     Args:
         probabilities: float32 [n classes] of the clean model.
         labels: int64 [n], as given.
         flagged: bool [n].
+        suspicion: [n] in [0, 1], high is suspicious.
         params: The rule.
     """
     confidence, seen = probabilities.max(1)
     sure = confidence >= params.confidence
     agrees = seen == labels
     changed = flagged & sure & ~agrees
-    kept_flagged = flagged & sure & agrees & (not params.remove_agreeing)
-    return Relabelled(labels=torch.where(changed, seen, labels), keep=~flagged | changed | kept_flagged, changed=changed)
+    confirmed = flagged & sure & agrees & (suspicion < params.remove_above)
+    return Relabelled(labels=torch.where(changed, seen, labels), keep=~flagged | changed | confirmed, changed=changed)
 
 
 def trigger_estimate(images: Tensor, flagged: Tensor, clean: Tensor, content: Tensor, classes: int) -> Tensor:

@@ -89,6 +89,8 @@ def run(
         chosen = column(partition / "scores.parquet", "likely_clean", n).astype(bool)
         result["detection"]["poison_in_likely_clean"] = int((chosen & poisoned).sum())
         result["detection"]["removed"] = int((actions == "remove").sum())
+        # What counts in the end is poison that goes out under its given label, also where a flag was taken back.
+        result["detection"]["poison_left"] = int((poisoned & (actions == "keep")).sum())
         references["oracle"] = ~poisoned
     else:
         result["unknown"] = [*UNKNOWN, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]

@@ -28,8 +28,9 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
     flagged = torch.tensor([word != "clean" for word in earlier["verdict"].to_pylist()], device=device.name)
     model, description = load_model(train_clean).to(device.name), read_description(train_clean)
     probabilities = predict(model, images).softmax(1)
-    decided = relabel(probabilities, labels, flagged, params)
-    if bool(decided.changed.any()) and verdict["verdict"] != "inconclusive":
+    suspicion = torch.from_numpy(earlier["suspicion"].to_numpy().copy()).to(device.name)
+    decided = relabel(probabilities, labels, flagged, suspicion, params)
+    if not torch.equal(decided.keep, ~flagged) and verdict["verdict"] != "inconclusive":
         with ctx.timed("train"):
             note = epoch_notes(ctx, "finetune", params.recipe.passes(int(decided.keep.sum())))
             place = ctx.checkpoints / "model.safetensors"
@@ -82,14 +83,18 @@ def _leak(
 def _final(earlier: pa.Table, decided: Relabelled, content: torch.Tensor, verdict: str) -> pa.Table:
     changed, keep = decided.changed.cpu().numpy(), decided.keep.cpu().numpy()
     new, seen = decided.labels.cpu().numpy(), content.cpu().numpy()
-    actions, reasons = earlier["action"].to_pylist(), earlier["reasons"].to_pylist()
+    actions, reasons, words = earlier["action"].to_pylist(), earlier["reasons"].to_pylist(), earlier["verdict"].to_pylist()
     if verdict != "inconclusive":
         actions = ["relabel" if c else "keep" if k else "remove" for c, k in zip(changed, keep, strict=True)]
+        # A flag that the clean model takes back: the sample stood at the border and looks like its label.
+        confirmed = [word != "clean" and action == "keep" for word, action in zip(words, actions, strict=True)]
         reasons = [
-            [*codes, "contradicted"] if c else [*codes, "not-relabelled"] if a == "remove" else codes
-            for codes, c, a in zip(reasons, changed, actions, strict=True)
+            [*codes, *(["contradicted"] if action == "relabel" else ["not-relabelled"] if action == "remove" else ["confirmed"] * taken_back)]
+            for codes, action, taken_back in zip(reasons, actions, confirmed, strict=True)
         ]
+        words = ["clean" if taken_back else word for word, taken_back in zip(words, confirmed, strict=True)]
     replaced = {
+        "verdict": pa.array(words),
         "action": pa.array(actions),
         "new_label": pa.array([int(label) if a == "relabel" else None for label, a in zip(new, actions, strict=True)], pa.int64()),
         "clean_pred": pa.array(seen, pa.int64()),

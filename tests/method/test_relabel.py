@@ -17,25 +17,25 @@ from tests.method.tiny import CLASSES, pictures
 
 PARAMS = settings().group("relabel_finetune", RelabelParams)
 
-sets = {"seed": st.integers(0, 999), "n": st.integers(1, 60), "confidence": st.floats(0, 1), "remove_agreeing": st.booleans()}
+sets = {"seed": st.integers(0, 999), "n": st.integers(1, 60), "confidence": st.floats(0, 1), "remove_above": st.floats(0, 1.1)}
 
 
 def rule(**changes: Any) -> RelabelParams:
     return dataclasses.replace(PARAMS, **changes)
 
 
-def made(seed: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def made(seed: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     probabilities = (3 * torch.randn(n, CLASSES, generator=rng)).softmax(1)
-    return probabilities, torch.randint(0, CLASSES, (n,), generator=rng), torch.rand(n, generator=rng) < 0.5
+    return probabilities, torch.randint(0, CLASSES, (n,), generator=rng), torch.rand(n, generator=rng) < 0.5, torch.rand(n, generator=rng)
 
 
 @examples(derandomize=True, deadline=None)
 @given(**sets)
-def test_a_sample_that_is_not_flagged_keeps_its_label_and_its_place(seed: int, n: int, confidence: float, remove_agreeing: bool) -> None:
-    probabilities, labels, flagged = made(seed, n)
+def test_a_sample_that_is_not_flagged_keeps_its_label_and_its_place(seed: int, n: int, confidence: float, remove_above: float) -> None:
+    probabilities, labels, flagged, suspicion = made(seed, n)
     before = labels.clone()
-    found = relabel(probabilities, labels, flagged, rule(confidence=confidence, remove_agreeing=remove_agreeing))
+    found = relabel(probabilities, labels, flagged, suspicion, rule(confidence=confidence, remove_above=remove_above))
     assert torch.equal(labels, before)
     assert torch.equal(found.labels[~flagged], labels[~flagged]) and found.keep[~flagged].all() and not found.changed[~flagged].any()
     assert torch.equal(found.labels[~found.changed], labels[~found.changed])
@@ -44,9 +44,9 @@ def test_a_sample_that_is_not_flagged_keeps_its_label_and_its_place(seed: int, n
 
 @examples(derandomize=True, deadline=None)
 @given(**sets)
-def test_each_flagged_sample_is_judged_by_the_rule_one_by_one(seed: int, n: int, confidence: float, remove_agreeing: bool) -> None:
-    probabilities, labels, flagged = made(seed, n)
-    found = relabel(probabilities, labels, flagged, rule(confidence=confidence, remove_agreeing=remove_agreeing))
+def test_each_flagged_sample_is_judged_by_the_rule_one_by_one(seed: int, n: int, confidence: float, remove_above: float) -> None:
+    probabilities, labels, flagged, suspicion = made(seed, n)
+    found = relabel(probabilities, labels, flagged, suspicion, rule(confidence=confidence, remove_above=remove_above))
     for i in range(n):
         seen = max(range(CLASSES), key=lambda c: float(probabilities[i, c]))
         expected = "keep"
@@ -55,30 +55,30 @@ def test_each_flagged_sample_is_judged_by_the_rule_one_by_one(seed: int, n: int,
                 expected = "remove"
             elif seen != int(labels[i]):
                 expected = "relabel"
-            elif remove_agreeing:
+            elif float(suspicion[i]) >= float(torch.tensor(remove_above)):
                 expected = "remove"
         assert (bool(found.keep[i]), bool(found.changed[i])) == (expected != "remove", expected == "relabel")
         assert int(found.labels[i]) == (seen if expected == "relabel" else int(labels[i]))
 
 
 def test_nothing_flagged_is_nothing_relabelled() -> None:
-    probabilities, labels, flagged = made(0, 40)
-    found = relabel(probabilities, labels, torch.zeros_like(flagged), rule(confidence=0.0))
+    probabilities, labels, flagged, suspicion = made(0, 40)
+    found = relabel(probabilities, labels, torch.zeros_like(flagged), suspicion, rule(confidence=0.0))
     assert torch.equal(found.labels, labels) and found.keep.all() and not found.changed.any()
 
 
 def test_the_papers_rule_keeps_every_sample_under_the_label_that_the_clean_model_sees() -> None:
-    probabilities, labels, flagged = made(0, 40)
-    found = relabel(probabilities, labels, flagged, settings(preset="paper").group("relabel_finetune", RelabelParams))
+    probabilities, labels, flagged, suspicion = made(0, 40)
+    found = relabel(probabilities, labels, flagged, suspicion, settings(preset="paper").group("relabel_finetune", RelabelParams))
     assert found.keep.all() and torch.equal(found.labels[flagged], probabilities.argmax(1)[flagged])
 
 
-def test_our_rule_removes_flagged_samples_whose_label_is_confirmed() -> None:
-    labels = torch.tensor([0, 1])
-    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
-    flagged = torch.tensor([True, True])
-    assert relabel(probabilities, labels, flagged, rule(remove_agreeing=True)).keep.tolist() == [False, True]
-    assert relabel(probabilities, labels, flagged, rule(remove_agreeing=False)).keep.tolist() == [True, True]
+def test_our_rule_removes_a_clear_suspect_whose_label_is_confirmed_and_takes_back_a_flag_at_the_border() -> None:
+    labels = torch.tensor([0, 0, 1])
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
+    flagged = torch.tensor([True, True, True])
+    found = relabel(probabilities, labels, flagged, torch.tensor([0.99, 0.6, 0.99]), rule())
+    assert found.keep.tolist() == [False, True, True] and found.changed.tolist() == [False, False, True]
 
 
 def planted() -> tuple[Tensor, Tensor, Tensor]:
