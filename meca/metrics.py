@@ -69,7 +69,7 @@ def detection(flagged: Bools, suspicion: NDArray[np.float64], poisoned: Bools, c
     """Return what the flags found. Covers count neither as poison nor as false alarms: removing one is harmless.
 
     Args:
-        flagged: bool [n], not kept under its given label.
+        flagged: bool [n], the verdict of `split`; a flag that is taken back later still counts.
         suspicion: float64 [n], high is suspicious.
         poisoned: bool [n], the truth.
         covers: bool [n], the truth.

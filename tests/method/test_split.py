@@ -101,6 +101,14 @@ def test_two_heaps_that_are_close_are_not_believed() -> None:
     assert not decide(margins * (PARAMS.min_range / 100), always(1.0), heaps({}, 9)[0] * 0).flagged.any()
 
 
+@pytest.mark.parametrize("clearer", ["low", "high"])
+def test_of_two_sides_that_prove_a_trigger_the_one_with_heaps_further_apart_draws_the_line(clearer: str) -> None:
+    (near, first), (far, second) = heaps({1: PLANTED}, 0, apart=20.0), heaps({1: PLANTED}, 1, apart=60.0)
+    sides = (far, near) if clearer == "low" else (near, far)
+    found = decide(sides[0], lambda label, these, rest: float(len(these) < len(rest)), sides[1])
+    assert found.flagged[second].all() and not found.flagged[first & ~second].all()
+
+
 @pytest.mark.parametrize("upper", [True, False])
 def test_if_both_heaps_turn_other_pictures_the_one_that_turns_more_is_flagged(upper: bool) -> None:
     margins, second = heaps({1: 60})

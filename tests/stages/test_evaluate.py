@@ -42,10 +42,12 @@ def test_detection_compares_verdicts_with_the_truth(preset: str, finished: Finis
         read_parquet(folder / "work" / "relabel_finetune" / "decisions.parquet"),
     )
     poisoned, covers = (truth[column].to_numpy(zero_copy_only=False) for column in ("is_poisoned", "is_cover"))
-    flagged = np.array(decisions["verdict"].to_pylist()) != "clean"
+    flagged = np.array(read_parquet(folder / "work" / "split" / "decisions.parquet")["verdict"].to_pylist()) != "clean"
+    kept = np.array(decisions["action"].to_pylist()) == "keep"
     suspicion = decisions["suspicion"].to_numpy().astype(np.float64)
     found = read(folder)["detection"]
     expected = detection(flagged, suspicion, poisoned, covers, decisions["label"].to_numpy(), 1)
+    expected["poison_left"] = int((poisoned & kept).sum())
     assert {name: found[name] for name in expected} == expected
     assert found["removed"] == decisions["action"].to_pylist().count("remove")
 

@@ -37,6 +37,8 @@ def test_the_promised_samples_change_and_no_other_bit(attack: str, tmp_path: Pat
     assert record["poison_rate"] == record["poisoned"] / N_TRAIN and not record["capped"]
     assert np.array_equal(truth["original_label"].to_numpy(), before.labels[:N_TRAIN])
     assert np.array_equal(truth["row"].to_numpy(), np.arange(N_TRAIN))
+    trigger = ATTACKS[attack].trigger(np.asarray(before.images[:N_TRAIN]), quick(attack=attack).group("poison", PoisonParams))
+    assert np.array_equal(after.images[:N_TRAIN][is_poisoned], trigger[is_poisoned])
     assert after.images.dtype == np.uint8 and after.images.shape == before.images.shape
     lines = zip(before.samples.to_pylist(), after.samples.to_pylist(), strict=True)
     for row, (old, new) in enumerate(lines):

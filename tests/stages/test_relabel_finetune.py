@@ -33,16 +33,18 @@ def after_split(finished: Finished, folder: Path, **changes) -> Path:
 def test_what_was_clean_stays_as_it_was_and_only_the_judgement_changes(preset: str, finished: Finished) -> None:
     before, after = read(finished(preset), "split")[0], read(finished(preset))[0]
     assert after.schema.equals(before.schema)
-    for name in ("row", "sample_id", "label", "verdict", "suspicion", "enhanced_pred"):
+    for name in ("row", "sample_id", "label", "suspicion", "enhanced_pred"):
         assert after[name].equals(before[name]), name
-    for row in after.to_pylist():
+    for row, earlier in zip(after.to_pylist(), before["verdict"].to_pylist(), strict=True):
         if row["verdict"] == "clean":
-            assert (row["action"], row["new_label"], row["reasons"]) == ("keep", None, [])
+            assert (row["action"], row["new_label"]) == ("keep", None)
+            assert (row["reasons"][-1:] == ["confirmed"]) == (earlier == "poisoned"), "a flag that is taken back says so"
+            assert earlier == "clean" or row["clean_pred"] == row["label"]
         elif row["action"] == "relabel":
             assert row["new_label"] == row["clean_pred"] != row["label"] and row["reasons"][-1] == "contradicted"
         else:
             assert row["clean_pred"] == row["label"], "with no demand on confidence only agreement is left"
-            assert row["action"] == ("remove" if preset == "default" else "keep") and row["new_label"] is None
+            assert preset == "default" and row["action"] == "remove" and row["new_label"] is None
     counts = [row["action"] for row in after.to_pylist()]
     metrics = json.loads((finished(preset) / "work" / "relabel_finetune" / "metrics.json").read_text())
     assert counts.count("relabel") == metrics["relabelled"] > 0

@@ -12,7 +12,7 @@ import pytest
 
 from meca.metrics import wilson
 from meca.params import PRESETS
-from meca.store import open_store, read_parquet
+from meca.store import open_store, read_parquet, rewrite
 from tests.stages.chain import N_TRAIN, quick, step, with_inputs
 
 Finished = Callable[..., Path]
@@ -66,6 +66,11 @@ def test_one_heap_a_class_is_no_evidence(finished: Finished, tmp_path: Path) -> 
 
 def test_a_class_that_is_too_small_to_judge_is_kept_and_can_be_written_down(finished: Finished, tmp_path: Path) -> None:
     folder = with_inputs("split", finished(), tmp_path)
+    store = open_store(folder / "data" / "store")
+    few = np.flatnonzero(store.labels[:N_TRAIN] == 3)[5:]
+    rewrite(store, tmp_path / "other", {int(row): (np.array(store.images[row]), 0) for row in few})
+    (folder / "data" / "store").rename(tmp_path / "gone")
+    (tmp_path / "other").rename(folder / "data" / "store")
     scores = folder / "work" / "enhance" / "scores.parquet"
     table = read_parquet(scores)
     for side in ("low", "high"):
@@ -73,4 +78,6 @@ def test_a_class_that_is_too_small_to_judge_is_kept_and_can_be_written_down(fini
         table = table.set_column(index, f"margin_{side}", pa.array([0.0] * N_TRAIN, pa.float32()))
     pq.write_table(table, scores)
     step("split", folder, quick(split__min_range=1.0))
-    assert read(folder)[1]["verdict"] == "no_evidence"
+    verdict = read(folder)[1]
+    assert verdict["verdict"] == "no_evidence"
+    assert {e["threshold"] for e in verdict["evidence"] if e["label"] == 3} == {None}, "JSON has no infinity"
