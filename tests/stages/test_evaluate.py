@@ -10,7 +10,7 @@ import torch
 
 from meca.engine import predict
 from meca.metrics import accuracy, attack_success, detection
-from meca.models import load_model
+from meca.models import load_model, read_description, save_model
 from meca.params import PRESETS
 from meca.store import open_store, read_parquet
 from tests.stages.chain import METHOD, N_TEST, N_TRAIN, quick, run, step, with_inputs
@@ -32,6 +32,20 @@ def test_the_measures_are_those_of_the_models_on_disk(name: str, stage: str, pre
         for images in (store.images[store.test], np.load(folder / "data" / "truth" / "triggered.npy"))
     )
     assert read(folder)[name] == {**accuracy(clean, labels, 4), **attack_success(triggered, clean, labels, 1)}
+
+
+def test_both_outputs_of_a_class_count_for_it(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("evaluate", finished(), tmp_path)
+    out = folder / "work" / "enhance"
+    model, store = load_model(out), open_store(folder / "data" / "store")
+    (last,) = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    with torch.no_grad():
+        last.bias[4:] += 1000  # every picture is suspect
+    save_model(model, read_description(out), out)
+    step("evaluate", folder, quick(evaluate__references=False))
+    predicted = predict(model, torch.from_numpy(np.array(store.images[store.test]))).argmax(1).numpy()
+    assert (predicted >= 4).all()
+    assert read(folder)["enhanced"]["correct"] == int((predicted - 4 == store.labels[store.test]).sum())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
