@@ -22,7 +22,7 @@ from meca.params import read_params, with_settings
 from meca.store import open_store
 
 ROOT = Path(__file__).parents[1]
-CODE = ("meca/", "tasks/", "flows/")
+CODE = ("${", "meca/", "tasks/", "flows/")
 
 
 def test_the_table_is_the_dag_of_dvc_yaml():
@@ -281,7 +281,7 @@ def train_clean(ctx, store, split, out):
     (out / "model.safetensors").write_bytes(b"weights")
 
 
-def relabel_finetune(ctx, store, split, train_clean, out):
+def relabel_finetune(ctx, store, partition, split, train_clean, out):
     for file in (*split.iterdir(), *train_clean.iterdir()):
         shutil.copy(file, out)
 
