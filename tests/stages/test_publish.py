@@ -36,7 +36,10 @@ def read_json(path: Path) -> dict:
 def test_the_stage_reads_what_it_says() -> None:
     stage = describe(publish)
     assert stage.inputs == ("store", "partition", "enhance", "split", "relabel_finetune")
-    assert (stage.outputs, stage.groups) == (("out",), ("seed", "preset", "publish"))
+    assert stage.outputs == ("out",)
+    # The summary names the digest of the numbers behind the result, so publish depends on all that decide about the set.
+    deciding = {"ingest", "network", "partition", "enhance", "split", "train_clean", "relabel_finetune"}
+    assert set(stage.groups) == {"seed", "preset", "publish"} | deciding
 
 
 @pytest.mark.parametrize("make", [make_folder, make_shards, make_batches, make_idx, "shapes", "digits"])
