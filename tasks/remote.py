@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from meca.errors import MecaError
 from tasks import environment
+from tasks.stage import chain
 
 __all__ = ["RemoteUnavailable", "pull", "push"]
 
@@ -53,7 +54,7 @@ def _transfer(workspace: Path, direction: str) -> None:
         with Repo(str(workspace.resolve()), config=_configuration(url) if url else None, _wait_for_lock=True) as repo:
             getattr(repo, direction)(run_cache=True)
     except (DvcException, OSError) as error:
-        names = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
+        names = {cls.__name__ for link in chain(error) for cls in type(link).__mro__}
         # DVC reports files that failed by their number alone; on a remote behind a network that is taken for the network.
         hidden = bool(url) and urlsplit(url or "").scheme not in ("", "file") and names & {"UploadError", "DownloadError", "FileTransferError"}
         if names & NETWORK_ERRORS or hidden:
@@ -64,12 +65,3 @@ def _transfer(workspace: Path, direction: str) -> None:
 def _configuration(url: str) -> dict[str, Any]:
     # verify: DVC trusts what a remote hands out unless told otherwise.
     return {"core": {"remote": "environment"}, "remote": {"environment": {"url": url, "verify": True}}}
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    return chain

@@ -24,7 +24,7 @@ from typing import Any
 from meca.errors import InputRefused, MecaError, UsageError
 from tasks import environment
 
-__all__ = ["TEMPORARY_FAILURE", "Pipeline", "Stage", "StageFailed", "reproduce"]
+__all__ = ["TEMPORARY_FAILURE", "Pipeline", "Stage", "StageFailed", "chain", "reproduce"]
 
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL: a network was away; the only exit code that is worth another try
 LAST_LINES = 20  # lines of a failed stage that its error repeats
@@ -191,20 +191,21 @@ def reproduce(name: str, force: bool = False) -> int:
         repo: Any = Repo(_wait_for_lock=True)
         repo.reproduce(name, single_item=True, force=force)
     except DvcException as error:
-        causes = _chain(error)
+        causes = chain(error)
         print(f"ERROR: {': '.join(dict.fromkeys(str(cause) for cause in causes))}", file=sys.stderr)
         codes = [int(match[1]) for cause in causes if (match := re.search(r", exited with (-?\d+)$", str(cause)))]
         return codes[0] if codes and 0 < codes[0] < 128 else MecaError.exit_code
     return 0
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
+def chain(error: BaseException) -> list[BaseException]:
+    """Return an error and what caused it, outermost first."""
+    links: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
+    while link is not None and link not in links:
+        links.append(link)
         link = link.__cause__ or link.__context__
-    return chain
+    return links
 
 
 def main() -> None:
