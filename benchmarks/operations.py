@@ -1,6 +1,6 @@
 """The rows about running meca, not about what it finds: time to a first result, overhead of the platform, kills, idle reruns.
 
-    python -m benchmarks.operations newcomer    a fresh clone: `make demo`, again, again from nothing but the environment, `make test`
+    python -m benchmarks.operations newcomer    a fresh clone, an empty home: `make demo`, again, `make demo` without installation, `make test`
     python -m benchmarks.operations overhead    the flow over the bare stages, against a running server and with the temporary one
     python -m benchmarks.operations idle        `dvc repro` and the flow again where nothing has changed
     python -m benchmarks.operations kill        SIGKILL in the middle of `train_clean`, then again: the same bytes?
@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -279,12 +280,24 @@ def newcomer(room: Path, tests: bool) -> None:
         raise RuntimeError(f"the commands left something in the tree: {left}")
 
 
+def scripted(script: Path) -> None:
+    """Take the times from a script that acts as the newcomer; it must end well."""
+    done = subprocess.run([str(script)], cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr, flush=True)
+    if done.returncode:
+        raise RuntimeError(f"{script.name} ended with {done.returncode}")
+    names = iter(("make demo, fresh clone, with installation", "make demo, again, nothing to do", "make test, after installation"))
+    for seconds in re.findall(r"^make \w+ +exit 0 +(\d+) s$", done.stdout, re.MULTILINE):
+        speed(next(names), float(seconds), "newcomer")
+
+
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("newcomer", "overhead", "idle", "kill"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-tests", action="store_true", help="newcomer: the demo alone")
+    parser.add_argument("--script", type=Path, help="newcomer: a script that clones, runs both commands and prints `make NAME exit 0 SECONDS s`")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from tasks import environment
@@ -294,7 +307,7 @@ def main() -> None:
     try:
         match arguments.what:
             case "newcomer":
-                newcomer(room, not arguments.no_tests)
+                scripted(arguments.script) if arguments.script else newcomer(room, not arguments.no_tests)
             case "overhead":
                 overhead(room, arguments.repeats)
             case "idle":

@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep the run folders below this one")
     arguments = parser.parse_args()
     workers = 1 if arguments.gpu else arguments.workers or os.cpu_count() or 1
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, (os.cpu_count() or 1) // workers) if arguments.gpu else 1
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     known = {identity(row): row for row in rows}
     wanted = [run for run in cells(GPU_GRID if arguments.gpu else GRID, arguments) if arguments.again or identity(vars(run)) not in known]
