@@ -1,6 +1,7 @@
 """The rows about running meca, not about what it finds: time to a first result, overhead of the platform, kills, idle reruns.
 
-    python -m benchmarks.operations newcomer    a fresh clone, an empty home: `make demo`, again, `make demo` without installation, `make test`
+    python -m benchmarks.operations newcomer    a fresh clone, an empty home: `make demo`, again, `make test`
+    python -m benchmarks.operations demo        `make demo` here, from nothing but the environment
     python -m benchmarks.operations overhead    the flow over the bare stages, against a running server and with the temporary one
     python -m benchmarks.operations idle        `dvc repro` and the flow again where nothing has changed
     python -m benchmarks.operations kill        SIGKILL in the middle of `train_clean`, then again: the same bytes?
@@ -271,8 +272,6 @@ def newcomer(room: Path, tests: bool) -> None:
 
     make("demo", "make demo, fresh clone, with installation")
     make("demo", "make demo, again, nothing to do")
-    shutil.rmtree(clone / ".demo")
-    make("demo", "make demo, without installation")
     if tests:
         make("test", "make test, after installation")
     left = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True).stdout
@@ -294,7 +293,7 @@ def scripted(script: Path) -> None:
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("newcomer", "overhead", "idle", "kill"))
+    parser.add_argument("what", choices=("newcomer", "demo", "overhead", "idle", "kill"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-tests", action="store_true", help="newcomer: the demo alone")
     parser.add_argument("--script", type=Path, help="newcomer: a script that clones, runs both commands and prints `make NAME exit 0 SECONDS s`")
@@ -308,6 +307,11 @@ def main() -> None:
         match arguments.what:
             case "newcomer":
                 scripted(arguments.script) if arguments.script else newcomer(room, not arguments.no_tests)
+            case "demo":
+                shutil.rmtree(ROOT / ".demo" / "shapes", ignore_errors=True)
+                started = time.perf_counter()
+                subprocess.run(["make", "demo"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+                speed("make demo, without installation", time.perf_counter() - started, "demo")
             case "overhead":
                 overhead(room, arguments.repeats)
             case "idle":

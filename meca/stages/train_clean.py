@@ -22,6 +22,12 @@ def run(ctx: Context, store: Path, split: Path, out: Path) -> None:
     verdicts = read_rows(split / "decisions.parquet", ["verdict"], len(labels))["verdict"].to_pylist()
     keep = torch.tensor([verdict == "clean" for verdict in verdicts], device=device.name)
     model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)
+    if int(keep.sum()) < 2:
+        # Rule 5 of the paper can flag everything. Then there is nothing to learn from, and the model says so by its accuracy.
+        ctx.progress("train_clean", 0, 1, f"{int(keep.sum())} samples are left: the model stays untrained")
+        save_model(model.eval(), description, out)
+        ctx.metrics = {"kept": int(keep.sum())}
+        return
     with ctx.timed("train"):
         note = epoch_notes(ctx, "train", recipe.passes(int(keep.sum())))
         train(model, images, labels, keep, recipe, ctx.seed, "train_clean", ctx.checkpoints / "model.safetensors", note)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meca.errors import MecaError
-from meca.models import load_model, read_description
+from meca.augment import generator
+from meca.models import build, load_model, read_description
 from meca.params import PRESETS
 from meca.store import open_store, read_parquet, rewrite
 from tests.method.tiny import same
@@ -51,11 +51,12 @@ def test_what_is_not_clean_is_not_learnt(word: str, finished: Finished, tmp_path
     assert json.loads((folder / "work" / "train_clean" / "metrics.json").read_text()) == {"kept": N_TRAIN // 2}
 
 
-def test_nothing_left_to_train_on_is_said(finished: Finished, tmp_path: Path) -> None:
+def test_nothing_left_to_train_on_leaves_the_model_untrained(finished: Finished, tmp_path: Path) -> None:
     folder = with_inputs("train_clean", finished(), tmp_path)
     file = folder / "work" / "split" / "decisions.parquet"
     table = read_parquet(file)
     pq.write_table(table.set_column(table.column_names.index("verdict"), "verdict", pa.array(["poisoned"] * N_TRAIN)), file)
-    with pytest.raises(MecaError, match="Expected at least two samples to train on, got 0"):
-        step("train_clean", folder, quick())
-    assert not (folder / "work" / "train_clean").exists()
+    step("train_clean", folder, quick())
+    assert json.loads((folder / "work" / "train_clean" / "metrics.json").read_text()) == {"kept": 0}
+    fresh = build(read_description(folder / "work" / "train_clean"), generator(quick().seed, "train_clean", "init"))
+    assert same(load_model(folder / "work" / "train_clean"), fresh)
