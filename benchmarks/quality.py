@@ -4,7 +4,8 @@
     python -m benchmarks.quality --only shapes --seeds 1           a part of it
     python -m benchmarks.quality --again                           measure anew; the newest row counts
 
-Nothing here sees the truth; `evaluate` does. Seed 0 is for tuning, so it is never reported. The references of a preset
+Nothing here sees the truth; `evaluate` does. Seed 0 is for tuning and never reported; docs/log.md says which
+other rows were looked at while numbers were set. The references of a preset
 `paper` run are those of the `default` run with the same data, attack and seed: same recipe, same bytes.
 """
 
