@@ -137,7 +137,7 @@ class Pipeline:
 
     def _subprocess(self, arguments: list[str], log: Callable[[str], None]) -> deque[str]:
         # A process group of its own: an interrupt reaches the flow first, which then ends the whole group (`stop`). When
-        # the flow is killed, the kernel kills the child, which asks for that at its start, and the stage below it likewise.
+        # the flow is killed, the kernel tells the child, which asked for that at its start and ends its group.
         process = subprocess.Popen(  # noqa: S603 - our own interpreter; names of stages come from dvc.yaml
             [sys.executable, "-m", "tasks.stage", *arguments],
             cwd=self.workspace,
@@ -208,11 +208,20 @@ def chain(error: BaseException) -> list[BaseException]:
     return links
 
 
+def _end_own_group() -> None:
+    """End this process, and all that it started if it leads a group of its own."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
 def main() -> None:
     """Run the stage named on the command line."""
     from meca.stages.runtime import die_with_parent
 
-    die_with_parent()
+    # A shell that DVC puts between this process and the stage (dash does not replace itself) is told nothing by the kernel.
+    signal.signal(signal.SIGHUP, lambda *_: _end_own_group())
+    die_with_parent(signal.SIGHUP)
     parser = argparse.ArgumentParser(prog="python -m tasks.stage", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", help="a stage of dvc.yaml")
     parser.add_argument("--force", action="store_true", help="run it even if nothing changed")

@@ -97,10 +97,10 @@ def stage_key(stage: Described, hashes: Mapping[str, str], params: Params) -> st
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux), so that no second copy is left running."""
+def die_with_parent(signum: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel to send this process a signal when its parent dies (Linux), so that no second copy is left running."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signum)  # PR_SET_PDEATHSIG
         if os.getppid() == 1 and os.environ.get("MECA_PARENT") not in (None, "1"):
             os._exit(1)
 

@@ -328,15 +328,16 @@ def started_by(workspace: Path) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])  # DVC's choice; Debian's sh stays between DVC and the stage
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_flow_that_is_ended_leaves_nothing_running(tmp_path, server, signum):
+def test_a_flow_that_is_ended_leaves_nothing_running(tmp_path, server, signum, shell):
     place = failing(
         tmp_path, "from meca.stages.runtime import die_with_parent\ndie_with_parent()\nPath('started').touch()\ntime.sleep(120)"
     ).resolve()
     flow = subprocess.Popen(
         [sys.executable, "-m", "flows.sanitize"],
         cwd=place,
-        env={**environment.child_environment(), "PREFECT_API_URL": server},
+        env={**environment.child_environment(), "PREFECT_API_URL": server, "SHELL": shell},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
