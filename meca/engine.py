@@ -1,25 +1,51 @@
 """The one training engine: a resident uint8 set, batched gathers, one weighted step, exact resume.
 
-Two runs with one seed, one machine and one number of threads end in the same bits, whether or not one of them was
-killed between two epochs.
+Two runs with one seed, one machine, one number of threads and one mode end in the same bits, whether or not one of them was
+killed between two epochs; on a GPU, mode `exact` alone promises that.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meca.augment import crop_flip, draw, generator
+from meca.augment import Draws, crop_flip, draw, generator
 from meca.errors import MecaError
 
-__all__ = ["Device", "Recipe", "Trainer", "as_input", "predict", "prepare", "resume", "save_checkpoint", "train"]
+__all__ = [
+    "Device",
+    "EngineParams",
+    "Recipe",
+    "Trainer",
+    "as_input",
+    "predict",
+    "prepare",
+    "resume",
+    "save_checkpoint",
+    "side_by_side",
+    "train",
+    "worth_compiling",
+]
 
 OnEpoch = Callable[[int, float, float], None]  # epoch from 1, mean loss, accuracy on the batches
+T = TypeVar("T")
+
+
+class _Interrupted(Exception):  # noqa: N818 - no error: another training was interrupted
+    pass
+
+
+_interrupted = threading.Event()  # ends the trainings of other threads when one of them, or the main thread, has to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +69,61 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class EngineParams:
+    """Group `engine` of params.yaml."""
+
+    mode: Literal["fast", "exact"]  # fast: bfloat16 where the processor computes in it, TF32, the fastest kernels; exact: neither
+    step: Literal["auto", "eager", "graph", "compile"]  # how a training step reaches a GPU
+
+
+@dataclasses.dataclass(frozen=True)
 class Device:
-    """Where the tensors live and how many threads work."""
+    """Where the tensors live, how many threads work, and how a training step is computed."""
 
     name: str
-    threads: int
+    threads: int = 1
+    precision: torch.dtype = torch.float32  # of the forward and backward pass of a training; scores are float32 always
+    step: Literal["auto", "eager", "graph", "compile"] = "eager"
 
 
-def prepare() -> Device:
-    """Choose the device (MECA_DEVICE, else CUDA, else CPU), fix the threads (MECA_THREADS) and demand determinism.
+def prepare(params: EngineParams | None = None) -> Device:
+    """Choose the device (MECA_DEVICE, else CUDA, else CPU), fix the threads (MECA_THREADS) and the arithmetic.
 
     Called by stage programs once; the functions below take what they are given.
+
+    Args:
+        params: Mode `exact` if None.
     """
+    params = params or EngineParams("exact", "auto")
+    fast = params.mode == "fast"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads = int(os.environ.get("MECA_THREADS", "0")) or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
     name = os.environ.get("MECA_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Device(name, threads)
+    on_gpu = name.startswith("cuda")
+    # On a CPU determinism costs nothing once fresh memory is not filled with NaN first, which no result depends on.
+    torch.use_deterministic_algorithms(not (fast and on_gpu))
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cudnn.benchmark = fast
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
+    if not on_gpu:
+        _keep_memory()
+    computes = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_computes_bfloat16()
+    return Device(name, threads, torch.bfloat16 if fast and computes else torch.float32, params.step if on_gpu else "eager")
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Tell whether the processor multiplies bfloat16; where it is emulated it is slower than float32."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe is not None)
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what a step frees: by default every activation is mapped, and its pages zeroed, anew in each step."""
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its upper limit
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def as_input(images: Tensor) -> Tensor:
@@ -72,21 +134,34 @@ def as_input(images: Tensor) -> Tensor:
 class Trainer:
     """A model, its optimizer and a triangular learning rate: everything that one step changes."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, steps: int) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, steps: int, precision: torch.dtype = torch.float32) -> None:
         self.model = model
         self.recipe = recipe
         self.steps = max(1, steps)
+        self.precision = precision
         self.done = 0
         self.history: list[tuple[float, float]] = []  # of every finished epoch: mean loss, accuracy
         decay = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]  # biases and BatchNorm are not decayed
         groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+        self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+        if recipe.momentum > 0:
+            for p in (*decay, *plain):  # zero is what SGD starts from, and a recorded step needs the buffers to be there
+                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     def lr(self) -> float:
         """The learning rate of the next step: up over the first fifth, then down to a hundredth."""
         t = self.done / self.steps
         return self.recipe.lr * (max(t / 0.2, 0.05) if t < 0.2 else max((1 - t) / 0.8, 0.01))
+
+    def advance(self) -> None:
+        """Set the learning rate of the next step, and count it."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.lr())
+            else:
+                group["lr"] = self.lr()
+        self.done += 1
 
     def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Take one step on a batch and return its loss and logits, both detached.
@@ -96,16 +171,20 @@ class Trainer:
             y: int64 [b].
             weight: float32 [b]: 1 learns, negative unlearns, 0 ignores; all 1 if None.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
+        self.advance()
+        return self.compute(x, y, weight)
+
+    def compute(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Do the work of `step` without counting it. Nothing in here waits for the device, so it can be recorded."""
         self.model.train()
-        logits = self.model(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16, cache_enabled=False):
+            logits = self.model(x)
+        logits = logits.float()
         each = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.recipe.label_smoothing)
         loss = each.mean() if weight is None else (weight * each).sum() / len(y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.done += 1
         return loss.detach(), logits.detach()
 
     def state(self) -> dict[str, Tensor]:
@@ -124,10 +203,7 @@ class Trainer:
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
         for i, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
             if f"momentum.{i}" in state:
-                # The layout is the parameter's: a sum in another order would end in other bits.
-                buffer = torch.empty_like(p)
-                buffer.copy_(state[f"momentum.{i}"])
-                self.optimizer.state[p]["momentum_buffer"] = buffer
+                self.optimizer.state[p]["momentum_buffer"].copy_(state[f"momentum.{i}"])
         self.done = int(state["done"])
         self.history = [(loss, accuracy) for loss, accuracy in state["history"].tolist()]
 
@@ -155,6 +231,119 @@ def save_checkpoint(trainer: Trainer, checkpoint: Path | None, epoch: int) -> No
     atomic_write(checkpoint, save({**trainer.state(), "epoch": torch.tensor(epoch)}))
 
 
+class _Epoch:
+    """One step on samples of the resident set, from row numbers to new weights, with buffers that stay where they are."""
+
+    def __init__(self, trainer: Trainer, images: Tensor, labels: Tensor, weight: Tensor | None, batch: int) -> None:
+        self.trainer, self.images, self.labels, self.weight = trainer, images, labels, weight
+        self.rows = torch.zeros(batch, dtype=torch.int64, device=images.device)
+        self.loss = torch.zeros((), device=images.device)
+        self.right = torch.zeros((), dtype=torch.int64, device=images.device)
+        self.draws: Draws | None = None
+        if trainer.recipe.augment != "none":
+            n = len(images)
+            self.draws = Draws(*(torch.zeros(n, dtype=kind, device=images.device) for kind in (torch.int64, torch.int64, torch.bool)))
+
+    def begin(self, draws: Draws | None) -> None:
+        """Start an epoch."""
+        self.loss.zero_()
+        self.right.zero_()
+        if draws is not None and self.draws is not None:
+            for name, values in vars(draws).items():
+                getattr(self.draws, name).copy_(values)
+
+    def compute(self) -> None:
+        """Take the step for the rows in the buffer."""
+        pixels = self.images[self.rows] if self.draws is None else crop_flip(self.images, self.rows, self.draws)
+        labels = self.labels[self.rows]
+        loss, logits = self.trainer.compute(as_input(pixels), labels, None if self.weight is None else self.weight[self.rows])
+        self.loss += loss
+        self.right += (logits.argmax(1) == labels).sum()
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that a step changes."""
+        momenta = [buffer for state in self.trainer.optimizer.state.values() for buffer in state.values() if isinstance(buffer, Tensor)]
+        return [*self.trainer.model.parameters(), *self.trainer.model.buffers(), *momenta, self.loss, self.right]
+
+
+GRAPH_STEPS = 30  # recording costs about ten eager steps and halves those of a small network
+COMPILE_SECONDS = 45.0  # of a ResNet-18, until this process has measured its own
+COMPILE_GAIN = 0.25  # of a recorded step's time; between 0.1 and 0.4 for the networks here
+_compile_seconds: list[float] = []
+
+
+def worth_compiling(steps: int, seconds_per_step: float, compile_seconds: float) -> bool:
+    """Tell whether compiling saves more than it costs: planned steps times what each saves, against the compile time."""
+    return steps * seconds_per_step * COMPILE_GAIN > compile_seconds
+
+
+def _record(epoch: _Epoch) -> Callable[[], None]:
+    """Record the step as a CUDA graph and return what replays it; no weight has changed afterwards.
+
+    torch.cuda's notes on whole-network capture: warm up on a side stream, with gradients that do not exist yet at the
+    capture, static tensors for whatever changes from step to step, and the learning rate on the device.
+    """
+    state = epoch.state()
+    saved = [tensor.detach().clone() for tensor in state]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            epoch.compute()
+    torch.cuda.current_stream().wait_stream(stream)
+    epoch.trainer.optimizer.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        epoch.compute()
+    with torch.no_grad():
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)
+    return graph.replay
+
+
+def _fastest(epoch: _Epoch, how: str, steps: int) -> Callable[[], None]:
+    """Return what takes a step for the rows in the buffer, chosen by `Device.step` and the number of planned steps."""
+    if how == "eager" or not epoch.images.is_cuda or (how == "auto" and steps < GRAPH_STEPS):
+        return epoch.compute
+    for group in epoch.trainer.optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=epoch.images.device)
+    replay = _record(epoch)
+    if how == "graph":
+        return replay
+    if how == "auto":
+        per_step = _seconds_per_step(epoch, replay)
+        if not worth_compiling(steps, per_step, _compile_seconds[-1] if _compile_seconds else COMPILE_SECONDS):
+            return replay
+    started = time.perf_counter()
+    plain = epoch.trainer.model
+    try:
+        epoch.trainer.model = torch.compile(plain)  # pyright: ignore[reportAttributeAccessIssue] - shares the parameters of `plain`
+        replay = _record(epoch)
+        _compile_seconds.append(time.perf_counter() - started)
+    except RuntimeError:  # no compiler on this machine, or one that fails: recorded is fast enough
+        if how == "compile":
+            raise
+    finally:
+        epoch.trainer.model = plain
+    return replay
+
+
+def _seconds_per_step(epoch: _Epoch, replay: Callable[[], None], tries: int = 5) -> float:
+    """Measure a recorded step; no weight has changed afterwards."""
+    state = epoch.state()
+    saved = [tensor.detach().clone() for tensor in state]
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(tries):
+        replay()
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - started) / tries
+    with torch.no_grad():
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)
+    return seconds
+
+
 def train(
     model: nn.Module,
     images: Tensor,
@@ -165,6 +354,8 @@ def train(
     purpose: str,
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
+    device: Device | None = None,
+    weight: Tensor | None = None,
 ) -> nn.Module:
     """Train a model on the kept samples and return it.
 
@@ -178,9 +369,11 @@ def train(
         recipe: How.
         seed: Of the run.
         purpose: Name of this training; part of every draw's key.
-        checkpoint: File to resume from and to write after each epoch.
+        checkpoint: File to resume from and to write after an epoch.
         on_epoch: Told epoch, mean loss and accuracy on the augmented batches; when resuming, of the finished epochs as well, so
             that what it writes down is the same as without the kill.
+        device: Says the precision and how a step is computed; float32 and step by step if None.
+        weight: float32 [n]: 1 learns, negative unlearns, 0 ignores; all 1 if None.
 
     Raises:
         MecaError: Nothing is kept, or the loss is no longer a number.
@@ -188,37 +381,84 @@ def train(
     n, kept = len(images), int(keep.sum())
     if kept < 2:
         raise MecaError(f"Expected at least two samples to train on, got {kept}.")
+    device = device or Device(str(images.device))
     batch = min(recipe.batch_size, kept)
     per_epoch = max(1, kept // batch)  # a last, smaller batch would have other BatchNorm statistics: it waits for the next epoch
     epochs = recipe.passes(kept)
-    trainer = Trainer(model, recipe, epochs * per_epoch)
+    trainer = Trainer(model, recipe, epochs * per_epoch, device.precision)
     start = resume(trainer, checkpoint)
     if on_epoch is not None:
         for epoch, (mean_loss, accuracy) in enumerate(trainer.history, 1):
             on_epoch(epoch, mean_loss, accuracy)
+    work = _Epoch(trainer, images, labels, weight, batch)
+    take_step: Callable[[], None] | None = None
+    written, cost = -1e9, 0.0
     for epoch in range(start, epochs):
         rng = generator(seed, purpose, "epoch", epoch)
         order = torch.randperm(n, generator=rng).to(images.device)
         order = order[keep[order]]
-        draws = None
-        if recipe.augment != "none":
-            draws = draw(n, recipe.padding, recipe.augment == "shift_flip", rng)
-            draws = dataclasses.replace(draws, **{k: v.to(images.device) for k, v in vars(draws).items()})
-        loss_sum = torch.zeros((), device=images.device)
-        right = torch.zeros((), device=images.device)
+        work.begin(None if recipe.augment == "none" else draw(n, recipe.padding, recipe.augment == "shift_flip", rng))
         for i in range(per_epoch):
-            rows = order[i * batch : (i + 1) * batch]
-            pixels = images[rows] if draws is None else crop_flip(images, rows, draws)
-            loss, logits = trainer.step(as_input(pixels), labels[rows])
-            loss_sum += loss
-            right += (logits.argmax(1) == labels[rows]).sum()
-        if not bool(torch.isfinite(loss_sum)):
+            work.rows.copy_(order[i * batch : (i + 1) * batch])
+            if take_step is None:
+                take_step = _fastest(work, device.step, (epochs - start) * per_epoch)
+            if _interrupted.is_set():
+                raise _Interrupted
+            trainer.advance()
+            take_step()
+        mean_loss = float(work.loss) / per_epoch
+        if not abs(mean_loss) < float("inf"):
             raise MecaError(f"The loss of training {purpose!r} is not finite in epoch {epoch + 1}; lower its learning rate in params.yaml.")
-        trainer.history.append((float(loss_sum) / per_epoch, float(right) / (per_epoch * batch)))
-        save_checkpoint(trainer, checkpoint, epoch + 1)
+        trainer.history.append((mean_loss, int(work.right) / (per_epoch * batch)))
+        # Writing takes a tenth of the time at most: a large network on a fast device has epochs shorter than a write.
+        if epoch + 1 == epochs or time.perf_counter() - written >= 9 * cost:
+            begun = time.perf_counter()
+            save_checkpoint(trainer, checkpoint, epoch + 1)
+            written = time.perf_counter()
+            cost = written - begun
         if on_epoch is not None:
             on_epoch(epoch + 1, *trainer.history[-1])
     return model.eval()
+
+
+def side_by_side(jobs: Sequence[Callable[[], T]], device: Device) -> list[T]:
+    """Run independent trainings and return their results in order, on a CPU in one thread each with a share of the cores.
+
+    Two trainings of one core each do a third more in the same time than two, one after the other, of two cores. The bits are
+    those of a training with so many threads, whatever the other ones do.
+
+    Args:
+        jobs: They must not share a model, and write to nothing in common.
+        device: From `prepare`.
+    """
+    abreast = 1 if device.name.startswith("cuda") else min(len(jobs), device.threads)
+    if abreast < 2:
+        return [job() for job in jobs]
+
+    def alone(job: Callable[[], T]) -> T:
+        torch.set_num_threads(max(1, device.threads // abreast))
+        try:
+            return job()
+        except BaseException:
+            _interrupted.set()
+            raise
+
+    _interrupted.clear()
+    try:
+        with ThreadPoolExecutor(abreast) as pool:
+            futures = [pool.submit(alone, job) for job in jobs]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            except BaseException:  # a signal reaches the main thread alone
+                _interrupted.set()
+                raise
+    finally:
+        _interrupted.clear()
+        torch.set_num_threads(device.threads)
+    for future in futures:
+        if not isinstance(error := future.exception(), _Interrupted | None):
+            raise error
+    return [future.result() for future in futures]
 
 
 @torch.inference_mode()

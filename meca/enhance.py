@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from meca.augment import generator
-from meca.engine import Recipe, Trainer, as_input, predict, resume, save_checkpoint, train
-from meca.errors import MecaError
+from meca.engine import Device, Recipe, predict, train
 from meca.models import Description, build
 
 __all__ = ["SIDES", "EnhanceParams", "TwoOutputs", "folds", "two_outputs", "unlearn", "widen"]
@@ -107,6 +106,7 @@ def two_outputs(
     side: str,
     checkpoints: Path | None = None,
     on_training: Callable[[int, float, float], None] | None = None,
+    device: Device | None = None,
 ) -> TwoOutputs:
     """Return the margins of all samples after the rounds of one side.
 
@@ -121,6 +121,7 @@ def two_outputs(
         side: `low` or `high`.
         checkpoints: Folder to resume from.
         on_training: Told the number of the training, its last loss and its last accuracy.
+        device: Says how a step is computed.
     """
     classes = len(description.class_names)
     half = folds(labels.cpu(), generator(seed, "enhance", "folds")).to(labels.device)
@@ -138,7 +139,7 @@ def two_outputs(
             last[:] = [loss, accuracy]
 
         place = None if checkpoints is None else checkpoints / f"{side}-{number}.safetensors"
-        train(grown, images, target.clamp(min=0), target >= 0, params.recipe, seed, f"enhance {side} {number}", place, note)
+        train(grown, images, target.clamp(min=0), target >= 0, params.recipe, seed, f"enhance {side} {number}", place, note, device)
         rows = torch.nonzero(held)[:, 0]
         logits = predict(grown, images[rows])
         each = torch.arange(len(rows), device=rows.device)
@@ -160,6 +161,7 @@ def unlearn(
     seed: int,
     number: int,
     checkpoint: Path | None = None,
+    device: Device | None = None,
 ) -> tuple[nn.Module, float]:
     """Run one round of the paper's enhancement in place: learn `D_rest`, unlearn `D_c`. Returns the model and the last mean loss.
 
@@ -174,21 +176,14 @@ def unlearn(
         seed: Of the run.
         number: Of the round, from 1.
         checkpoint: File to resume from.
+        device: Says how a step is computed.
     """
-    recipe, n = params.recipe, len(images)
-    batch = min(recipe.batch_size, n)
-    per_epoch = max(1, n // batch)
-    epochs = recipe.passes(n)
-    trainer = Trainer(model, recipe, epochs * per_epoch)
-    for epoch in range(resume(trainer, checkpoint), epochs):
-        loss = torch.zeros(())
-        order = torch.randperm(n, generator=generator(seed, "enhance", number, epoch)).to(images.device)
-        for i in range(per_epoch):
-            rows = order[i * batch : (i + 1) * batch]
-            weight = torch.where(likely_clean[rows], -params.unlearning, 1.0)
-            loss, _ = trainer.step(as_input(images[rows]), labels[rows], weight)
-        if not bool(torch.isfinite(loss)):
-            raise MecaError(f"The loss of enhancement round {number} is not finite in epoch {epoch + 1}; lower its learning rate in params.yaml.")
-        trainer.history.append((float(loss), 0.0))
-        save_checkpoint(trainer, checkpoint, epoch + 1)
-    return model.eval(), trainer.history[-1][0] if trainer.history else 0.0
+    weight = torch.where(likely_clean, -params.unlearning, 1.0)
+    last = [0.0]
+
+    def note(epoch: int, loss: float, accuracy: float) -> None:
+        last[0] = loss
+
+    everything = torch.ones_like(likely_clean)
+    train(model, images, labels, everything, params.recipe, seed, f"enhance {number}", checkpoint, note, device, weight)
+    return model, last[0]

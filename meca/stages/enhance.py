@@ -1,42 +1,48 @@
 """Train the model in which a backdoor stands out, and rescore every sample with it."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from meca.augment import generator
-from meca.engine import predict, prepare
+from meca.engine import EngineParams, predict, prepare, side_by_side
 from meca.enhance import SIDES, EnhanceParams, TwoOutputs, two_outputs, unlearn
 from meca.models import load_model, read_description, save_model
 from meca.partition import PartitionParams, choose, signals, suspicion
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table, write_parquet
 
-GROUPS = ("seed", "preset", "partition", "enhance")
+GROUPS = ("seed", "preset", "engine", "partition", "enhance")
 
 
 def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
     """Write the enhanced model and its scores."""
-    params, device = ctx.params.group("enhance", EnhanceParams), prepare()
+    params, device = ctx.params.group("enhance", EnhanceParams), prepare(ctx.params.group("engine", EngineParams))
     data, images, labels = open_train(store, device)
     description = read_description(partition)
     model = load_model(partition).to(device.name)
     suspicious = torch.from_numpy(column(partition / "scores.parquet", "suspicion", len(labels)).copy()).to(device.name)
     if params.method == "two_outputs":
-        columns: dict[str, torch.Tensor] = {}
-        results: dict[str, TwoOutputs] = {}
-        spans: dict[str, float] = {}
-        for side in SIDES:
+        told: dict[str, list[tuple[int, float, float]]] = {side: [] for side in SIDES}
 
-            def note(number: int, loss: float, accuracy: float, side: str = side) -> None:
-                ctx.curve(phase=f"enhance {side}", step=number, loss=round(loss, 6), accuracy=round(accuracy, 6))
+        def judge(side: str) -> TwoOutputs:
+            def note(number: int, loss: float, accuracy: float) -> None:
+                told[side].append((number, loss, accuracy))
                 ctx.progress(f"enhance: {side}", number, 2 * params.rounds, f"loss {loss:.3f}")
 
-            with ctx.timed(side):
-                found = two_outputs(model, description, images, labels, suspicious, params, ctx.seed, side, ctx.checkpoints, note)
+            return two_outputs(model, description, images, labels, suspicious, params, ctx.seed, side, ctx.checkpoints, note, device)
+
+        with ctx.timed("train"):
+            both = side_by_side([partial(judge, side) for side in SIDES], device)
+        results = dict(zip(SIDES, both, strict=True))
+        columns: dict[str, torch.Tensor] = {}
+        spans: dict[str, float] = {}
+        for side, found in results.items():
+            for number, loss, accuracy in told[side]:
+                ctx.curve(phase=f"enhance {side}", step=number, loss=round(loss, 6), accuracy=round(accuracy, 6))
             columns |= {f"margin_{side}": found.margin, f"called_{side}": found.called}
-            results[side] = found
             spans[side] = max(float(found.margin[labels == c].quantile(0.96) - found.margin[labels == c].quantile(0.04)) for c in labels.unique())
         chosen = max(SIDES, key=lambda side: spans[side])
         columns["suspicion"] = columns[f"margin_{chosen}"].sigmoid()
@@ -48,7 +54,7 @@ def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
         for number in range(1, params.rounds + 1):
             share = params.alpha_start + (params.alpha_end - params.alpha_start) * (number - 1) / max(1, params.rounds - 1)
             clean = choose(suspicious, labels, share, detector.alpha_of)
-            model, loss = unlearn(model, images, labels, clean, params, ctx.seed, number, ctx.checkpoints / f"{number}.safetensors")
+            model, loss = unlearn(model, images, labels, clean, params, ctx.seed, number, ctx.checkpoints / f"{number}.safetensors", device)
             suspicious = suspicion(signals(model, images, labels, detector, generator(ctx.seed, "enhance", "masks", number)), detector.signals)
             fitted = float((predict(model, images).argmax(1) == labels).float().mean())
             ctx.curve(phase="enhance", step=number, alpha=round(share, 6), loss=round(loss, 6), accuracy=round(fitted, 6))

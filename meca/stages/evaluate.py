@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from meca.augment import generator
-from meca.engine import Recipe, predict, prepare, train
+from meca.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
 from meca.errors import MecaError
 from meca.files import canonical_json, read_json
 from meca.metrics import accuracy, attack_success, detection
 from meca.models import NetworkParams, build, load_model
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import column, describe_network, epoch_notes, open_train, read_rows
+from meca.stages.tensors import column, describe_network, open_train, read_rows
 
-GROUPS = ("seed", "preset", "network", "train_clean", "evaluate")
+GROUPS = ("seed", "preset", "engine", "network", "train_clean", "evaluate")
 
 UNKNOWN = [
     "attack success rate (no trigger is known)",
@@ -48,7 +49,7 @@ def run(
     out: Path,
 ) -> None:
     """Write every measure that can be known, beside two references of the same recipe: no defence, and the oracle."""
-    recipe, device = ctx.params.group("train_clean", Recipe), prepare()
+    recipe, device = ctx.params.group("train_clean", Recipe), prepare(ctx.params.group("engine", EngineParams))
     data, images, labels = open_train(store, device)
     classes = len(data.info.class_names)
     attack = read_json(truth / "attack.json")
@@ -95,14 +96,25 @@ def run(
     else:
         result["unknown"] = [*UNKNOWN, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]
     if known and ctx.params.group("evaluate", EvaluateParams).references:
-        for name, keep in references.items():
-            model = build(describe_network(data, ctx.params.group("network", NetworkParams)), generator(ctx.seed, "train_clean", "init")).to(
-                device.name
-            )
-            kept = torch.from_numpy(keep).to(device.name)
-            note = epoch_notes(ctx, name, recipe.passes(int(keep.sum())))
-            with ctx.timed(name):
-                train(model, images, labels, kept, recipe, ctx.seed, "train_clean", ctx.checkpoints / f"{name}.safetensors", note)
+        description = describe_network(data, ctx.params.group("network", NetworkParams))
+        told: dict[str, list[tuple[int, float, float]]] = {name: [] for name in references}
+
+        def reference(name: str) -> torch.nn.Module:
+            kept = torch.from_numpy(references[name]).to(device.name)
+            passes = recipe.passes(int(kept.sum()))
+
+            def note(epoch: int, loss: float, fitted: float) -> None:
+                told[name].append((epoch, loss, fitted))
+                ctx.progress(f"evaluate: {name}", epoch, passes, f"loss {loss:.3f} accuracy {fitted:.3f}")
+
+            model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)
+            return train(model, images, labels, kept, recipe, ctx.seed, "train_clean", ctx.checkpoints / f"{name}.safetensors", note, device)
+
+        with ctx.timed("references"):
+            trained = side_by_side([partial(reference, name) for name in references], device)
+        for name, model in zip(references, trained, strict=True):
+            for epoch, loss, fitted in told[name]:
+                ctx.curve(phase=name, epoch=epoch, loss=round(loss, 6), accuracy=round(fitted, 6))
             result[name] = measure(model)
     (out / "evaluation.json").write_text(canonical_json(result), encoding="utf-8")
     ctx.metrics = _scalars(result, read_json(relabel_finetune / "verdict.json"))

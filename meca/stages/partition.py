@@ -7,25 +7,25 @@ import numpy as np
 import torch
 
 from meca.augment import generator
-from meca.engine import prepare, train
+from meca.engine import EngineParams, prepare, train
 from meca.models import NetworkParams, build, save_model
 from meca.partition import PartitionParams, choose, signals, suspicion
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table, write_parquet
 
-GROUPS = ("seed", "preset", "network", "partition")
+GROUPS = ("seed", "preset", "engine", "network", "partition")
 
 
 def run(ctx: Context, store: Path, out: Path) -> None:
     """Write the scores, and the model that gave them."""
-    params, device = ctx.params.group("partition", PartitionParams), prepare()
+    params, device = ctx.params.group("partition", PartitionParams), prepare(ctx.params.group("engine", EngineParams))
     data, images, labels = open_train(store, device)
     description = describe_network(data, ctx.params.group("network", NetworkParams))
     model = build(description, generator(ctx.seed, "partition", "init")).to(device.name)
     everything = torch.ones(len(labels), dtype=torch.bool, device=device.name)
     with ctx.timed("train"):
         note = epoch_notes(ctx, "train", params.recipe.passes(len(labels)))
-        train(model, images, labels, everything, params.recipe, ctx.seed, "partition", ctx.checkpoints / "model.safetensors", note)
+        train(model, images, labels, everything, params.recipe, ctx.seed, "partition", ctx.checkpoints / "model.safetensors", note, device)
     with ctx.timed("score"):
         found = signals(model, images, labels, params, generator(ctx.seed, "partition", "masks"))
     suspicious = suspicion(found, params.signals)

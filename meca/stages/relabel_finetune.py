@@ -9,19 +9,19 @@ import pyarrow as pa
 import torch
 
 from meca.augment import generator
-from meca.engine import predict, prepare, train
+from meca.engine import EngineParams, predict, prepare, train
 from meca.files import canonical_json, read_json
 from meca.models import load_model, read_description, save_model
 from meca.relabel import Relabelled, RelabelParams, relabel, transplant, trigger_estimate
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import epoch_notes, open_train, read_rows, write_parquet
 
-GROUPS = ("seed", "preset", "relabel_finetune")
+GROUPS = ("seed", "preset", "engine", "relabel_finetune")
 
 
 def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Path, out: Path) -> None:
     """Write the final model, the final decisions and the final verdict."""
-    params, device = ctx.params.group("relabel_finetune", RelabelParams), prepare()
+    params, device = ctx.params.group("relabel_finetune", RelabelParams), prepare(ctx.params.group("engine", EngineParams))
     _, images, labels = open_train(store, device)
     earlier = read_rows(split / "decisions.parquet", ["verdict", "action", "new_label", "clean_pred", "reasons"], len(labels))
     verdict: dict[str, Any] = read_json(split / "verdict.json")
@@ -34,7 +34,7 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
         with ctx.timed("train"):
             note = epoch_notes(ctx, "finetune", params.recipe.passes(int(decided.keep.sum())))
             place = ctx.checkpoints / "model.safetensors"
-            train(model, images, decided.labels, decided.keep, params.recipe, ctx.seed, "relabel_finetune", place, note)
+            train(model, images, decided.labels, decided.keep, params.recipe, ctx.seed, "relabel_finetune", place, note, device)
     save_model(model, description, out)
     content = probabilities.argmax(1)
     leak = _leak(ctx, model, load_model(partition).to(device.name), images, flagged, content, verdict["target_class"], labels, params, out)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from meca.augment import generator
-from meca.engine import prepare
+from meca.engine import EngineParams, prepare
 from meca.enhance import SIDES
 from meca.files import canonical_json
 from meca.metrics import wilson
@@ -22,7 +22,7 @@ from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table, write_parquet
 from meca.store import open_store
 
-GROUPS = ("seed", "preset", "split")
+GROUPS = ("seed", "preset", "engine", "split")
 
 
 def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) -> None:
@@ -65,7 +65,7 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
 
 
 def _flips(ctx: Context, store: Path, partition: Path, params: SplitParams) -> Callable[[int, np.ndarray, np.ndarray], float]:
-    device = prepare()
+    device = prepare(ctx.params.group("engine", EngineParams))
     _, images, labels = open_train(store, device)
     model = load_model(partition).to(device.name)
 

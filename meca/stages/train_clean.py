@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 
 from meca.augment import generator
-from meca.engine import Recipe, prepare, train
+from meca.engine import EngineParams, Recipe, prepare, train
 from meca.models import NetworkParams, build, save_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, read_rows
 
-GROUPS = ("seed", "preset", "network", "train_clean")
+GROUPS = ("seed", "preset", "engine", "network", "train_clean")
 
 
 def run(ctx: Context, store: Path, split: Path, out: Path) -> None:
     """Write the clean model."""
-    recipe, device = ctx.params.group("train_clean", Recipe), prepare()
+    recipe, device = ctx.params.group("train_clean", Recipe), prepare(ctx.params.group("engine", EngineParams))
     data, images, labels = open_train(store, device)
     description = describe_network(data, ctx.params.group("network", NetworkParams))
     verdicts = read_rows(split / "decisions.parquet", ["verdict"], len(labels))["verdict"].to_pylist()
@@ -30,7 +30,7 @@ def run(ctx: Context, store: Path, split: Path, out: Path) -> None:
         return
     with ctx.timed("train"):
         note = epoch_notes(ctx, "train", recipe.passes(int(keep.sum())))
-        train(model, images, labels, keep, recipe, ctx.seed, "train_clean", ctx.checkpoints / "model.safetensors", note)
+        train(model, images, labels, keep, recipe, ctx.seed, "train_clean", ctx.checkpoints / "model.safetensors", note, device)
     save_model(model, description, out)
     ctx.metrics = {"kept": int(keep.sum())}
 

@@ -1,6 +1,7 @@
 """The engine, and with it `train_clean`: exact to the bit, resumable, and a sample left out moves no other one."""
 
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from meca.augment import generator
-from meca.engine import Trainer, as_input, predict, train
+from meca.engine import Device, EngineParams, Trainer, as_input, predict, prepare, side_by_side, train, worth_compiling
 from meca.errors import MecaError
 from meca.models import NETWORKS, NetworkParams, build
 from tests.method.tiny import CLASSES, copied, description, network, pictures, recipe, same, unchanged
@@ -244,3 +245,117 @@ def test_pixels_become_numbers_in_the_unit_interval_in_the_order_of_the_channels
     x = as_input(images)
     assert x.shape == (4, 3, 8, 8) and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
     assert float(x[2, 1, 3, 5]) == pytest.approx(int(images[2, 3, 5, 1]) / 255)
+
+
+BFLOAT = Device("cpu", 1, torch.bfloat16)
+
+
+def test_bfloat16_learns_the_same_task_keeps_float32_weights_and_gives_the_same_bits_twice() -> None:
+    images, labels = pictures(32)
+    found = [train(network(), images, labels, ALL[:32], recipe(epochs=30), 0, "fit", device=device) for device in (BFLOAT, BFLOAT, Device("cpu"))]
+    assert (predict(found[0], images).argmax(1) == labels).all()
+    assert all(p.dtype == torch.float32 for p in found[0].parameters())
+    assert same(found[0], found[1]) and not same(found[0], found[2])
+
+
+def test_a_killed_bfloat16_run_continues_to_the_same_bits(tmp_path: Path) -> None:
+    images, labels = pictures(40)
+
+    def run(place: Path, stop: int) -> nn.Module:
+        def note(epoch: int, *_: Any) -> None:
+            if epoch == stop:
+                raise Killed
+
+        model = build(description(), generator("init"))
+        try:
+            train(model, images, labels, ALL[:40], recipe(epochs=3, augment="shift_flip"), 0, "x", place, note, BFLOAT)
+        except Killed:
+            pass
+        return model
+
+    run(tmp_path / "parts", 1)
+    assert same(run(tmp_path / "parts", 0), run(tmp_path / "whole", 0))
+
+
+def test_mode_exact_is_float32_and_mode_fast_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MECA_THREADS", "1")
+    try:
+        assert prepare() == prepare(EngineParams("exact", "auto")) == Device("cpu", 1, torch.float32, "eager")
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.benchmark
+        for native in (True, False):
+            monkeypatch.setattr("meca.engine._cpu_computes_bfloat16", lambda native=native: native)
+            assert prepare(EngineParams("fast", "auto")).precision == (torch.bfloat16 if native else torch.float32)
+            assert torch.are_deterministic_algorithms_enabled(), "on a CPU it costs nothing"
+    finally:
+        prepare()
+
+
+def test_trainings_side_by_side_have_the_bits_of_trainings_alone() -> None:
+    images, labels = pictures(40)
+
+    def job(seed: int) -> nn.Module:
+        return train(network(), images, labels, ALL[:40], recipe(epochs=4, augment="shift_flip"), seed, "x")
+
+    alone = [job(seed) for seed in range(3)]
+    together = side_by_side([lambda seed=seed: job(seed) for seed in range(3)], Device("cpu", 3))
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True)) and not same(together[0], together[1])
+
+
+def test_trainings_side_by_side_run_at_the_same_time() -> None:
+    barrier = threading.Barrier(2, timeout=20)
+    assert side_by_side([barrier.wait, barrier.wait], Device("cpu", 2)) in ([0, 1], [1, 0])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_first_that_fails_ends_the_others_and_is_raised(threads: int) -> None:
+    images, labels = pictures(40)
+    epochs: list[int] = []
+
+    def fails() -> nn.Module:
+        return train(network(), images, labels, ALL[:40], recipe(lr=1e38), 0, "wild")
+
+    def long() -> nn.Module:
+        return train(network(), images, labels, ALL[:40], recipe(epochs=100_000), 0, "long", on_epoch=lambda epoch, *_: epochs.append(epoch))
+
+    with pytest.raises(MecaError, match="training 'wild' is not finite"):
+        side_by_side([fails, long], Device("cpu", threads))
+    assert len(epochs) < 100_000
+    assert same(trained(), trained()), "the next training is not interrupted"
+
+
+def test_compiling_pays_where_many_slow_steps_are_planned() -> None:
+    assert worth_compiling(100_000, 0.01, 45.0)
+    assert not worth_compiling(3_000, 0.0065, 45.0), "a whole lean run on CIFAR-10"
+    assert not worth_compiling(100_000, 0.01, 1e6)
+
+
+def test_a_checkpoint_that_is_dear_is_written_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    written: list[int] = []
+
+    def write(trainer: Trainer, checkpoint: Path | None, epoch: int) -> None:
+        written.append(epoch)
+        clock[0] += 1.0
+
+    def note(*_: Any) -> None:
+        clock[0] += 2.0  # an epoch
+
+    monkeypatch.setattr("meca.engine.save_checkpoint", write)
+    monkeypatch.setattr("meca.engine.time.perf_counter", lambda: clock[0])
+    images, labels = pictures(16)
+    train(network(), images, labels, ALL[:16], recipe(epochs=12), 0, "x", tmp_path / "c", note)
+    assert written == [1, 6, 11, 12]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("augment", ["none", "shift_flip"])
+def test_a_recorded_step_has_the_bits_of_an_eager_one(augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MECA_DEVICE", "cuda")
+    device = prepare(EngineParams("exact", "auto"))
+    images, labels = (tensor.cuda() for tensor in pictures(40))
+    found = []
+    for step in ("eager", "graph"):
+        model = network().cuda()
+        train(model, images, labels, ALL[:40].cuda(), recipe(epochs=3, augment=augment), 0, "x", device=Device(device.name, 1, torch.float32, step))
+        found.append(model)
+    assert same(*found)

@@ -162,7 +162,7 @@ def plain(labels: Tensor) -> Any:
     model, images, settings = network(), pictures()[0], PAPER.recipe
     trainer = Trainer(model, settings, settings.epochs * 8)
     for epoch in range(settings.epochs):
-        order = torch.randperm(64, generator=generator(0, "enhance", 1, epoch))
+        order = torch.randperm(64, generator=generator(0, "enhance 1", "epoch", epoch))
         for rows in order.split(settings.batch_size):
             trainer.step(as_input(images[rows]), labels[rows])
     return model.eval()
@@ -207,7 +207,7 @@ def test_the_clean_part_is_unlearnt_and_the_rest_is_learnt() -> None:
 
 
 def test_the_ascent_that_explodes_is_said() -> None:
-    with pytest.raises(MecaError, match=r"enhancement round 1 is not finite in epoch \d; lower its learning rate in params\.yaml"):
+    with pytest.raises(MecaError, match=r"training 'enhance 1' is not finite in epoch \d; lower its learning rate in params\.yaml"):
         unlearned(torch.ones(64, dtype=torch.bool), 1e30, lr=1e30)
 
 
