@@ -141,7 +141,7 @@ def test_dvc_reads_the_same_values(tmp_path: Path) -> None:
 
 def groups() -> dict[str, type]:
     """Return the dataclass of every group that a stage reads."""
-    from meca.engine import Recipe
+    from meca.engine import EngineParams, Recipe
     from meca.enhance import EnhanceParams
     from meca.models import NetworkParams
     from meca.partition import PartitionParams
@@ -156,7 +156,7 @@ def groups() -> dict[str, type]:
     return {
         "ingest": IngestParams, "poison": PoisonParams, "network": NetworkParams, "partition": PartitionParams, "enhance": EnhanceParams,
         "split": SplitParams, "train_clean": Recipe, "relabel_finetune": RelabelParams, "evaluate": EvaluateParams, "publish": PublishParams,
-        "report": Pictures,
+        "report": Pictures, "engine": EngineParams,
     }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from meca.augment import generator
 from meca.engine import predict
-from meca.scoring import patch_masks, ranks, score
+from meca.models import NetworkParams
+from meca.scoring import folded, patch_masks, ranks, score
 from tests.method.tiny import copied, network, pictures, unchanged
 
 EPS = 8 / 255
@@ -161,3 +162,27 @@ def test_ranks_are_those_of_scipy_scaled_to_one(seed: int) -> None:
 
 def test_ranks_of_one_and_of_none() -> None:
     assert torch.equal(ranks(torch.tensor([5.0])), torch.zeros(1, dtype=torch.float64)) and ranks(torch.empty(0)).shape == (0,)
+
+
+@pytest.mark.parametrize(("name", "stem"), [("resnet18", "imagenet"), ("resnet18", "cifar"), ("mobilenet_v2", "imagenet")])
+def test_folding_leaves_no_batch_norm_and_the_same_logits(name: str, stem: str) -> None:
+    model = network(network=NetworkParams(name, stem, 4), size=32)  # pyright: ignore[reportArgumentType]
+    before, (images, labels) = copied(model), pictures(4, size=32)
+    lean = folded(model)
+    assert lean is not model and not any(isinstance(module, nn.BatchNorm2d) for module in lean.modules())
+    assert torch.allclose(predict(lean, images), predict(model, images), rtol=1e-3, atol=1e-4)
+    assert unchanged(model, before) and all(p.requires_grad for p in model.parameters())
+    assert torch.equal(score(model, images, labels, torch.ones(1, 1, 32, 32), 0.0)[0], torch.zeros(4))
+
+
+def test_what_cannot_be_folded_is_scored_as_it_is() -> None:
+    class Wilful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x).mean((2, 3)) if x.sum() > 0 else x.mean((2, 3))
+
+    for model in (network(), network().train(), Wilful().eval(), nn.Linear(1, 1).eval()):
+        assert folded(model) is model
