@@ -29,7 +29,14 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SMALL = {"ingest.source": "shapes", "ingest.shapes_train": 400, "ingest.shapes_test": 200, "network.width": 8, "promote.min_acc": 0.0}
+SMALL = {
+    "ingest.source": "shapes",
+    "ingest.shapes_train": 400,
+    "ingest.shapes_test": 200,
+    "network.width": 8,
+    "detector.width": 8,
+    "promote.min_acc": 0.0,
+}
 FEW = {"partition.recipe.min_steps": 30, "train_clean.epochs": 6, "train_clean.min_steps": 30}
 
 

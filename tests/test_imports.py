@@ -143,7 +143,7 @@ def groups() -> dict[str, type]:
     """Return the dataclass of every group that a stage reads."""
     from meca.engine import EngineParams, Recipe
     from meca.enhance import EnhanceParams
-    from meca.models import NetworkParams
+    from meca.models import DetectorParams, NetworkParams
     from meca.partition import PartitionParams
     from meca.poisoning import PoisonParams
     from meca.readers import IngestParams
@@ -156,7 +156,7 @@ def groups() -> dict[str, type]:
     return {
         "ingest": IngestParams, "poison": PoisonParams, "network": NetworkParams, "partition": PartitionParams, "enhance": EnhanceParams,
         "split": SplitParams, "train_clean": Recipe, "relabel_finetune": RelabelParams, "evaluate": EvaluateParams, "publish": PublishParams,
-        "report": Pictures, "engine": EngineParams,
+        "report": Pictures, "engine": EngineParams, "detector": DetectorParams,
     }  # fmt: skip
 
 

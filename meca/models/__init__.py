@@ -18,7 +18,7 @@ from meca.files import canonical_json
 from meca.models.compact import compact
 from meca.params import Params
 
-__all__ = ["NETWORKS", "Description", "NetworkParams", "Normalize", "build", "load_model", "memory_format", "reset", "save_model"]
+__all__ = ["NETWORKS", "Description", "DetectorParams", "NetworkParams", "Normalize", "build", "load_model", "memory_format", "reset", "save_model"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,19 @@ class NetworkParams:
     name: Literal["compact", "resnet18", "resnet34", "mobilenet_v2"]
     stem: Literal["s2d", "conv3", "cifar", "imagenet"]
     width: int  # channels of the first block; compact only
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorParams:
+    """Group `detector` of params.yaml."""
+
+    name: Literal["same", "compact", "resnet18", "resnet34", "mobilenet_v2"]
+    stem: Literal["s2d", "conv3", "cifar", "imagenet"]
+    width: int  # channels of the first block; compact only
+
+    def resolve(self, network: NetworkParams) -> NetworkParams:
+        """Return the network that detects."""
+        return network if self.name == "same" else NetworkParams(self.name, self.stem, self.width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,19 +8,20 @@ import torch
 
 from meca.augment import generator
 from meca.engine import EngineParams, prepare, train
-from meca.models import NetworkParams, build, save_model
+from meca.models import DetectorParams, NetworkParams, build, save_model
 from meca.partition import PartitionParams, choose, signals, suspicion
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table, write_parquet
 
-GROUPS = ("seed", "preset", "engine", "network", "partition")
+GROUPS = ("seed", "preset", "engine", "network", "detector", "partition")
 
 
 def run(ctx: Context, store: Path, out: Path) -> None:
     """Write the scores, and the model that gave them."""
     params, device = ctx.params.group("partition", PartitionParams), prepare(ctx.params.group("engine", EngineParams))
     data, images, labels = open_train(store, device)
-    description = describe_network(data, ctx.params.group("network", NetworkParams))
+    detector = ctx.params.group("detector", DetectorParams).resolve(ctx.params.group("network", NetworkParams))
+    description = describe_network(data, detector)
     model = build(description, generator(ctx.seed, "partition", "init")).to(device.name)
     everything = torch.ones(len(labels), dtype=torch.bool, device=device.name)
     with ctx.timed("train"):

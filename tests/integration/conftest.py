@@ -21,6 +21,7 @@ SETTINGS = {
     "ingest.shapes_train": 200,
     "ingest.shapes_test": 100,
     "network.width": 8,
+    "detector.width": 8,
     "promote.min_acc": 0.0,
     "promote.min_recall": 0.0,
     "promote.max_leak": 1.0,

@@ -29,7 +29,7 @@ QUICK = {
     "split.min_range": 0.0, "split.max_valley": 1.0, "split.min_flips": 0.0, "split.cap_flagged": 1.0, "split.cap_left": 0.0,
     "train_clean.epochs": 12, "train_clean.min_steps": 0, "train_clean.batch_size": 16,
     "relabel_finetune.recipe.epochs": 1, "relabel_finetune.recipe.batch_size": 16, "relabel_finetune.confidence": 0.0,
-    "network.width": 4, "poison.rate": 0.1,
+    "network.width": 4, "detector.width": 4, "poison.rate": 0.1,
 }  # fmt: skip
 
 

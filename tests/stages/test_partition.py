@@ -13,7 +13,7 @@ from meca.models import load_model, read_description
 from meca.params import PRESETS
 from meca.partition import PartitionParams, choose
 from meca.store import open_store, read_parquet
-from tests.stages.chain import N_TRAIN, quick
+from tests.stages.chain import N_TRAIN, quick, run
 
 Finished = Callable[..., Path]
 
@@ -48,3 +48,10 @@ def test_the_network_normalizes_by_the_training_pixels_alone(finished: Finished)
 def test_the_curve_has_a_point_for_every_epoch(finished: Finished) -> None:
     lines = [json.loads(line) for line in (finished() / "work" / "partition" / "curves.jsonl").read_text().splitlines()]
     assert [(line["phase"], line["epoch"]) for line in lines] == [("train", 1), ("train", 2)]
+
+
+@pytest.mark.parametrize(("preset", "expected"), [("default", "compact"), ("paper", "resnet18")])
+def test_the_detector_is_a_network_of_its_own_but_in_the_paper(preset: str, expected: str, tmp_path: Path) -> None:
+    params = quick(preset, **{"network.name": "resnet18", "network.stem": "imagenet"})
+    folder = run(tmp_path, params, ["poison", "partition"])
+    assert read_description(folder / "work" / "partition").network.name == expected

@@ -38,7 +38,7 @@ def test_the_stage_reads_what_it_says() -> None:
     assert stage.inputs == ("store", "partition", "enhance", "split", "relabel_finetune")
     assert stage.outputs == ("out",)
     # The summary names the digest of the numbers behind the result, so publish depends on all that decide about the set.
-    deciding = {"ingest", "network", "partition", "enhance", "split", "train_clean", "relabel_finetune"}
+    deciding = {"ingest", "network", "detector", "engine", "partition", "enhance", "split", "train_clean", "relabel_finetune"}
     assert set(stage.groups) == {"seed", "preset", "publish"} | deciding
 
 
