@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import Ceilings, ceilings, default_params, describe, network
 from meca.engine import Recipe, prepare
 from meca.enhance import SIDES, EnhanceParams
+from meca.params import Params
 from meca.partition import PartitionParams
 from meca.relabel import RelabelParams
 
@@ -103,7 +104,7 @@ def trained(recipe: Recipe, kept: int) -> int:
     return recipe.passes(kept) * max(1, kept // batch) * batch
 
 
-def passes(n: int, flagged: float = 0.05) -> dict[str, dict[str, float]]:
+def passes(n: int, flagged: float = 0.05, params: Params | None = None) -> dict[str, dict[str, float]]:
     """Return the pictures that each stage of preset `default` trains on, scores and looks at.
 
     `enhance` is counted with the shares of its first round in all rounds; `split` looks at few pictures, and only where
@@ -112,8 +113,9 @@ def passes(n: int, flagged: float = 0.05) -> dict[str, dict[str, float]]:
     Args:
         n: Samples.
         flagged: Share that `split` takes out.
+        params: Other than those that we ship.
     """
-    params = default_params()
+    params = params or default_params()
     partition, enhance = params.group("partition", PartitionParams), params.group("enhance", EnhanceParams)
     finetune, kept = params.group("relabel_finetune", RelabelParams), int(n * (1 - flagged))
     trainings = len(SIDES) * 2 * enhance.rounds

@@ -117,7 +117,9 @@ class Bench:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with open(self.out, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(row, sort_keys=True) + "\n")
-        told = {key: row[key] for key in ("value", "unit", "floor", "target", "limit", "ratio", "ratio_low", "ratio_high") if row.get(key) is not None}
+        told = {
+            key: row[key] for key in ("value", "unit", "floor", "target", "limit", "ratio", "ratio_low", "ratio_high") if row.get(key) is not None
+        }
         print(f"{name}: {' '.join(f'{key} {value}' for key, value in told.items())}", flush=True)
         return row
 
@@ -303,8 +305,12 @@ def cifar10(n: int) -> tuple[Tensor, Tensor] | None:
     return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
-def default_params() -> Params:
-    """Return meca/params.yaml, read without a YAML library: nested mappings of plain values are all that it has."""
+def default_params(**changes: Any) -> Params:
+    """Return meca/params.yaml, read without a YAML library: nested mappings of plain values are all that it has.
+
+    Args:
+        **changes: Values for every recipe that is in force, as `min_steps`.
+    """
     tree: dict[str, Any] = {}
     levels = [(-1, tree)]
     for line in PACKAGED.read_text(encoding="utf-8").splitlines():
@@ -318,6 +324,9 @@ def default_params() -> Params:
         levels[-1][1][key] = entry = _plain(value.strip()) if value else {}
         if not value:
             levels.append((indent, entry))
+    for group in ("partition", "enhance", "train_clean", "relabel_finetune"):
+        block = tree[group]["default"]
+        block.get("recipe", block).update(changes)
     return Params(tree, PACKAGED.name)
 
 

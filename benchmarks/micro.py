@@ -95,13 +95,16 @@ def step(bench: Bench, name: str, stem: str, batch: int) -> None:
     if name == "compact":
         found = bench.pairs(lambda: scored(1), lambda: scored(4))
         bench.row(
-            "micro", f"scoring, {name} {stem}, 1 mask against 4", "img/s", many / found.seconds[0], other=many / found.seconds[1], **found.columns("4 masks")
+            "micro",
+            f"scoring, {name} {stem}, 1 mask against 4",
+            "img/s",
+            many / found.seconds[0],
+            other=many / found.seconds[1],
+            **found.columns("4 masks"),
         )
 
 
-def _rate(
-    bench: Bench, name: str, value: float, kind: str, each: Cost, target: dict[str, float], busy: float, precision: str = "fp32"
-) -> None:
+def _rate(bench: Bench, name: str, value: float, kind: str, each: Cost, target: dict[str, float], busy: float, precision: str = "fp32") -> None:
     flops, limits = each.flops(kind), bench.ceilings.at(precision)
     bench.row(
         "micro",

@@ -69,7 +69,9 @@ def pil_epoch(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], recipe: 
     """Train one epoch by the pattern and return the mean loss; the normalization is in the loader, so the first layer is left out."""
     inner, steps = list(model.children())[1], len(loader)
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: max(5 * done / steps, 0.05) if done < 0.2 * steps else max(1.25 * (1 - done / steps), 0.01))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: max(5 * done / steps, 0.05) if done < 0.2 * steps else max(1.25 * (1 - done / steps), 0.01)
+    )
     inner.train()
     total = right = 0.0
     for x, y in loader:
@@ -161,7 +163,11 @@ def score_ratios(bench: Bench, name: str, stem: str, n: int, single: int, batch_
     def batched() -> None:
         naive_score(theirs, images, labels, mask[0], EPS, batch_size)
 
-    apart = float((score(ours, images[:single], labels[:single], mask, EPS)[0] - naive_score(theirs, images[:single], labels[:single], mask[0], EPS, single)).abs().max())
+    apart = float(
+        (score(ours, images[:single], labels[:single], mask, EPS)[0] - naive_score(theirs, images[:single], labels[:single], mask[0], EPS, single))
+        .abs()
+        .max()
+    )
     for arm, words, limit, units in ((one_by_one, "one image at a time", "batch 1", single), (batched, "naive batched passes", "batched", n)):
         found = bench.pairs(our_pass, arm, units=(n, units))
         bench.row(

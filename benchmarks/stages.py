@@ -6,11 +6,12 @@ The functions of the method are called one after the other on tensors in memory:
 is not in these seconds (`stage_seconds` in quality.jsonl has both). A patch is planted on a twentieth of the pictures, and
 the stages after `split` go on with that truth instead of its verdict: every run does the same work, and its floor is known.
 
-*Peak memory over store + model.* A process imports what the stage imports, and its resident memory is the baseline. Then it
-holds the set and the network, trains and scores. The growth of its peak over that baseline is divided by the bytes of
-`images.npy` and of the weights. So everything counts that the work itself needs: copies of the set, momentum, gradients, activations,
-the libraries' scratch memory and mapped files; only the interpreter and the libraries do not. The set has the
-50,000 pictures of CIFAR-10: for smaller ones the activations of one batch alone are larger than set and weights.
+*Peak memory over store + model.* A process imports what the work imports and takes one step on four pictures of 8 px, which
+brings in the pages of the libraries: its resident memory is the baseline. Then it holds the set and the network, trains
+and scores. The growth of its peak over that baseline is divided by the bytes of `images.npy` and of the weights. So all counts
+that the work itself needs: the set and every copy of it, momentum, gradients, activations, scratch memory, mapped files; only
+the interpreter and the libraries do not. The set is as large as CIFAR-10: beside a small one the activations of one
+batch alone weigh more than set and weights. On a GPU it is the peak of what torch allocated there.
 """
 
 import argparse
@@ -23,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.floors import STAGES, cost, passes, target
+from benchmarks.floors import cost, passes, target
 from benchmarks.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
+from benchmarks.peers import RECIPE
 from meca.augment import generator
 from meca.engine import Recipe, predict, train
 from meca.enhance import SIDES, EnhanceParams, two_outputs
@@ -116,28 +118,39 @@ def stages(bench: Bench, name: str, stem: str, n: int, until: float, repeats: in
         until: Of time.monotonic: no run is started that would end after it.
         repeats: Warm runs, at most.
     """
+    params = default_params(epochs=1, min_steps=0) if bench.quick else default_params()
     real = cifar10(n)
     images, labels, poisoned = (tensor.to(bench.device) for tensor in planted(*(real or random_set(n))))
     runs: list[dict[str, tuple[float, float, float]]] = []
     while len(runs) < 1 + repeats:
         begun = time.monotonic()
-        runs.append(measured(bench, five(images, labels, poisoned, name, stem, default_params(), len(runs))))
+        runs.append(measured(bench, five(images, labels, poisoned, name, stem, params, len(runs))))
         if 2 * time.monotonic() - begun > until:
             break
     each, data = cost(name, stem), "CIFAR-10" if real else "random pixels"
     for state, group in (("cold", runs[:1]), ("warm", runs[1:])):
         sums = [0.0, 0.0, 0.0]
-        for stage, pictures in (passes(n, FLAGGED) if group else {}).items():
+        for stage, pictures in (passes(n, FLAGGED, params) if group else {}).items():
             seconds, busy, peak = (float(np.median([run[stage][i] for run in group])) for i in range(3))
             floor, goal = each.floor(bench.ceilings, **pictures), target(bench.device, name, stem, pictures)
             sums = [sums[0] + seconds, sums[1] + floor, sums[2] + (goal or 0)]
-            _row(bench, stage, name, stem, n, state, seconds, floor or None, goal, n=len(group), busy=busy, peak_mib=peak, data=data)
+            _row(bench, stage, name, stem, n, state, seconds, floor or None, goal, repeats=len(group), busy=busy, peak_mib=peak, data=data)
         if group:
-            _row(bench, "all five", name, stem, n, state, sums[0], sums[1], sums[2] or None, n=len(group), data=data)
+            _row(bench, "all five", name, stem, n, state, sums[0], sums[1], sums[2] or None, repeats=len(group), data=data)
 
 
 def _row(
-    bench: Bench, stage: str, name: str, stem: str, n: int, state: str, seconds: float, floor: float | None, goal: float | None, **more: object
+    bench: Bench,
+    stage: str,
+    name: str,
+    stem: str,
+    n: int,
+    state: str,
+    seconds: float,
+    floor: float | None,
+    goal: float | None,
+    repeats: int,
+    **more: object,
 ) -> None:
     bench.row(
         "stage",
@@ -151,12 +164,15 @@ def _row(
         setting=f"{name} {stem}, {n:,} x 32 px",
         state=state,
         samples_per_s=n / seconds,
+        n=repeats,
         **more,
     )
 
 
 def growth(bench: Bench, work: Callable[[], int]) -> tuple[float, float]:
     """Return the peak growth of this process in MiB while it works, and that over the bytes that the work says it is about."""
+    small, given = random_set(4, 8, device=bench.device)
+    train(network(describe("compact", "s2d", 8), bench.device), small, given, given >= 0, RECIPE, 0, "baseline")
     reset_peak(bench.device)
     before = peak_mib(bench.device)
     own = work()
@@ -166,13 +182,12 @@ def growth(bench: Bench, work: Callable[[], int]) -> tuple[float, float]:
 
 def engine_memory(bench: Bench, name: str, stem: str, n: int) -> None:
     """Write the peak of training and scoring over store and model, the set in memory. A peak needs a few batches, not an epoch."""
-    bench.machine  # noqa: B018 - the threads are started before the baseline
 
     def work() -> int:
         images, labels = random_set(n, device=bench.device)
         model = network(describe(name, stem), bench.device)
         keep = torch.arange(n, device=bench.device) % max(1, n // 1024) == 0
-        train(model, images, labels, keep, default_params().group("train_clean", Recipe).__class__(1, 0, 64, 0.05, 0.9, 5e-4, 0.1, "shift_flip", 3), 0, "memory")
+        train(model, images, labels, keep, RECIPE, 0, "memory")
         score(model, images[:512], labels[:512], patch_masks(1, 32, 32, 2, 0.25, generator("memory")).to(bench.device), 2 / 255)
         return images.numel() + _bytes(model)
 
@@ -181,21 +196,21 @@ def engine_memory(bench: Bench, name: str, stem: str, n: int) -> None:
 
 def program_memory(bench: Bench, n: int) -> None:
     """Write the same of the program of stage `partition`, which opens and checks a store on disk."""
-    from meca.params import with_settings
     from meca.stages import partition, runtime
     from meca.store import pixel_id, write_store
 
-    bench.machine  # noqa: B018 - as above
     images, labels = (tensor.numpy() for tensor in random_set(n))
     with tempfile.TemporaryDirectory() as place:
         store, out = Path(place, "store"), Path(place, "partition")
         line = {"split": "train", "class_name": "", "width": 32, "height": 32, "mode": "RGB", "format": "raw", "bytes": 0, "offset": -1}
-        lines = [{**line, "sample_id": pixel_id(images[i]), "source": str(i), "row": i, "label": int(labels[i]), "reason": None, "notes": []} for i in range(n)]
+        lines = [
+            {**line, "sample_id": pixel_id(images[i]), "source": str(i), "row": i, "label": int(labels[i]), "reason": None, "notes": []}
+            for i in range(n)
+        ]
         write_store(store, images, lines, [str(c) for c in range(10)], {"name": "random"})
         size = images.nbytes
         del images, lines
-        few = {"partition.recipe.epochs": 1, "partition.recipe.min_steps": 0, "partition.recipe.batch_size": 64}
-        params = with_settings(default_params(), few)
+        params = default_params(epochs=1, min_steps=0)
 
         def work() -> int:
             runtime.execute(partition, {"store": store, "out": out}, params, scratch=Path(place, "scratch"))
