@@ -158,7 +158,8 @@ class Bench:
             n: Pairs.
             units: How much work one call of each arm does, where a call of both for the same work would take too long.
         """
-        a(), b()  # warm: memory is touched, kernels are chosen, workers have started
+        for warm in (a, b):  # memory is touched, kernels are chosen, workers have started
+            warm()
         found = [(self.timed(a), self.timed(b)) for _ in range(2 if self.quick else n)]
         first, second = [x[0] / units[0] for x, _ in found], [y[0] / units[1] for _, y in found]
         ratios = [y / x for x, y in zip(first, second, strict=True)]

@@ -13,7 +13,7 @@ batch size and optimizer; both score the same pictures to rounding (tests/benchm
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class PilSet(Dataset[tuple[Tensor, int]]):
         from torchvision import transforms
 
         self.images, self.labels = images.numpy(), labels.tolist()
-        self.transform = transforms.Compose(
+        self.transform: Callable[[Any], Any] = transforms.Compose(
             [
                 transforms.RandomCrop(images.shape[1], padding=padding, padding_mode="reflect"),
                 transforms.RandomHorizontalFlip(),

@@ -36,7 +36,8 @@ def apart(bench: Bench, what: str, *options: str) -> None:
 def stages(bench: Bench) -> None:
     """Write the rows of the five stages."""
     if bench.device == "cpu":
-        apart(bench, "stages", "--n", "256" if bench.quick else "4000", "--budget", "0" if bench.quick else "200")
+        budget = 0 if bench.quick else min(220, bench.left() - 10)
+        apart(bench, "stages", "--n", "256" if bench.quick else "4000", "--budget", str(budget))
         return
     apart(bench, "stages", "--network", "resnet18", "imagenet", "--n", "50000", "--budget", "40")
     apart(bench, "stages", "--network", "resnet18", "cifar", "--n", "50000", "--budget", "80")

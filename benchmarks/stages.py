@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.floors import cost, passes, target
+from benchmarks.floors import STAGES, cost, passes, target
 from benchmarks.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
 from benchmarks.peers import RECIPE
 from meca.augment import generator
@@ -50,8 +50,8 @@ def planted(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return images, labels, poisoned
 
 
-def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str, params: Params, seed: int) -> Iterator[str]:
-    """Run the stages, and give each one's name when it is done.
+def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str, params: Params, seed: int) -> Iterator[None]:
+    """Run the stages of `STAGES`, and stop after each.
 
     Args:
         images: uint8 [n h w c], on the device.
@@ -71,10 +71,10 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     train(early, images, labels, everything, detector.recipe, seed, "partition")
     suspicious = suspicion(signals(early, images, labels, detector, generator(seed, "partition", "masks")), detector.signals)
     choose(suspicious, labels, detector.alpha, detector.alpha_of)
-    yield "partition"
+    yield
 
     sides = {side: two_outputs(early, description, images, labels, suspicious, enhancer, seed, side) for side in SIDES}
-    yield "enhance"
+    yield
 
     def flips(label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
         others = torch.nonzero(labels != label)[:1000, 0]
@@ -83,28 +83,28 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
 
     margins = {side: found.margin.double().cpu().numpy() for side, found in sides.items()}
     by_two_clusters(margins, labels.cpu().numpy(), classes, params.group("split", SplitParams), flips)
-    yield "split"
+    yield
 
     model = build(description, generator(seed, "train_clean", "init")).to(device)
     train(model, images, labels, ~poisoned, params.group("train_clean", Recipe), seed, "train_clean")
-    yield "train_clean"
+    yield
 
     finetune = params.group("relabel_finetune", RelabelParams)
     decided = relabel(predict(model, images).softmax(1), labels, poisoned, suspicious.float(), finetune)
     train(model, images, decided.labels, decided.keep, finetune.recipe, seed, "relabel_finetune")
-    yield "relabel_finetune"
+    yield
 
 
-def measured(bench: Bench, work: Iterator[str]) -> dict[str, tuple[float, float, float]]:
-    """Return seconds, busy share of the threads and peak MiB of every stage."""
-    found = {}
-    while True:
+def measured(bench: Bench, work: Iterator[None]) -> dict[str, tuple[float, float, float]]:
+    """Return seconds, busy share of the threads and peak MiB of every stage and of all together."""
+    found: dict[str, tuple[float, float, float]] = {}
+    for stage in STAGES:
         reset_peak(bench.device)
-        names: list[str] = []
-        seconds, busy = bench.timed(lambda names=names: names.extend(stage for stage in [next(work, None)] if stage))
-        if not names:
-            return found
-        found[names[0]] = seconds, busy, peak_mib(bench.device)
+        seconds, busy = bench.timed(lambda: next(work))
+        found[stage] = seconds, busy, peak_mib(bench.device)
+    each = np.array(list(found.values()))
+    found["all five"] = float(each[:, 0].sum()), float(np.average(each[:, 1], weights=each[:, 0])), float(each[:, 2].max())
+    return found
 
 
 def stages(bench: Bench, name: str, stem: str, n: int, until: float, repeats: int = 5) -> None:
@@ -127,46 +127,28 @@ def stages(bench: Bench, name: str, stem: str, n: int, until: float, repeats: in
         runs.append(measured(bench, five(images, labels, poisoned, name, stem, params, len(runs))))
         if 2 * time.monotonic() - begun > until:
             break
-    each, data = cost(name, stem), "CIFAR-10" if real else "random pixels"
+    each, limits, setting = cost(name, stem), bench.ceilings, f"{name} {stem}, {n:,} x 32 px"
+    counted = passes(n, FLAGGED, params)
+    whole = {kind: sum(pictures.get(kind, 0) for pictures in counted.values()) for kind in ("train", "score", "forward")}
     for state, group in (("cold", runs[:1]), ("warm", runs[1:])):
-        sums = [0.0, 0.0, 0.0]
-        for stage, pictures in (passes(n, FLAGGED, params) if group else {}).items():
+        for stage, pictures in (counted | {"all five": whole}).items() if group else ():
             seconds, busy, peak = (float(np.median([run[stage][i] for run in group])) for i in range(3))
-            floor, goal = each.floor(bench.ceilings, **pictures), target(bench.device, name, stem, pictures)
-            sums = [sums[0] + seconds, sums[1] + floor, sums[2] + (goal or 0)]
-            _row(bench, stage, name, stem, n, state, seconds, floor or None, goal, repeats=len(group), busy=busy, peak_mib=peak, data=data)
-        if group:
-            _row(bench, "all five", name, stem, n, state, sums[0], sums[1], sums[2] or None, repeats=len(group), data=data)
-
-
-def _row(
-    bench: Bench,
-    stage: str,
-    name: str,
-    stem: str,
-    n: int,
-    state: str,
-    seconds: float,
-    floor: float | None,
-    goal: float | None,
-    repeats: int,
-    **more: object,
-) -> None:
-    bench.row(
-        "stage",
-        f"{stage}, {name} {stem}, {n:,} x 32 px, {state}",
-        "s",
-        seconds,
-        floor=floor,
-        target=goal,
-        mfu=floor / seconds if floor and bench.ceilings.cached else None,
-        stage=stage,
-        setting=f"{name} {stem}, {n:,} x 32 px",
-        state=state,
-        samples_per_s=n / seconds,
-        n=repeats,
-        **more,
-    )
+            flops = sum(count * each.flops(kind) for kind, count in pictures.items())
+            bench.row(
+                "stage",
+                f"{stage}, {setting}, {state}",
+                "s",
+                seconds,
+                floor=each.floor(limits, **pictures) or None,
+                target=target(bench.device, name, stem, pictures),
+                mfu=flops / (seconds * limits.flops) or None,
+                samples_per_s=n / seconds,
+                peak_mib=peak,
+                busy=busy,
+                n=len(group),
+                state=state,
+                data="CIFAR-10" if real else "random pixels",
+            )
 
 
 def growth(bench: Bench, work: Callable[[], int]) -> tuple[float, float]:
