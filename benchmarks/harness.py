@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,14 @@ class Ratio:
     def columns(self, to: str) -> dict[str, Any]:
         """Return the part of a row that says it."""
         return {"ratio_to": to, "ratio": self.ratio, "ratio_low": self.low, "ratio_high": self.high, "n": self.n, "busy": self.busy}
+
+
+class Repeated(NamedTuple):
+    """How long one call takes."""
+
+    seconds: float  # median
+    busy: float  # as in `Ratio`
+    n: int  # runs
 
 
 @dataclass(frozen=True)
@@ -141,13 +149,17 @@ class Bench:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def repeated(self, work: Work, repeats: int = 5) -> tuple[float, float]:
-        """Return the median seconds of one call and how busy the threads were; warmed up, short work in runs of a quarter second."""
+    def repeated(self, work: Work, repeats: int = 5) -> Repeated:
+        """Return the seconds of one call, after a warm-up; short work is called again and again for a quarter second a run.
+
+        Work that takes seconds is repeated three times at least: what a moment does to it is small beside it.
+        """
         work()
         once = self.timed(work)[0]
         calls = 1 if self.quick else max(1, min(1000, int(0.25 / max(once, 1e-6))))
-        found = [self.timed(lambda: [work() for _ in range(calls)]) for _ in range(2 if self.quick else repeats)]
-        return statistics.median(wall for wall, _ in found) / calls, statistics.median(busy for _, busy in found)
+        times = 2 if self.quick else repeats if once < 0.5 else min(3, repeats)
+        found = [self.timed(lambda: [work() for _ in range(calls)]) for _ in range(times)]
+        return Repeated(statistics.median(wall for wall, _ in found) / calls, statistics.median(busy for _, busy in found), times)
 
     def pairs(self, a: Work, b: Work, n: int = 5, units: tuple[float, float] = (1, 1)) -> Ratio:
         """Run two arms A B A B and return how many times faster `a` is.

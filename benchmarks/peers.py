@@ -197,8 +197,8 @@ def run(bench: Bench) -> None:
         score_ratios(bench, "compact", "s2d", 128, 8)
         return
     train_ratios(bench, "compact", "s2d", 1536 if cpu else 10_000)
-    score_ratios(bench, "compact", "s2d", 1024 if cpu else 10_000, 64)
-    score_ratios(bench, "resnet18", "imagenet", 512 if cpu else 10_000, 16)
+    score_ratios(bench, "compact", "s2d", 512 if cpu else 10_000, 64)
+    score_ratios(bench, "resnet18", "imagenet", 256 if cpu else 10_000, 16)
     if not cpu:
         train_ratios(bench, "resnet18", "cifar", 5_000)
         score_ratios(bench, "resnet18", "cifar", 5_000, 32)

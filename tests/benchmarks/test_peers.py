@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import micro, peers
-from benchmarks.harness import MEAN, STD, describe, network, random_set
+from benchmarks.harness import MEAN, STD, Bench, describe, network, random_set
 from meca.augment import crop_flip, draw, generator
 from meca.engine import as_input
 from meca.models import Normalize
@@ -67,8 +67,6 @@ def test_a_slice_rotates_and_never_leaves_the_set():
     assert len({x.sum().item() for x, _ in found}) > 1
 
 
-def test_a_step_and_a_score_agree_with_float64(tmp_path):
-    from benchmarks.harness import Bench
-
-    micro.correctness(Bench(tmp_path / "rows", "x", quick=True), "compact", "s2d")
-    assert len((tmp_path / "rows").read_text().splitlines()) == 2
+def test_steps_and_scores_agree_with_float64(tmp_path):
+    micro.correctness(Bench(tmp_path / "rows", "x", quick=True), "compact", "s2d", batch=16)
+    assert len((tmp_path / "rows").read_text().splitlines()) == 3
