@@ -132,7 +132,7 @@ class Line:
     target: float | None = None
 
 
-WIDTH, LEFT, RIGHT, ROW = 860, 420, 40, 22
+WIDTH, LEFT, RIGHT, ROW = 940, 490, 40, 22
 INK, FAINT, OURS, AIM = "#1d252c", "#e1e5e8", "#1b4f80", "#c6431d"
 
 
@@ -180,7 +180,7 @@ def _panel(parts: list[str], top: int, title: str, lines: Sequence[Line], least:
                 drawn.append(f'<text x="{x(tick)}" y="{bottom + 14}" text-anchor="middle" font-size="11">{tick:g}</text>')
     for i, line in enumerate(lines):
         y = top + 26 + ROW * i + ROW // 2
-        label = line.label if len(line.label) <= 68 else line.label[:67] + "…"
+        label = line.label if len(line.label) <= 84 else line.label[:83] + "…"
         drawn.append(f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end" font-size="11">{html.escape(label)}</text>')
         if line.span:
             drawn.append(f'<path d="M {x(line.span[0])} {y} H {x(line.span[1])}" stroke="{OURS}" stroke-width="3"/>')
