@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install demo test check format lock closure results bench-quality bench-gpu clean
+.PHONY: help install demo test check format lock closure results bench bench-quality bench-gpu clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,7 +57,11 @@ lock: install ## resolve the versions anew
 closure: install ## the code each stage depends on, written into dvc.yaml
 	$(BIN)/python -m tasks.closure
 
-results: install ## docs/results.md and the README's table from the measured rows
+results: install ## docs/results.md, docs/performance.md and the README's table from the measured rows
+	$(BIN)/python -m benchmarks.render
+
+bench: install ## the rows of speed.jsonl for these cores (ten minutes; nothing else should run), and docs/performance.md
+	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.render
 
 bench-quality: install ## the rows of quality.jsonl (an hour and a half on two cores)

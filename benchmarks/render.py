@@ -1,7 +1,7 @@
-"""docs/results.md and the table in README.md from the rows in benchmarks/results/; nothing in them is typed by hand.
+"""docs/results.md, docs/performance.md and the table in README.md from the rows in benchmarks/results/; no figure is typed by hand.
 
-    python benchmarks/render.py            write both
-    python benchmarks/render.py --check    exit 1 if one of them is not what the rows say
+    python -m benchmarks.render            write them
+    python -m benchmarks.render --check    exit 1 if one of them is not what the rows say
 
 The same rows give the same bytes. The schema of the rows is in benchmarks/README.md.
 """
@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import performance
+from benchmarks.tables import Row, cell, known, number, provenance
 from meca.report.numbers import UNKNOWN, interval, percent, wilson
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +28,6 @@ KEYS = {
 }
 WEAK = 0.5  # an attack whose undefended ASR is lower did not work, so defeating it proves nothing
 
-Row = dict[str, Any]
-
 
 def read(folder: Path) -> dict[str, list[Row]]:
     """Return the rows of every file, the newest of each measurement only: a repeated seed must not count twice.
@@ -39,16 +39,16 @@ def read(folder: Path) -> dict[str, list[Row]]:
     for kind, keys in KEYS.items():
         newest: dict[tuple[str, ...], Row] = {}
         file = folder / f"{kind}.jsonl"
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), 1):
+        for at, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{file.name}:{number}: expected a JSON object on one line ({error}).") from None
+                raise ValueError(f"{file.name}:{at}: expected a JSON object on one line ({error}).") from None
             lacks = [key for key in (*keys, *PROVENANCE) if key not in row]
             if lacks:
-                raise ValueError(f"{file.name}:{number}: lacks {', '.join(lacks)}; an unknown value is null, never left out.")
+                raise ValueError(f"{file.name}:{at}: lacks {', '.join(lacks)}; an unknown value is null, never left out.")
             newest.pop(_identity(kind, row), None)
             newest[_identity(kind, row)] = row
         found[kind] = list(newest.values())
@@ -67,12 +67,13 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
     """Return docs/results.md."""
     parts = [
         "# Results\n",
-        "Rendered by `python benchmarks/render.py` from the rows in `benchmarks/results/`. ACC and ASR are on the full test set; "
+        "Rendered by `python -m benchmarks.render` from the rows in `benchmarks/results/`. ACC and ASR are on the full test set; "
         "ASR counts triggered test images whose true class is not the target. *No defence*: the same recipe trained on all samples; "
         "*oracle*: trained on the truly clean ones. Values are means over seeds with min..max; intervals of ASR are 95 % Wilson "
         "intervals of all seeds together.\n",
         quality(rows["quality"]),
-        _table("Speed", rows["speed"], _speed_columns, ("name", "hardware", "unit")),
+        _table("Speed", [row for row in rows["speed"] if not row.get("group")], _speed_columns, ("name", "hardware", "unit")),
+        "How fast the work itself is, with floors and ratios: [performance.md](performance.md).\n" if rows["speed"] else "",
         _table("Reliability", rows["reliability"], _reliability_columns, ("name",)),
         _table("Services", rows["services"], _services_columns, ("name",)),
     ]
@@ -89,7 +90,7 @@ def short(rows: Sequence[Row]) -> str:
     for (_, dataset, n_train, *_rest), group in _grouped([row for row in rows if row["preset"] == "default"], _setting):
         for (attack, *_), found in _grouped(group, _arm):
             lines.append(
-                f"| {_cell(dataset)} ({n_train:,}) | {_attack(attack, found)} | {len(found)} "
+                f"| {cell(dataset)} ({n_train:,}) | {_attack(attack, found)} | {len(found)} "
                 f"| {percent(_mean(found, 'acc'))} ({percent(_mean(found, 'no_defence_acc'))}, {percent(_mean(found, 'oracle_acc'))}) "
                 f"| {percent(_asr(found))} ({percent(_mean(found, 'no_defence_asr'))}, {percent(_mean(found, 'oracle_asr'))}) "
                 f"| {percent(_mean(found, 'tpr'))} | {percent(_mean(found, 'fpr'), 2)} | {_verdicts(found)} |"
@@ -108,12 +109,12 @@ def quality(rows: Sequence[Row]) -> str:
     parts: list[str] = []
     experiments = _grouped(rows, lambda row: (str(row["experiment"]),))
     for (experiment,), members in experiments:
-        parts.append(f"## {_cell(experiment)}\n")
+        parts.append(f"## {cell(experiment)}\n")
         for (_, dataset, n_train, network, stem, n_test), group in _grouped(members, _setting):
             tested = f", {n_test:,} test images" if n_test else ""
-            parts.append(f"**{_cell(dataset)}**, {n_train:,} training images{tested}, network {_cell(network)}, stem {_cell(stem)}\n")
+            parts.append(f"**{cell(dataset)}**, {n_train:,} training images{tested}, network {cell(network)}, stem {cell(stem)}\n")
             parts.append(_quality_table(group))
-            parts.append(_provenance(group))
+            parts.append(provenance(group))
     return "\n".join(parts)
 
 
@@ -127,7 +128,7 @@ def _quality_table(group: Sequence[Row]) -> str:
     for (attack, rate, preset), found in arms:
         k, n = _total(found, "asr_k"), _total(found, "asr_n")
         lines.append(
-            f"| {_attack(attack, found)} | {percent(rate) if rate else UNKNOWN} | {_cell(preset)} | {len(found)} | {_spread(found, 'acc')} "
+            f"| {_attack(attack, found)} | {percent(rate) if rate else UNKNOWN} | {cell(preset)} | {len(found)} | {_spread(found, 'acc')} "
             f"| {_spread(found, 'no_defence_acc')} | {_spread(found, 'oracle_acc')} | {percent(_asr(found))} "
             f"| {f'{k:,} of {n:,}' if n else UNKNOWN} | {interval(wilson(k, n)) if n else UNKNOWN} | {_spread(found, 'no_defence_asr')} "
             f"| {_spread(found, 'oracle_asr')} | {_spread(found, 'tpr')} | {_spread(found, 'fpr', 2)} "
@@ -153,7 +154,7 @@ def _means(arms: Sequence[tuple[tuple[Any, ...], list[Row]]]) -> list[str]:
         references = {key: over(lambda found, key=key: _mean(found, key)) for key in ("no_defence_acc", "oracle_acc", "no_defence_asr", "oracle_asr")}
         auroc = UNKNOWN if figures["auroc"] is None else f"{figures['auroc']:.3f}"
         lines.append(
-            f"| *mean of {len(strong)} attacks* | | {_cell(preset)} | | {percent(figures['acc'])} | {percent(references['no_defence_acc'])} "
+            f"| *mean of {len(strong)} attacks* | | {cell(preset)} | | {percent(figures['acc'])} | {percent(references['no_defence_acc'])} "
             f"| {percent(references['oracle_acc'])} | {percent(over(_asr))} | | | {percent(references['no_defence_asr'])} "
             f"| {percent(references['oracle_asr'])} | {percent(figures['tpr'])} | {percent(figures['fpr'], 2)} | {auroc} | |"
         )
@@ -177,12 +178,8 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]) -> list
     return sorted(found.items(), key=lambda item: tuple((part is not None, part if part is not None else 0) for part in item[0]))
 
 
-def _values(rows: Sequence[Row], key: str) -> list[float]:
-    return [float(row[key]) for row in rows if row.get(key) is not None]
-
-
 def _mean(rows: Sequence[Row], key: str) -> float | None:
-    values = _values(rows, key)
+    values = known(rows, key)
     return sum(values) / len(values) if values else None
 
 
@@ -192,13 +189,13 @@ def _plain_mean(rows: Sequence[Row], key: str) -> str:
 
 
 def _spread(rows: Sequence[Row], key: str, digits: int = 1) -> str:
-    values = _values(rows, key)
+    values = known(rows, key)
     text = percent(_mean(rows, key), digits)
     return text if len(values) < 2 else f"{text} ({100 * min(values):.{digits}f}..{100 * max(values):.{digits}f})"
 
 
 def _total(rows: Sequence[Row], key: str) -> int:
-    return int(sum(_values([row for row in rows if row.get("asr_n")], key)))
+    return int(sum(known([row for row in rows if row.get("asr_n")], key)))
 
 
 def _asr(rows: Sequence[Row]) -> float | None:
@@ -212,45 +209,12 @@ def _is_weak(rows: Sequence[Row]) -> bool:
 
 
 def _attack(name: str, rows: Sequence[Row]) -> str:
-    return _cell(name) + (" †" if name != "none" and _is_weak(rows) else "")
+    return cell(name) + (" †" if name != "none" and _is_weak(rows) else "")
 
 
 def _verdicts(rows: Sequence[Row]) -> str:
     names = [str(row["verdict"]).replace("_", " ") for row in rows]
     return ", ".join(name if len(rows) == names.count(name) else f"{names.count(name)} {name}" for name in sorted(set(names)))
-
-
-def _cell(value: Any) -> str:
-    return UNKNOWN if value is None else " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _number(value: Any) -> str:
-    return (
-        UNKNOWN
-        if value is None
-        else f"{value:,.4g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else f"{value:,}"
-    )
-
-
-def _provenance(rows: Sequence[Row]) -> str:
-    def distinct(key: str) -> list[str]:
-        return sorted(
-            {_cell(row[key]) for row in rows if row.get(key) is not None}, key=lambda text: (text.isdigit(), len(text) * text.isdigit(), text)
-        )
-
-    seconds = _values(rows, "seconds")
-    time = f"; {min(seconds):,.0f} to {max(seconds):,.0f} s a run" if seconds else ""
-    commits = ", ".join(commit[:12] for commit in distinct("commit")) or UNKNOWN
-    dates = distinct("date")
-    when = f"; {dates[0][:10]}" + (f" to {dates[-1][:10]}" if dates[-1][:10] != dates[0][:10] else "") if dates else ""
-    commands = "".join(f"    {command}\n" for command in distinct("command"))
-    hardware, torch, seeds = (", ".join(distinct(key)) or UNKNOWN for key in ("hardware", "torch", "seed"))
-    told = f"{hardware}; torch {torch}; commit {commits}{when}{time}; seeds {seeds}"
-    return f"{commands}\n{told}\n" if commands else f"{told}\n"
 
 
 def _table(title: str, rows: Sequence[Row], columns: Callable[[Row], dict[str, str]], order: Sequence[str]) -> str:
@@ -261,7 +225,7 @@ def _table(title: str, rows: Sequence[Row], columns: Callable[[Row], dict[str, s
     heads = list(cells[0])
     lines = [f"| {' | '.join(heads)} |", "|" + "|".join(":--" if head in ("name", "notes") else "--:" for head in heads) + "|"]
     lines += [f"| {' | '.join(line[head] for head in heads)} |" for line in cells]
-    return f"## {title}\n\n" + "\n".join(lines) + "\n\n" + _provenance(rows)
+    return f"## {title}\n\n" + "\n".join(lines) + "\n\n" + provenance(rows)
 
 
 def _speed_columns(row: Row) -> dict[str, str]:
@@ -270,35 +234,35 @@ def _speed_columns(row: Row) -> dict[str, str]:
         UNKNOWN if row.get("ratio") is None else f"{row['ratio']:.2f}" + (f" ({low:.2f}..{high:.2f})" if low is not None and high is not None else "")
     )
     return {
-        "name": _cell(row["name"]),
-        "value": f"{_number(row['value'])} {_cell(row['unit'])}",
-        "floor": _number(row.get("floor")),
+        "name": cell(row["name"]),
+        "value": f"{number(row['value'])} {cell(row['unit'])}",
+        "floor": number(row.get("floor")),
         "ratio": ratio,
-        "to": _cell(row.get("ratio_to")),
-        "n": _number(row.get("n")),
-        "hardware": _cell(row.get("hardware")),
+        "to": cell(row.get("ratio_to")),
+        "n": number(row.get("n")),
+        "hardware": cell(row.get("hardware")),
     }
 
 
 def _reliability_columns(row: Row) -> dict[str, str]:
-    tried = [_number(row[key]) for key in ("tried", "as_specified")]
+    tried = [number(row[key]) for key in ("tried", "as_specified")]
     return {
-        "name": _cell(row["name"]),
+        "name": cell(row["name"]),
         "tried": tried[0],
         "as specified": tried[1],
-        "lost": _number(row.get("lost")),
-        "notes": _cell(row.get("notes")),
+        "lost": number(row.get("lost")),
+        "notes": cell(row.get("notes")),
     }
 
 
 def _services_columns(row: Row) -> dict[str, str]:
-    value = UNKNOWN if row.get("value") is None else f"{_number(row['value'])} {_cell(row.get('unit') or '')}".strip()
+    value = UNKNOWN if row.get("value") is None else f"{number(row['value'])} {cell(row.get('unit') or '')}".strip()
     return {
-        "name": _cell(row["name"]),
-        "tried": _number(row["tried"]),
-        "passed": _number(row["passed"]),
+        "name": cell(row["name"]),
+        "tried": number(row["tried"]),
+        "passed": number(row["passed"]),
         "value": value,
-        "notes": _cell(row.get("notes")),
+        "notes": cell(row.get("notes")),
     }
 
 
@@ -315,19 +279,20 @@ def between_markers(text: str, content: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Write or check the two documents; return the exit code."""
+    """Write or check the documents; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a document is stale")
     arguments = parser.parse_args(argv)
     rows = read(root / "benchmarks" / "results")
-    wanted = {root / "docs" / "results.md": render(rows)}
+    docs, speed = root / "docs", [row for row in rows["speed"] if row.get("group")]
+    wanted = {docs / "results.md": render(rows), docs / "performance.md": performance.page(speed), docs / "performance.svg": performance.plot(speed)}
     readme = root / "README.md"
     if readme.is_file() and BEGIN in readme.read_text(encoding="utf-8"):
         wanted[readme] = between_markers(readme.read_text(encoding="utf-8"), short(rows["quality"]))
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if arguments.check:
-            print(f"{path.relative_to(root)} is not what the rows say; run `python benchmarks/render.py`.", file=sys.stderr)
+            print(f"{path.relative_to(root)} is not what the rows say; run `python -m benchmarks.render`.", file=sys.stderr)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path], encoding="utf-8")
