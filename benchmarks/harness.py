@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from meca.augment import generator
-from meca.engine import prepare
+from meca.engine import Device, EngineParams, prepare
 from meca.models import Description, NetworkParams, build
 from meca.params import PACKAGED, Params
 
@@ -89,9 +89,14 @@ class Bench:
     started: float = field(default_factory=time.monotonic)
 
     @cached_property
-    def machine(self) -> Any:
-        """The device and the number of threads, as the stages choose them."""
-        return prepare()
+    def machine(self) -> Device:
+        """The device, the threads and the precision, as the stages choose them in mode `fast`."""
+        return prepare(EngineParams("fast", "auto"))
+
+    @property
+    def exactly(self) -> Device:
+        """The same in float32, step by step."""
+        return Device(self.machine.name, self.machine.threads)
 
     @property
     def device(self) -> str:

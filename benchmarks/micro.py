@@ -49,10 +49,15 @@ def _tf32(allowed: bool) -> Iterator[None]:
             place.allow_tf32 = old
 
 
-# Name to what surrounds a step; a mode of the engine joins by one entry.
-PRECISIONS: dict[str, dict[str, Callable[[], Any]]] = {
-    "cpu": {"fp32": contextlib.nullcontext, "bf16": lambda: torch.autocast("cpu", torch.bfloat16)},
-    "cuda": {"fp32": lambda: _tf32(False), "tf32": lambda: _tf32(True), "bf16": lambda: torch.autocast("cuda", torch.bfloat16)},
+# Name to what surrounds a step, and to its precision.
+Precision = tuple[Callable[[], Any], torch.dtype]
+PRECISIONS: dict[str, dict[str, Precision]] = {
+    "cpu": {"fp32": (contextlib.nullcontext, torch.float32), "bf16": (contextlib.nullcontext, torch.bfloat16)},
+    "cuda": {
+        "fp32": (lambda: _tf32(False), torch.float32),
+        "tf32": (lambda: _tf32(True), torch.float32),
+        "bf16": (lambda: _tf32(True), torch.bfloat16),
+    },
 }
 
 
@@ -90,8 +95,10 @@ def step(bench: Bench, name: str, stem: str, batch: int) -> None:
     images, labels = random_set(8 * batch, device=bench.device)
     parts = itertools.cycle([(as_input(images[i : i + batch]), labels[i : i + batch]) for i in range(0, len(images), batch)])
     each = cost(name, stem)
-    for precision, mode in PRECISIONS[bench.device].items():
-        trainer = Trainer(network(description, bench.device), STEP, 10**6)
+    for precision, (mode, dtype) in PRECISIONS[bench.device].items():
+        trainer = Trainer(network(description, bench.device), STEP, 10**6, dtype)
+        if trainer.precision is not dtype:
+            continue  # the engine does not use it for this network
 
         def one(trainer: Trainer = trainer, mode: Callable[[], Any] = mode) -> None:
             with mode():
@@ -158,21 +165,21 @@ def correctness(bench: Bench, name: str, stem: str, batch: int = 64) -> None:
     images, labels = random_set(batch, device=bench.device)
     mask = patch_masks(1, 32, 32, 2, 0.25, generator("benchmarks", "mask"))
 
-    def computed(device: str, dtype: torch.dtype, mode: Callable[[], Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def computed(device: str, dtype: torch.dtype, mode: Callable[[], Any], steps: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         model, x, y = network(describe(name, stem), device).to(dtype), as_input(images).to(device, dtype), labels.to(device)
         with mode():
             kl, _ = consistency(model.eval(), x, y, mask.to(device, dtype), EPS)
-        trainer = Trainer(model, STEP, 10**6)  # the first of many: a small learning rate, with which five steps do not part ways
+        trainer = Trainer(model, STEP, 10**6, steps)  # the first of many: a small learning rate, with which five steps do not part ways
         losses = []
         for _ in range(5):
-            with mode():  # one for each step: autocast keeps the weights that it has cast until it ends
+            with mode():
                 losses.append(trainer.step(x, y)[0].double().cpu())
         return torch.stack(losses), kl[0].double().cpu()
 
-    exact, exact_kl = computed("cpu", torch.float64, contextlib.nullcontext)
+    exact, exact_kl = computed("cpu", torch.float64, contextlib.nullcontext, torch.float32)
     worst = []
-    for precision, mode in PRECISIONS[bench.device].items():
-        losses, kl = computed(bench.device, torch.float32, mode)
+    for precision, (mode, dtype) in PRECISIONS[bench.device].items():
+        losses, kl = computed(bench.device, torch.float32, mode, dtype)
         error = float(((losses - exact) / exact).abs().max())
         what = f"{name} {stem}, {precision}"
         bench.row("correctness", f"error of the loss over five steps, {what}", "of it", error, limit=FAR, holds=error < FAR)

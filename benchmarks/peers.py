@@ -13,6 +13,7 @@ less. Both arms train the same network from the same weights on the same picture
 batch size and optimizer; both score the same pictures to rounding (tests/benchmarks/test_peers.py).
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -127,15 +128,17 @@ def train_ratios(bench: Bench, name: str, stem: str, n: int, recipe: Recipe = RE
     ours = network(describe(name, stem), bench.device)
     theirs = network(describe(name, stem), bench.device).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
-    def our_epoch() -> None:
-        train(ours, resident, given, everything, recipe, next(seeds), "peers")
-
-    for workers in (0, os.cpu_count() or 1):
+    modes = {"fast": bench.machine, "exact": bench.exactly}
+    for mode, workers in itertools.product(modes, (0, os.cpu_count() or 1)):
         loader = pil_loader(images, labels, recipe, workers)
+
+        def our_epoch(mode: str = mode) -> None:
+            train(ours, resident, given, everything, recipe, next(seeds), "peers", device=modes[mode])
+
         found = bench.pairs(our_epoch, lambda loader=loader: pil_epoch(theirs, loader, recipe, bench.device))
         bench.row(
             "ratio",
-            f"training and its data path, {name} {stem}, 32 px, batch {recipe.batch_size}",
+            f"training and its data path, {name} {stem}, 32 px, batch {recipe.batch_size}, mode {mode}",
             "img/s",
             n / found.seconds[0],
             other=n / found.seconds[1],

@@ -33,9 +33,9 @@ def inner(bench: Bench, n: int, size: int, classes: int, seed: int) -> tuple[flo
     once = dataclasses.replace(given, rounds=1, recipe=dataclasses.replace(given.recipe, epochs=1, min_steps=0))
 
     def work() -> None:
-        train(model, images, labels, torch.ones(n, dtype=torch.bool, device=bench.device), RECIPE, seed, "scaling")
+        train(model, images, labels, torch.ones(n, dtype=torch.bool, device=bench.device), RECIPE, seed, "scaling", device=bench.machine)
         kl, _ = score(model, images, labels, masks, EPS)
-        two_outputs(model, description, images, labels, -kl, once, seed, "low")
+        two_outputs(model, description, images, labels, -kl, once, seed, "low", device=bench.machine)
 
     wall, busy = bench.timed(work)
     return (wall * busy * bench.machine.threads if bench.device == "cpu" else wall), wall

@@ -15,22 +15,24 @@ batch alone weigh more than set and weights. On a GPU it is the peak of what tor
 """
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.floors import STAGES, cost, passes, target
+from benchmarks.floors import STAGES, cost, passes, target, works_with
 from benchmarks.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
 from benchmarks.peers import RECIPE
 from meca.augment import generator
-from meca.engine import Recipe, predict, train
+from meca.engine import Device, Recipe, predict, side_by_side, train
 from meca.enhance import SIDES, EnhanceParams, two_outputs
-from meca.models import build
+from meca.models import DetectorParams, build
 from meca.params import Params
 from meca.partition import PartitionParams, choose, signals, suspicion
 from meca.relabel import RelabelParams, relabel, transplant
@@ -50,7 +52,7 @@ def planted(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return images, labels, poisoned
 
 
-def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str, params: Params, seed: int) -> Iterator[None]:
+def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str, params: Params, seed: int, machine: Device) -> Iterator[None]:
     """Run the stages of `STAGES`, and stop after each.
 
     Args:
@@ -61,19 +63,25 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
         stem: Of the network.
         params: Preset `default`.
         seed: Of the run; another one for each, so that inputs rotate.
+        machine: Mode and threads.
     """
     device, classes = images.device, int(labels.max()) + 1
     description = describe(name, stem, images.shape[1], classes)
     detector, enhancer = params.group("partition", PartitionParams), params.group("enhance", EnhanceParams)
+    small = params.group("detector", DetectorParams).resolve(description.network)
+    watching = dataclasses.replace(description, network=small)
     everything = torch.ones_like(poisoned)
 
-    early = build(description, generator(seed, "partition", "init")).to(device)
-    train(early, images, labels, everything, detector.recipe, seed, "partition")
+    early = build(watching, generator(seed, "partition", "init")).to(device)
+    train(early, images, labels, everything, detector.recipe, seed, "partition", device=machine)
     suspicious = suspicion(signals(early, images, labels, detector, generator(seed, "partition", "masks")), detector.signals)
     choose(suspicious, labels, detector.alpha, detector.alpha_of)
     yield
 
-    sides = {side: two_outputs(early, description, images, labels, suspicious, enhancer, seed, side) for side in SIDES}
+    both = side_by_side(
+        [partial(two_outputs, early, watching, images, labels, suspicious, enhancer, seed, side, device=machine) for side in SIDES], machine
+    )
+    sides = dict(zip(SIDES, both, strict=True))
     yield
 
     def flips(label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
@@ -86,12 +94,12 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     yield
 
     model = build(description, generator(seed, "train_clean", "init")).to(device)
-    train(model, images, labels, ~poisoned, params.group("train_clean", Recipe), seed, "train_clean")
+    train(model, images, labels, ~poisoned, params.group("train_clean", Recipe), seed, "train_clean", device=machine)
     yield
 
     finetune = params.group("relabel_finetune", RelabelParams)
     decided = relabel(predict(model, images).softmax(1), labels, poisoned, suspicious.float(), finetune)
-    train(model, images, decided.labels, decided.keep, finetune.recipe, seed, "relabel_finetune")
+    train(model, images, decided.labels, decided.keep, finetune.recipe, seed, "relabel_finetune", device=machine)
     yield
 
 
@@ -124,24 +132,29 @@ def stages(bench: Bench, name: str, stem: str, n: int, until: float, repeats: in
     runs: list[dict[str, tuple[float, float, float]]] = []
     while len(runs) < 1 + repeats:
         begun = time.monotonic()
-        runs.append(measured(bench, five(images, labels, poisoned, name, stem, params, len(runs))))
+        runs.append(measured(bench, five(images, labels, poisoned, name, stem, params, len(runs), bench.machine)))
         if 2 * time.monotonic() - begun > until:
             break
-    each, limits, setting = cost(name, stem), bench.ceilings, f"{name} {stem}, {n:,} x 32 px"
+    limits, setting = bench.ceilings, f"{name} {stem}, {n:,} x 32 px"
     counted = passes(n, FLAGGED, params)
-    whole = {kind: sum(pictures.get(kind, 0) for pictures in counted.values()) for kind in ("train", "score", "forward")}
+    networks = {stage: works_with(stage, name, stem) for stage in STAGES}
+    floors = {stage: cost(*networks[stage]).floor(limits, **counted[stage]) for stage in STAGES}
+    flops = {stage: sum(count * cost(*networks[stage]).flops(kind) for kind, count in counted[stage].items()) for stage in STAGES}
+    targets = {stage: target(bench.device, *networks[stage], counted[stage]) for stage in STAGES}
+    known = [targets[stage] for stage in STAGES if counted[stage]]
+    floors["all five"], flops["all five"] = sum(floors.values()), sum(flops.values())
+    targets["all five"] = sum(t for t in known if t is not None) if None not in known else None
     for state, group in (("cold", runs[:1]), ("warm", runs[1:])):
-        for stage, pictures in (counted | {"all five": whole}).items() if group else ():
+        for stage in (*STAGES, "all five") if group else ():
             seconds, busy, peak = (float(np.median([run[stage][i] for run in group])) for i in range(3))
-            flops = sum(count * each.flops(kind) for kind, count in pictures.items())
             bench.row(
                 "stage",
                 f"{stage}, {setting}, {state}",
                 "s",
                 seconds,
-                floor=each.floor(limits, **pictures) or None,
-                target=target(bench.device, name, stem, pictures),
-                mfu=flops / (seconds * limits.flops) or None,
+                floor=floors[stage] or None,
+                target=targets[stage],
+                mfu=flops[stage] / (seconds * limits.flops) or None,
                 samples_per_s=n / seconds,
                 peak_mib=peak,
                 busy=busy,
@@ -154,7 +167,7 @@ def stages(bench: Bench, name: str, stem: str, n: int, until: float, repeats: in
 def growth(bench: Bench, work: Callable[[], int]) -> tuple[float, float]:
     """Return the peak growth of this process in MiB while it works, and that over the bytes that the work says it is about."""
     small, given = random_set(4, 8, device=bench.device)
-    train(network(describe("compact", "s2d", 8), bench.device), small, given, given >= 0, RECIPE, 0, "baseline")
+    train(network(describe("compact", "s2d", 8), bench.device), small, given, given >= 0, RECIPE, 0, "baseline", device=bench.machine)
     reset_peak(bench.device)
     before = peak_mib(bench.device)
     own = work()
@@ -169,7 +182,7 @@ def engine_memory(bench: Bench, name: str, stem: str, n: int) -> None:
         images, labels = random_set(n, device=bench.device)
         model = network(describe(name, stem), bench.device)
         keep = torch.arange(n, device=bench.device) % max(1, n // 1024) == 0
-        train(model, images, labels, keep, RECIPE, 0, "memory")
+        train(model, images, labels, keep, RECIPE, 0, "memory", device=bench.machine)
         score(model, images[:512], labels[:512], patch_masks(1, 32, 32, 2, 0.25, generator("memory")).to(bench.device), 2 / 255)
         return images.numel() + _bytes(model)
 

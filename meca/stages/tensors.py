@@ -30,7 +30,10 @@ def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
 def describe_network(store: Store, network: NetworkParams) -> Description:
     """Return the description of a network for a store: normalization by mean and deviation of the training pixels."""
     pixels = store.images[store.train]
-    counts = np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(pixels.shape[3])])
+    counts = np.zeros((pixels.shape[3], 256), dtype=np.int64)
+    for start in range(0, len(pixels), 1024):  # counting widens the pixels to eight bytes each
+        block = pixels[start : start + 1024]
+        counts += np.stack([np.bincount(block[..., c].ravel(), minlength=256) for c in range(pixels.shape[3])])
     levels = np.arange(256) / 255
     mean = (counts * levels).sum(1) / counts.sum(1)
     std = np.sqrt(np.maximum((counts * levels**2).sum(1) / counts.sum(1) - mean**2, 1e-6))
