@@ -46,7 +46,9 @@ def histogram(verdicts: Path, path: Path, bins: int = 50) -> None:
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.2 / width, bottom=0.5 / height, top=1 - 0.3 / height, wspace=0.3, hspace=0.5)
+    return figure
 
 
 def _save(figure: Any, path: Path) -> None:

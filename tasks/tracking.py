@@ -336,22 +336,17 @@ class _Recorder:
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        from tasks.serving import Classifier
-
         size = read_json(folder / "model.json")
         shape = (size["channels"], size["height"], size["width"])
-        example = np.random.default_rng(0).random((2, *shape), dtype=np.float32)  # generated: pictures of a hostile set stay where they are
-        logits = Classifier(folder).predict(example)
-        signature = ModelSignature(
-            Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]), Schema([TensorSpec(np.dtype("float32"), (-1, logits.shape[1]))])
-        )
+        outputs = len(size["class_names"])
+        signature = ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]), Schema([TensorSpec(np.dtype("float32"), (-1, outputs))]))
         with mlflow.start_run(run_id=run_id):
             mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="tasks.serving",
                 data_path=str(folder),
                 signature=signature,
-                input_example=example,
+                # No input example: MLflow would load the model to try it, and with it torch, once more in each run.
                 pip_requirements=["meca", "torch", "numpy", "safetensors"],  # named, because finding them out loads the model in a second process
                 tags={"meca.stage": stage},
             )
