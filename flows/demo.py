@@ -12,9 +12,9 @@ __all__ = ["ATTACK", "lines", "play", "settings_for"]
 
 ATTACK: Mapping[str, Any] = {"poison.attack": "badnet", "poison.rate": 0.05}
 # What two cores finish while a person waits: a minute for the generated set, half an hour for the photographs. The narrow
-# network learns the usual patch of three pixels by chance, one of four always.
+# network learns the usual patch of three pixels by chance, one of five always.
 LIMITED: Mapping[str, Mapping[str, Any]] = {
-    "shapes": {"train_clean.epochs": 8, "train_clean.min_steps": 500, "network.width": 16, "detector.width": 16, "poison.patch_size": 4},
+    "shapes": {"train_clean.epochs": 8, "train_clean.min_steps": 500, "network.width": 16, "detector.width": 16, "poison.patch_size": 5},
     "cifar10": {"ingest.train_limit": 10_000},
 }
 
