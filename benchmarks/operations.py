@@ -116,15 +116,22 @@ def prefect_server(home: Path) -> Iterator[str]:
             command, env={**environment.child_environment(), "PREFECT_HOME": str(home)}, stdout=log, stderr=log, process_group=0
         )
     try:
-        for _ in range(600):
+        deadline = time.monotonic() + 120
+        while True:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
                 break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Prefect's server did not answer: {(home / 'log').read_text()[-2000:]}")
             time.sleep(0.3)
         yield f"http://127.0.0.1:{port}/api"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def overhead(room: Path, repeats: int) -> None:

@@ -3,6 +3,7 @@
     python -m benchmarks.quality                                   all of `GRID` that has no row yet
     python -m benchmarks.quality --only shapes --seeds 1           a part of it
     python -m benchmarks.quality --again                           measure anew; the newest row counts
+    python -m benchmarks.quality --cuts                            what each saving of work does to detection
 
 Nothing here sees the truth; `evaluate` does. Seed 0 is for tuning and never reported; docs/log.md says which
 other rows were looked at while numbers were set. The references of a preset
@@ -15,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,10 +45,34 @@ class Experiment:
 GRID = {
     "shapes": Experiment({"ingest.source": "shapes"}, ("badnet", "blend", "none"), seeds=(4, 5, 6)),  # 1 and 2 were looked at while numbers were set
     "cifar10-10k": Experiment({"ingest.source": "cifar10", "ingest.train_limit": 10_000}, ("badnet", "blend", "sig", "none"), seeds=(1,)),
-    "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend", "none")),
+    "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend", "none"), seeds=(2, 3, 4)),  # 1 was looked at
+}
+# One thing less work in each, against the row of the same data, attack and seed above; the references are that row's.
+CUTS: dict[str, dict[str, Any]] = {
+    "two thirds of partition": {"partition.recipe.epochs": 2, "partition.recipe.min_steps": 300},
+    "no score pass, loss alone": {"partition.signals": ["loss"]},
+    "one round of enhance": {"enhance.rounds": 1},
+    "detector of half the width": {"detector.width": 16},
+}
+CUT_GRID = {
+    f"{name}, {cut}": Experiment(GRID[name].settings | settings, attacks, seeds)
+    for cut, settings in CUTS.items()
+    for name, attacks, seeds in (("shapes", ("badnet", "blend"), (4,)), ("cifar10-10k", ("badnet",), (1,)))
+}
+# A large batch fills the GPU; the learning rate follows it, by less than in proportion.
+FULL = {
+    "ingest.source": "cifar10",
+    "network.name": "resnet18",
+    "network.stem": "cifar",
+    "train_clean.epochs": 30,
+    "train_clean.batch_size": 512,
+    "train_clean.lr": 0.4,
+    "relabel_finetune.recipe.batch_size": 512,
+    "relabel_finetune.recipe.lr": 0.05,
 }
 GPU_GRID = {
-    "cifar10": Experiment({"ingest.source": "cifar10", "network.name": "resnet18", "network.stem": "cifar"}, ("badnet", "blend", "sig", "none")),
+    "cifar10": Experiment(FULL, ("badnet", "blend", "sig", "none")),
+    "cifar10, torchvision stem": Experiment(FULL | {"network.stem": "imagenet"}, ("badnet", "blend", "sig", "none")),
 }
 
 
@@ -95,7 +121,8 @@ def measure(run: Run, threads: int, references: dict[str, Any] | None, commit: s
     return row | {
         "peak_mib": max(peaks),
         "stage_seconds": {name: r["seconds"] for name, r in receipts.items()},
-        "command": f"python -m benchmarks.quality --only {run.experiment} --attack {run.attack} --preset {run.preset} --seeds {run.seed}",
+        "command": f"python -m benchmarks.quality --only {shlex.quote(run.experiment)} --attack {run.attack}"
+        f" --preset {run.preset} --seeds {run.seed}" + " --cuts" * (run.experiment in CUT_GRID),
         "commit": commit,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": f"{receipts['train_clean']['hardware']['processor']}, {threads} of {os.cpu_count()} cores",
@@ -176,15 +203,19 @@ def main() -> None:
     parser.add_argument("--preset", action="append", choices=PRESETS)
     parser.add_argument("--seeds", type=int, nargs="*")
     parser.add_argument("--again", action="store_true", help="measure cells that have a row already")
+    parser.add_argument("--cuts", action="store_true", help="the runs with less work, preset default")
     parser.add_argument("--gpu", action="store_true", help="the full data sets with ResNet18")
     parser.add_argument("--workers", type=int, default=0, help="runs at a time, one thread each; 0: one per core")
     parser.add_argument("--keep", type=Path, help="keep the run folders below this one")
     arguments = parser.parse_args()
-    workers = 1 if arguments.gpu else arguments.workers or os.cpu_count() or 1
+    workers = arguments.workers or (1 if arguments.gpu else os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // workers) if arguments.gpu else 1
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     known = {identity(row): row for row in rows}
-    wanted = [run for run in cells(GPU_GRID if arguments.gpu else GRID, arguments) if arguments.again or identity(vars(run)) not in known]
+    if arguments.cuts:
+        arguments.preset = ["default"]
+    grid = GPU_GRID if arguments.gpu else CUT_GRID if arguments.cuts else GRID
+    wanted = [run for run in cells(grid, arguments) if arguments.again or identity(vars(run)) not in known]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
@@ -193,7 +224,8 @@ def main() -> None:
         with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
             jobs = {}
             for run in (r for r in wanted if r.preset == preset):
-                base = known.get((run.experiment, run.attack, "default", run.seed), {}) if preset != "default" else {}
+                whole = run.experiment.split(",")[0] if arguments.cuts else run.experiment
+                base = known.get((whole, run.attack, "default", run.seed), {}) if preset != "default" or arguments.cuts else {}
                 folder = arguments.keep / f"{run.experiment}-{run.attack}-{run.preset}-{run.seed}" if arguments.keep else None
                 jobs[pool.submit(measure, run, threads, base.get("references"), commit, folder)] = run
             for job in as_completed(jobs):

@@ -9,6 +9,7 @@ A part that fails says so and the others go on; the exit code is 1 then.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import micro, peers, scaling
-from benchmarks.harness import RESULTS, ROOT, Bench
+from benchmarks.harness import RESULTS, ROOT, Bench, environment
 
 
 def ceilings(bench: Bench) -> None:
@@ -51,6 +52,23 @@ def memory(bench: Bench) -> None:
         apart(bench, "program-memory", "--n", n)
 
 
+def scenarios(bench: Bench) -> None:
+    """Write the rows of quality.jsonl for as many attacks as the time allows, each a whole run with both references."""
+    from benchmarks import quality
+
+    arguments = argparse.Namespace(seeds=(1,), only=None, attack=None, preset=["default"])
+    longest, commit = 30.0, str(environment(bench.device, 1)["commit"])
+    for run in quality.cells(quality.GPU_GRID, arguments):
+        if bench.left() < 1.2 * longest:
+            print(f"no time is left for {run.experiment} {run.attack}", file=sys.stderr)
+            continue
+        begun = time.monotonic()
+        row = quality.measure(run, 1, None, commit, None)
+        with open(ROOT / "benchmarks" / "results" / "quality.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row | {"command": bench.command}, sort_keys=True) + "\n")
+        longest = max(longest, time.monotonic() - begun)
+
+
 Part = Callable[[Bench], None]
 CPU: dict[str, Part] = {
     "ceilings": ceilings,
@@ -61,7 +79,6 @@ CPU: dict[str, Part] = {
     "memory": memory,
     "stages": stages,
 }
-# A part that runs whole pipelines joins at the end and stops when `bench.left()` says so.
 GPU: dict[str, Part] = {
     "ceilings": ceilings,
     "correctness": micro.correct,
@@ -69,6 +86,7 @@ GPU: dict[str, Part] = {
     "stages": stages,
     "peers": peers.run,
     "memory": memory,
+    "scenarios": scenarios,
 }
 MINUTES = {"cpu": 10, "gpu": 9}
 

@@ -1,18 +1,15 @@
 """One tiny workspace and one Prefect server for all tests of the platform: real DVC, real MLflow on SQLite, real Prefect."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.operations import prefect_server
 from tasks import environment
 from tasks.workspace import create
 
@@ -83,32 +80,5 @@ def workspace(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The address of a real Prefect server."""
-    home = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with open(home / "server.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env={**environment.child_environment(), "PREFECT_HOME": str(home)},
-            stdout=log,
-            stderr=log,
-            process_group=0,
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (home / "server.log").read_text()[-2000:]
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with prefect_server(tmp_path_factory.mktemp("server") / "home") as address:
+        yield address
