@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.quality import CUTS
 from benchmarks.tables import Row, cell, number, provenance
 from meca.report.numbers import UNKNOWN, percent
 
@@ -88,7 +89,37 @@ TABLES: dict[str, tuple[str, Columns]] = {
 }  # fmt: skip
 
 
-def page(rows: Sequence[Row]) -> str:
+CUTS_INTRODUCTION = """## Less work
+
+What each saving does to detection, one at a time: the line *all* is preset `default` with the same data, attack and seed.
+Seconds are those of `partition`, `enhance` and `split` on one thread. The references were not trained again.
+"""
+
+
+def cuts(quality: Sequence[Row]) -> str:
+    """Return the table of the runs with less work, each below the whole run that it is compared with."""
+    less = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {cut}") for cut in CUTS)]
+    lines: list[str] = []
+    whole = {(row["experiment"], row["attack"], row["seed"]): row for row in quality if row["preset"] == "default"}
+    settings = sorted({(row["experiment"].split(", ")[0], row["attack"], row["seed"]) for row in less})
+    for name, attack, seed in settings:
+        mine = [row for row in less if (row["experiment"].split(", ")[0], row["attack"], row["seed"]) == (name, attack, seed)]
+        full = whole.get((name, attack, seed))
+        for words, row in [*([("all", full)] if full else []), *((row["experiment"].split(", ", 1)[1], row) for row in mine)]:
+            seconds = sum(row["stage_seconds"].get(stage, 0.0) for stage in ("partition", "enhance", "split"))
+            asr = UNKNOWN if not row["asr_n"] else percent(row["asr_k"] / row["asr_n"])
+            auroc = UNKNOWN if row["auroc"] is None else f"{row['auroc']:.4f}"
+            lines.append(
+                f"| {cell(name)} | {cell(attack)} | {seed} | {cell(words)} | {percent(row['tpr'])} | {percent(row['fpr'], 2)} | {auroc} "
+                f"| {percent(row['acc'])} | {asr} | {cell(row['verdict'])} | {number(round(seconds, 1))} |"
+            )
+    if not lines:
+        return ""
+    head = "| data | attack | seed | less | TPR | FPR | AUROC | ACC | ASR | verdict | s |\n|:--|:--|--:|:--|--:|--:|--:|--:|--:|:--|--:|\n"
+    return f"{CUTS_INTRODUCTION}\n{head}" + "\n".join(lines) + "\n\n" + provenance(less)
+
+
+def page(rows: Sequence[Row], quality: Sequence[Row] = ()) -> str:
     """Return docs/performance.md."""
     parts = [INTRODUCTION]
     for hardware in _hardware(rows):
@@ -101,6 +132,8 @@ def page(rows: Sequence[Row]) -> str:
                 lines += [f"| {' | '.join(show(row) for show in columns.values())} |" for row in found]
                 parts.append(f"### {title}\n\n" + "\n".join(lines) + "\n")
         parts.append(provenance(mine))
+    if table := cuts(quality):
+        parts.append(table)
     return "\n".join(parts if rows else [*parts, "No row has been measured yet.\n"])
 
 

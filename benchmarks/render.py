@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import performance
+from benchmarks.quality import CUTS
 from benchmarks.tables import Row, cell, known, number, provenance
 from meca.report.numbers import UNKNOWN, interval, percent, wilson
 
@@ -87,7 +88,8 @@ def short(rows: Sequence[Row]) -> str:
         "| data (training images) | attack | seeds | ACC (no defence, oracle) | ASR (no defence, oracle) | poison found | false alarms | verdict |",
         "|:--|:--|--:|--:|--:|--:|--:|:--|",
     ]
-    for (_, dataset, n_train, *_rest), group in _grouped([row for row in rows if row["preset"] == "default"], _setting):
+    shown = [row for row in rows if row["preset"] == "default" and "," not in row["experiment"]]  # no seeds of tuning, no ablations
+    for (_, dataset, n_train, *_rest), group in _grouped(shown, _setting):
         for (attack, *_), found in _grouped(group, _arm):
             lines.append(
                 f"| {cell(dataset)} ({n_train:,}) | {_attack(attack, found)} | {len(found)} "
@@ -107,6 +109,8 @@ _WEAK_NOTE = "† weak: without a defence it succeeds in less than half of the c
 def quality(rows: Sequence[Row]) -> str:
     """Return the tables of defended runs, one per experiment and setting."""
     parts: list[str] = []
+    # Runs with less work stand in performance.md.
+    rows = [row for row in rows if not any(row["experiment"].endswith(f", {cut}") for cut in CUTS)]
     experiments = _grouped(rows, lambda row: (str(row["experiment"]),))
     for (experiment,), members in experiments:
         parts.append(f"## {cell(experiment)}\n")
@@ -285,7 +289,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     arguments = parser.parse_args(argv)
     rows = read(root / "benchmarks" / "results")
     docs, speed = root / "docs", [row for row in rows["speed"] if row.get("group")]
-    wanted = {docs / "results.md": render(rows), docs / "performance.md": performance.page(speed), docs / "performance.svg": performance.plot(speed)}
+    wanted = {
+        docs / "results.md": render(rows),
+        docs / "performance.md": performance.page(speed, rows["quality"]),
+        docs / "performance.svg": performance.plot(speed),
+    }
     readme = root / "README.md"
     if readme.is_file() and BEGIN in readme.read_text(encoding="utf-8"):
         wanted[readme] = between_markers(readme.read_text(encoding="utf-8"), short(rows["quality"]))

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from benchmarks import performance, render
+from benchmarks.quality import CUTS
 
 PROVENANCE = {
     "command": "python -m benchmarks.speed", "commit": "c" * 40, "date": "2026-11-21", "hardware": "a processor, 2 cores", "torch": "2.15.0",
@@ -80,3 +81,21 @@ def test_check_covers_the_page_and_the_picture(tmp_path: Path):
         assert render.main(["--check"], tmp_path) == 1
         file.write_text(text)
     assert render.main(["--check"], tmp_path) == 0
+
+
+def test_a_run_with_less_work_stands_below_the_whole_one():
+    def run(experiment: str, tpr: float, seconds: float) -> dict:
+        return {
+            **PROVENANCE, "experiment": experiment, "attack": "badnet", "seed": 4, "preset": "default", "tpr": tpr, "fpr": 0.01, "auroc": 0.99, "acc": 0.8,
+            "asr_k": 9, "asr_n": 900, "verdict": "poisoned", "stage_seconds": {"partition": seconds, "enhance": 1.0, "train_clean": 50.0},
+        }  # fmt: skip
+
+    cut = next(iter(CUTS))
+    text = performance.page(ROWS, [run("shapes", 1.0, 9.0), run(f"shapes, {cut}", 0.5, 4.0), run("digits", 1.0, 1.0)])
+    table = text.split("## Less work")[1].splitlines()
+    found = [each for each in table if each.startswith("| shapes")]
+    assert found == [
+        "| shapes | badnet | 4 | all | 100.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 10 |",
+        f"| shapes | badnet | 4 | {cut} | 50.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 5 |",
+    ]
+    assert "digits" not in text and "Less work" not in performance.page(ROWS)
