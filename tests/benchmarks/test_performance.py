@@ -86,7 +86,8 @@ def test_check_covers_the_page_and_the_picture(tmp_path: Path):
 def test_a_run_with_less_work_stands_below_the_whole_one():
     def run(experiment: str, tpr: float, seconds: float) -> dict:
         return {
-            **PROVENANCE, "experiment": experiment, "attack": "badnet", "seed": 4, "preset": "default", "tpr": tpr, "fpr": 0.01, "auroc": 0.99, "acc": 0.8,
+            **PROVENANCE, "experiment": experiment, "attack": "badnet", "seed": 4, "preset": "default",
+            "tpr": tpr, "fpr": 0.01, "auroc": 0.99, "acc": 0.8,
             "asr_k": 9, "asr_n": 900, "verdict": "poisoned", "stage_seconds": {"partition": seconds, "enhance": 1.0, "train_clean": 50.0},
         }  # fmt: skip
 
