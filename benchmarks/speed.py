@@ -64,7 +64,7 @@ def scenarios(bench: Bench) -> None:
             continue
         begun = time.monotonic()
         row = quality.measure(run, 1, None, commit, None)
-        with open(ROOT / "benchmarks" / "results" / "quality.jsonl", "a", encoding="utf-8") as file:
+        with open(quality.RESULTS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row | {"command": bench.command}, sort_keys=True) + "\n")
         longest = max(longest, time.monotonic() - begun)
 

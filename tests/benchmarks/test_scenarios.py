@@ -1,0 +1,45 @@
+"""The scenarios of a GPU run, on a tiny set and without a GPU."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import quality, speed
+from benchmarks.harness import Bench
+from tests.stages.chain import QUICK
+
+TINY = {name: value for name, value in QUICK.items() if not name.startswith("poison")} | {
+    "ingest.source": "shapes",
+    "ingest.shapes_train": 200,
+    "ingest.shapes_test": 100,
+    "ingest.size": 16,
+}
+
+
+def test_each_scenario_that_the_time_allows_has_a_row_with_its_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "RESULTS", tmp_path / "quality.jsonl")
+    monkeypatch.setattr(quality, "GPU_GRID", {"tiny": quality.Experiment(TINY, ("badnet", "none"))})
+    speed.scenarios(Bench(tmp_path / "speed.jsonl", "python -m benchmarks.speed --gpu"))
+    rows = [json.loads(line) for line in (tmp_path / "quality.jsonl").read_text().splitlines()]
+    assert [(row["experiment"], row["attack"], row["seed"], row["preset"]) for row in rows] == [
+        ("tiny", "badnet", 1, "default"),
+        ("tiny", "none", 1, "default"),
+    ]
+    assert all(row["command"] == "python -m benchmarks.speed --gpu" and row["commit"] for row in rows)
+    assert rows[0]["no_defence_acc"] is not None and rows[0]["oracle_acc"] is not None
+
+
+def test_no_scenario_is_started_that_would_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "RESULTS", tmp_path / "quality.jsonl")
+    speed.scenarios(Bench(tmp_path / "speed.jsonl", "", until=time.monotonic() + 20))
+    assert not (tmp_path / "quality.jsonl").exists()
+
+
+def test_a_cut_names_parameters_that_exist_and_data_that_is_measured_whole() -> None:
+    from meca.params import PACKAGED, read_params, with_settings
+
+    for experiment in (*quality.CUT_GRID.values(), *quality.GPU_GRID.values()):
+        with_settings(read_params(PACKAGED), experiment.settings)
+    assert {name.split(", ")[0] for name in quality.CUT_GRID} <= set(quality.GRID)
