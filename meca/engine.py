@@ -63,6 +63,25 @@ class Recipe:
     augment: Literal["none", "shift", "shift_flip"]  # shifts of up to `padding` pixels with reflected borders; mirroring
     padding: int  # pixels
 
+    def __post_init__(self) -> None:
+        """Refuse numbers with which nothing can be trained."""
+        wrong = [
+            f"expected {name} {words}, got {getattr(self, name)}"
+            for name, words, holds in (
+                ("epochs", "of 1 at least", self.epochs >= 1),
+                ("min_steps", "of 0 at least", self.min_steps >= 0),
+                ("batch_size", "of 1 at least", self.batch_size >= 1),
+                ("lr", "above 0", self.lr > 0),
+                ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
+                ("weight_decay", "of 0 at least", self.weight_decay >= 0),
+                ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
+                ("padding", "of 0 at least", self.padding >= 0),
+            )
+            if not holds
+        ]
+        if wrong:
+            raise ValueError(", ".join(wrong))
+
     def passes(self, kept: int) -> int:
         """Return the number of epochs over `kept` samples."""
         per_epoch = max(1, kept // min(self.batch_size, max(1, kept)))
@@ -483,6 +502,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
     """
     was_training = model.training
     model.eval()
-    logits = torch.cat([model(as_input(images[i : i + batch_size])) for i in range(0, len(images), batch_size)])
+    starts = range(0, len(images), batch_size) if len(images) else [0]  # no images have logits too: none
+    logits = torch.cat([model(as_input(images[i : i + batch_size])) for i in starts])
     model.train(was_training)
     return logits.float()

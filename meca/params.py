@@ -73,7 +73,11 @@ class Params:
             said = [f"{key!r}" + (f" (did you mean {match[0]!r}?)" if match else "") for key, match in near.items()]
             parts = [f"has unknown {', '.join(said)}"] * bool(said) + [f"lacks {missing}"] * bool(missing)
             raise UsageError(f"{self.origin}: [{group}] {' and '.join(parts)}.")
-        return cls(**{name: self._convert(f"{group}.{name}", block[name], hints[name]) for name in names})
+        values = {name: self._convert(f"{group}.{name}", block[name], hints[name]) for name in names}
+        try:
+            return cls(**values)
+        except ValueError as error:  # a range that the dataclass checks
+            raise UsageError(f"{self.origin}: [{group}] {error}.") from None
 
     def _convert(self, where: str, value: Any, hint: Any) -> Any:
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)

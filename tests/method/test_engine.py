@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from meca.augment import generator
-from meca.engine import Device, EngineParams, Trainer, as_input, predict, prepare, side_by_side, train, worth_compiling
-from meca.errors import MecaError
+from meca.engine import Device, EngineParams, Recipe, Trainer, as_input, predict, prepare, side_by_side, train, worth_compiling
+from meca.errors import MecaError, UsageError
 from meca.models import NETWORKS, NetworkParams, build
+from tests.making import settings
 from tests.method.tiny import CLASSES, copied, description, network, pictures, recipe, same, unchanged
 from tests.models.test_models import FITTING
 
@@ -355,3 +356,20 @@ def test_a_recorded_step_has_the_bits_of_an_eager_one(augment: str, monkeypatch:
         train(model, images, labels, ALL[:40].cuda(), recipe(epochs=3, augment=augment), 0, "x", device=Device(device.name, 1, torch.float32, step))
         found.append(model)
     assert same(*found)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0), ("min_steps", -1), ("batch_size", 0), ("lr", 0.0), ("lr", float("nan")), ("momentum", 1.0), ("weight_decay", -1e-4),
+        ("label_smoothing", 1.0), ("padding", -1),
+    ],
+)  # fmt: skip
+def test_a_number_with_which_nothing_can_be_trained_is_refused_by_name(field: str, value: float) -> None:
+    params = settings(**{f"train_clean.{field}": value})
+    with pytest.raises(UsageError, match=rf"\[train_clean\] expected {field} "):
+        params.group("train_clean", Recipe)
+
+
+def test_no_images_have_no_logits() -> None:
+    assert predict(network(), pictures(4)[0][:0]).shape == (0, CLASSES)
