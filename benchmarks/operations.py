@@ -5,6 +5,7 @@
     python -m benchmarks.operations overhead    the flow over the bare stages, against a running server and with the temporary one
     python -m benchmarks.operations idle        `dvc repro` and the flow again where nothing has changed
     python -m benchmarks.operations kill        SIGKILL in the middle of `train_clean`, then again: the same bytes?
+    python -m benchmarks.operations twice       every stage of the method a second time: the same bytes?
 
 `newcomer` times what a person waits for. The others use small settings: they are about everything around the training.
 """
@@ -248,6 +249,28 @@ def kill(room: Path, times: int) -> None:
     )
 
 
+def twice(room: Path) -> None:
+    """Run every stage of the method a second time on the same input, and compare every byte of its output."""
+    from meca.files import sha256_tree
+    from tasks.workspace import create
+
+    started = time.perf_counter()
+    place = create(room / "twice", SMALL | FEW)
+    program(place, "dvc", "repro", "evaluate")
+    stages = ("partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate")
+    alike = 0
+    for name in stages:
+        expected = sha256_tree(place / "work" / name)
+        shutil.rmtree(place / "work" / name)
+        program(place, *stage_command(place, name))
+        alike += sha256_tree(place / "work" / name) == expected
+    write(
+        "reliability.jsonl",
+        {"name": "each stage of the method twice: same bytes", "tried": len(stages), "as_specified": alike, "lost": 0, "notes": ", ".join(stages)}
+        | provenance("twice", time.perf_counter() - started),
+    )
+
+
 def epochs_done(checkpoints: Path) -> int:
     """Return how many epochs the checkpoint has."""
     from safetensors import SafetensorError
@@ -307,7 +330,7 @@ def scripted(script: Path) -> None:
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("newcomer", "demo", "overhead", "idle", "kill"))
+    parser.add_argument("what", choices=("newcomer", "demo", "overhead", "idle", "kill", "twice"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-tests", action="store_true", help="newcomer: the demo alone")
     parser.add_argument("--script", type=Path, help="newcomer: a script that clones, runs both commands and prints `make NAME exit 0 SECONDS s`")
@@ -330,6 +353,8 @@ def main() -> None:
                 overhead(room, arguments.repeats)
             case "idle":
                 idle(room)
+            case "twice":
+                twice(room)
             case _:
                 kill(room, arguments.repeats)
     finally:
