@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 __all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "evidence"]
 
 FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
+FITTED = 0.995  # share of the samples that the early network fits, from which the order of learning says little: digits with Blend; a sentence, too
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -103,7 +104,7 @@ def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: boo
     return Evidence(label, side, mirrored, len(margin), float(middle.mean()), width, threshold, int((margin > threshold).sum()), None)
 
 
-def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips) -> Decision:
+def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips, fitted: float = 0.0) -> Decision:
     """Decide by the shape of the margins, and by whether the difference of two heaps carries over to other classes.
 
     Args:
@@ -113,6 +114,7 @@ def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, para
         params: Thresholds and caps.
         flips: Adds the mean of the first samples minus the mean of the second to pictures of other classes, and returns the share
             that goes over to the class, beyond those that are there without it.
+        fitted: Share of the samples whose given label the network of `partition` predicts.
     """
     found: list[Evidence] = []
     flagged, suspicion = np.zeros(len(labels), dtype=bool), np.zeros(len(labels))
@@ -144,12 +146,12 @@ def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, para
             doubtful += [e for e in judged if e.flips is not None and (e.flips >= params.doubt_flips or e.range >= params.far_range)][:1]
     caps = _caps(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
-    verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes)
+    verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, fitted)
     return Decision(verdict, reason, flagged, suspicion, target, caps, found)
 
 
 def _verdict(
-    certain: list[Evidence], doubtful: list[Evidence], broken: list[dict[str, Any]], flagged: Bools, labels: Ints, classes: int
+    certain: list[Evidence], doubtful: list[Evidence], broken: list[dict[str, Any]], flagged: Bools, labels: Ints, classes: int, fitted: float
 ) -> tuple[str, str]:
     if broken:
         cap = broken[0]
@@ -171,6 +173,8 @@ def _verdict(
     smallest = int(np.bincount(labels, minlength=classes).min())
     if smallest < FEW:
         reason += f"; the smallest class has {smallest} samples, so that the test has little power"
+    if fitted >= FITTED:
+        reason += f"; the early network fits {fitted:.1%} of the samples: on so easy a set a trigger need not stand out, and may have been missed"
     return "no_evidence", reason
 
 

@@ -13,7 +13,7 @@ import torch
 from meca.augment import generator
 from meca.engine import EngineParams, prepare
 from meca.enhance import SIDES
-from meca.files import canonical_json
+from meca.files import canonical_json, read_json
 from meca.metrics import wilson
 from meca.models import load_model
 from meca.relabel import transplant
@@ -35,7 +35,7 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
     predicted: np.ndarray | None = None
     if params.rule == "two_clusters":
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
-        decision = by_two_clusters(margins, labels, classes, params, _flips(ctx, store, partition, params))
+        decision = by_two_clusters(margins, labels, classes, params, _flips(ctx, store, partition, params), _fitted(partition))
     else:
         predicted = column(scores, "predicted", len(labels)).astype(np.int64)
         decision = by_misclassification(predicted, column(scores, "suspicion", len(labels)).astype(np.float64), labels, classes)
@@ -62,6 +62,10 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
     if decision.evidence:
         strongest = max(decision.evidence, key=lambda e: (e.flips or 0.0, e.range))
         ctx.metrics |= {"flips": strongest.flips or 0.0, "valley": strongest.valley, "range": strongest.range}
+
+
+def _fitted(partition: Path) -> float:
+    return float(read_json(partition / "metrics.json")["train_accuracy"])
 
 
 def _flips(ctx: Context, store: Path, partition: Path, params: SplitParams) -> Callable[[int, np.ndarray, np.ndarray], float]:

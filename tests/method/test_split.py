@@ -226,3 +226,11 @@ def test_by_the_papers_rule_the_flagged_are_those_that_keep_their_label() -> Non
     found = by_misclassification(predicted, np.ones(5), labels, 3)
     assert found.flagged.tolist() == [True, False, True, True, False] and found.target_class == 1
     assert "3 of 5 samples" in found.reason
+
+
+def test_no_evidence_on_a_set_that_the_early_network_fits_says_that_a_trigger_may_have_been_missed() -> None:
+    sides = {"low": heaps({}, seed=1)[0], "high": heaps({}, seed=2)[0]}
+    hard, easy = (by_two_clusters(sides, LABELS, CLASSES, PARAMS, lambda *_: 0.0, fitted) for fitted in (0.9, 1.0))
+    assert hard.verdict == easy.verdict == "no_evidence"
+    assert "fits 100.0% of the samples" in easy.reason and "may have been missed" in easy.reason
+    assert "missed" not in hard.reason
