@@ -73,7 +73,7 @@ class Store:
 
     path: Path
     info: StoreInfo
-    images: np.ndarray  # uint8 [n h w c], mapped; writing changes no file
+    images: np.ndarray  # uint8 [n h w c], read-only
     samples: pa.Table
 
     @cached_property
@@ -307,6 +307,5 @@ def open_store(path: Path, verify: bool = True) -> Store:
                 raise MecaError(
                     f"{path / name} was changed after it was written: expected SHA-256 {expected[:12]}, got {actual[:12]}; ingest the data again."
                 )
-    # Copy on write: torch takes such a mapping without a copy, and what anybody writes never reaches the file.
-    images = np.load(path / "images.npy", mmap_mode="c", allow_pickle=False)
+    images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
     return Store(path=path, info=info, images=images, samples=read_parquet(path / "samples.parquet"))

@@ -54,7 +54,7 @@ def run(
     classes = len(data.info.class_names)
     attack = read_json(truth / "attack.json")
     known = attack["attack"] != "none"
-    test = torch.from_numpy(data.images[data.test]).to(device.name)
+    test = torch.from_numpy(np.array(data.images[data.test])).to(device.name)
     test_labels: Ints = data.labels[data.test]
     triggered = torch.from_numpy(_triggered(truth / "triggered.npy", tuple(test.shape))).to(device.name) if known else None
     target = int(attack["target_class"]) if known else None

@@ -22,7 +22,7 @@ __all__ = ["column", "describe_network", "epoch_notes", "open_train", "read_rows
 def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
     """Return the store, its training images uint8 [n h w c] and their labels int64 [n], on the device."""
     store = open_store(path)
-    images = torch.from_numpy(store.images[store.train]).to(device.name)  # on a CPU the mapped file itself: no second copy of the set
+    images = torch.from_numpy(np.array(store.images[store.train])).to(device.name)
     labels = torch.from_numpy(np.array(store.labels[store.train])).to(device.name)
     return store, images, labels
 
