@@ -136,6 +136,11 @@ class Bench:
         print(f"{name}: {' '.join(f'{key} {value}' for key, value in told.items())}", flush=True)
         return row
 
+    def against(self, group: str, name: str, units: int, found: Ratio, to: str, **more: Any) -> dict[str, Any]:
+        """Append a row of two arms that each did `units` pictures in the measured seconds; see `row`."""
+        ours, other = (units / seconds for seconds in found.seconds)
+        return self.row(group, name, "img/s", ours, other=other, **found.columns(to), **more)
+
     def provenance(self) -> dict[str, Any]:
         """Return what every row carries."""
         return {"command": self.command, "seed": 0, "seconds": time.monotonic() - self.started, **environment(self.device, self.machine.threads)}

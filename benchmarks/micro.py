@@ -120,14 +120,7 @@ def step(bench: Bench, name: str, stem: str, batch: int) -> None:
     _rate(bench, f"forward, {name} {stem}, 32 px, batch {many}", many, "forward", each, {}, found)
     if name == "compact":
         found = bench.pairs(lambda: scored(1), lambda: scored(4))
-        bench.row(
-            "micro",
-            f"scoring, {name} {stem}, 1 mask against 4",
-            "img/s",
-            many / found.seconds[0],
-            other=many / found.seconds[1],
-            **found.columns("4 masks"),
-        )
+        bench.against("micro", f"scoring, {name} {stem}, 1 mask against 4", many, found, "4 masks")
 
 
 def _rate(bench: Bench, name: str, pictures: int, kind: str, each: Cost, target: dict[str, float], found: Repeated, precision: str = "fp32") -> None:

@@ -128,7 +128,7 @@ def train_ratios(bench: Bench, name: str, stem: str, n: int, recipe: Recipe = RE
     ours = network(describe(name, stem), bench.device)
     theirs = network(describe(name, stem), bench.device).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
-    modes = {"fast": bench.machine, "exact": bench.exactly}
+    modes = {"exact": bench.exactly} if bench.device == "cpu" else {"fast": bench.machine, "exact": bench.exactly}  # a CPU knows one mode
     for mode, workers in itertools.product(modes, (0, os.cpu_count() or 1)):
         loader = pil_loader(images, labels, recipe, workers)
 
@@ -136,13 +136,12 @@ def train_ratios(bench: Bench, name: str, stem: str, n: int, recipe: Recipe = RE
             train(ours, resident, given, everything, recipe, next(seeds), "peers", device=modes[mode])
 
         found = bench.pairs(our_epoch, lambda loader=loader: pil_epoch(theirs, loader, recipe, bench.device))
-        bench.row(
+        bench.against(
             "ratio",
             f"training and its data path, {name} {stem}, 32 px, batch {recipe.batch_size}, mode {mode}",
-            "img/s",
-            n / found.seconds[0],
-            other=n / found.seconds[1],
-            **found.columns(f"PIL DataLoader, {workers} workers"),
+            n,
+            found,
+            f"PIL DataLoader, {workers} workers",
             target_ratio=TARGETS["train"] if bench.device == "cpu" else None,
             notes="same network, weights, pictures, batch size, optimizer and schedule of one epoch; the other arm is contiguous and fp32",
         )
@@ -174,13 +173,12 @@ def score_ratios(bench: Bench, name: str, stem: str, n: int, single: int, batch_
     )
     for arm, words, limit, units in ((one_by_one, "one image at a time", "batch 1", single), (batched, "naive batched passes", "batched", n)):
         found = bench.pairs(our_pass, arm, units=(n, units))
-        bench.row(
+        bench.against(
             "ratio",
             f"scoring, {name} {stem}, 32 px, batch {batch_size}",
-            "img/s",
-            1 / found.seconds[0],
-            other=1 / found.seconds[1],
-            **found.columns(words),
+            1,  # seconds of one picture
+            found,
+            words,
             target_ratio=TARGETS[limit] if bench.device == "cpu" else None,
             notes=f"same weights, pictures and mask; the scores differ by at most {apart:.1g}; the other arm is contiguous",
         )

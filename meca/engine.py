@@ -10,7 +10,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Literal, TypeVar, cast
@@ -47,6 +47,9 @@ class _Interrupted(Exception):  # noqa: N818 - no error: another training was in
 
 
 _interrupted = threading.Event()  # ends the trainings of other threads when one of them, or the main thread, has to stop
+
+
+Step = Literal["auto", "eager", "graph", "compile"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,7 @@ class EngineParams:
     """Group `engine` of params.yaml."""
 
     mode: Literal["fast", "exact"]  # on a GPU, fast: bfloat16 training, TF32 scores, the fastest kernels; exact: float32. A CPU knows exact alone
-    step: Literal["auto", "eager", "graph", "compile"]  # how a training step reaches a GPU
+    step: Step  # how a training step reaches a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Device:
     name: str
     threads: int = 1
     precision: torch.dtype = torch.float32  # of the forward and backward pass of a training; scores are float32 always
-    step: Literal["auto", "eager", "graph", "compile"] = "eager"
+    step: Step = "eager"
 
 
 def prepare(params: EngineParams | None = None) -> Device:
@@ -308,27 +311,34 @@ def worth_compiling(steps: int, seconds_per_step: float, compile_seconds: float)
     return steps * seconds_per_step * COMPILE_GAIN > compile_seconds
 
 
+@contextlib.contextmanager
+def _undone(epoch: _Epoch) -> Generator[None]:
+    """Give every tensor that a step changes its value back at the end."""
+    state = epoch.state()
+    saved = [tensor.detach().clone() for tensor in state]
+    yield
+    with torch.no_grad():
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)
+
+
 def _record(epoch: _Epoch) -> Callable[[], None]:
     """Record the step as a CUDA graph and return what replays it; no weight has changed afterwards.
 
     torch.cuda's notes on whole-network capture: warm up on a side stream, with gradients that do not exist yet at the
     capture, static tensors for whatever changes from step to step, and the learning rate on the device.
     """
-    state = epoch.state()
-    saved = [tensor.detach().clone() for tensor in state]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
+    with _undone(epoch):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                epoch.compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        epoch.trainer.model.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             epoch.compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    epoch.trainer.model.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        epoch.compute()
-    with torch.no_grad():
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
     return graph.replay
 
 
@@ -360,18 +370,13 @@ def _fastest(epoch: _Epoch, how: str, steps: int) -> Callable[[], None]:
 
 def _seconds_per_step(epoch: _Epoch, replay: Callable[[], None], tries: int = 5) -> float:
     """Measure a recorded step; no weight has changed afterwards."""
-    state = epoch.state()
-    saved = [tensor.detach().clone() for tensor in state]
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(tries):
-        replay()
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - started) / tries
-    with torch.no_grad():
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
-    return seconds
+    with _undone(epoch):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(tries):
+            replay()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - started) / tries
 
 
 def train(
@@ -454,8 +459,8 @@ def train(
 def side_by_side(jobs: Sequence[Callable[[], T]], device: Device) -> list[T]:
     """Run independent trainings and return their results in order, on a CPU in one thread each with a share of the cores.
 
-    Two trainings of one core each do a third more in the same time than two, one after the other, of two cores. The bits are
-    those of a training with so many threads, whatever the other ones do.
+    Two trainings on one core each never wait for one another inside a step, as the threads of one training do. The bits are those of
+    a training with so many threads, whatever the other ones do.
 
     Args:
         jobs: They must not share a model, and write to nothing in common.
@@ -502,7 +507,10 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
     """
     was_training = model.training
     model.eval()
-    starts = range(0, len(images), batch_size) if len(images) else [0]  # no images have logits too: none
-    logits = torch.cat([model(as_input(images[i : i + batch_size])) for i in starts])
+    first = model(as_input(images[:batch_size]))  # no images have logits too: none
+    logits = first.new_empty(len(images), first.shape[1], dtype=torch.float32)  # small results between scratch memory would split the heap
+    logits[:batch_size] = first
+    for i in range(batch_size, len(images), batch_size):
+        logits[i : i + batch_size] = model(as_input(images[i : i + batch_size]))
     model.train(was_training)
-    return logits.float()
+    return logits

@@ -112,11 +112,16 @@ def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, eps: 
     was_training, wanted = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     lean = folded(model)
-    parts = [consistency(lean, as_input(images[i : i + b]), labels[i : i + b], masks, eps) for i in range(0, len(images), b)]
+    scores, logits = images.new_empty(len(images), dtype=torch.float32), None
+    for i in range(0, len(images), b):
+        kl, part = consistency(lean, as_input(images[i : i + b]), labels[i : i + b], masks, eps)
+        if logits is None:  # small results kept between large scratch memory would split the heap
+            logits = part.new_empty(len(images), part.shape[1])
+        scores[i : i + b], logits[i : i + b] = kl.mean(0), part
     model.train(was_training)
     for parameter, flag in zip(model.parameters(), wanted, strict=True):
         parameter.requires_grad_(flag)
-    return torch.cat([kl.mean(0) for kl, _ in parts]), torch.cat([logits for _, logits in parts])
+    return scores, images.new_empty(0, 0, dtype=torch.float32) if logits is None else logits
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -79,18 +79,25 @@ class Store:
     @cached_property
     def readable(self) -> pa.Table:
         """The lines of `samples` with pixels, in the order of `images`."""
-        table = self.samples.filter(pa.array(self.samples["row"].to_numpy() >= 0))
-        return table.sort_by("row")
+        return self.samples.take(self._lines)
 
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 [n]: the labels as given."""
-        return self.readable["label"].to_numpy()
+        return self.samples["label"].to_numpy()[self._lines]
 
     @cached_property
     def ids(self) -> list[str]:
         """The sample ids in the order of `images`."""
-        return self.readable["sample_id"].to_pylist()
+        return self.samples["sample_id"].take(self._lines).to_pylist()
+
+    @cached_property
+    def _lines(self) -> np.ndarray:
+        """int64 [n]: the line of `samples` of each row of `images`."""
+        rows = self.samples["row"].to_numpy()
+        lines = np.empty(self.info.n, dtype=np.int64)
+        lines[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        return lines
 
     @cached_property
     def columns(self) -> pa.Table | None:
@@ -103,6 +110,18 @@ class Store:
             return self.images[line["row"]]
         shape = (line["height"], line["width"], 1 if line["mode"] == "L" else 3)
         return np.frombuffer(self.payload(line["offset"], line["bytes"]), np.uint8).reshape(shape)
+
+    def pixels(self, rows: slice) -> np.ndarray:
+        """Return a writable copy of neighbouring rows, uint8 [b h w c].
+
+        It is read from the file: pages of the mapping would stay beside the copy as long as the store is open.
+        """
+        start, stop, _ = rows.indices(len(self.images))
+        if not isinstance(self.images, np.memmap):
+            return self.images[start:stop].copy()
+        each = int(np.prod(self.images.shape[1:]))
+        found = np.fromfile(self.path / "images.npy", np.uint8, (stop - start) * each, offset=self.images.offset + start * each)
+        return found.reshape(-1, *self.images.shape[1:])
 
     @property
     def train(self) -> slice:

@@ -59,6 +59,21 @@ def test_a_changed_byte_is_named(name: str, tmp_path: Path) -> None:
         open_store(tmp_path / "store")
 
 
+def test_pixels_labels_and_ids_follow_the_rows_and_not_the_lines(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    given = [{**line, "label": i % 2} for i, line in enumerate(lines(5))]
+    broken = {**given[0], "sample_id": "x", "source": "broken", "row": -1, "label": -1, "reason": "empty"}
+    write_store(tmp_path / "store", images, [given[3], broken, given[0], given[4], given[1], given[2]], ["a", "b"], {})
+    store = open_store(tmp_path / "store")
+    assert store.labels.tolist() == [0, 1, 0, 1, 0] and store.ids == list("01234")
+    assert store.readable["source"].to_pylist() == [f"s{i}" for i in range(5)]
+    for rows in (slice(0, 5), slice(1, 4), slice(5, 5)):
+        copy = store.pixels(rows)
+        np.testing.assert_array_equal(copy, images[rows])
+        copy[:] = 0  # is nobody else's
+    np.testing.assert_array_equal(store.images, images)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MecaError, match=r"store\.json, which does not exist"):
         open_store(tmp_path)

@@ -54,7 +54,7 @@ def run(
     classes = len(data.info.class_names)
     attack = read_json(truth / "attack.json")
     known = attack["attack"] != "none"
-    test = torch.from_numpy(np.array(data.images[data.test])).to(device.name)
+    test = torch.from_numpy(data.pixels(data.test)).to(device.name)
     test_labels: Ints = data.labels[data.test]
     triggered = torch.from_numpy(_triggered(truth / "triggered.npy", tuple(test.shape))).to(device.name) if known else None
     target = int(attack["target_class"]) if known else None
@@ -96,7 +96,7 @@ def run(
     else:
         result["unknown"] = [*UNKNOWN, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]
     if known and ctx.params.group("evaluate", EvaluateParams).references:
-        description = describe_network(data, ctx.params.group("network", NetworkParams))
+        description = describe_network(data, images, ctx.params.group("network", NetworkParams))
         told: dict[str, list[tuple[int, float, float]]] = {name: [] for name in references}
 
         def reference(name: str) -> torch.nn.Module:

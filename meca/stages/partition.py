@@ -21,7 +21,7 @@ def run(ctx: Context, store: Path, out: Path) -> None:
     params, device = ctx.params.group("partition", PartitionParams), prepare(ctx.params.group("engine", EngineParams))
     data, images, labels = open_train(store, device)
     detector = ctx.params.group("detector", DetectorParams).resolve(ctx.params.group("network", NetworkParams))
-    description = describe_network(data, detector)
+    description = describe_network(data, images, detector)
     model = build(description, generator(ctx.seed, "partition", "init")).to(device.name)
     everything = torch.ones(len(labels), dtype=torch.bool, device=device.name)
     with ctx.timed("train"):

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
+
 from meca import __version__
 from meca.errors import MecaError
 from meca.files import atomic_write, canonical_json, lock, replace_folder, sha256_file, sha256_tree
@@ -130,6 +132,7 @@ def execute(
     scratch = scratch or Path(os.environ.get("MECA_SCRATCH", ".meca"))
     started = time.perf_counter()
     owner = hashlib.sha256(str(paths[stage.outputs[0]].resolve()).encode()).hexdigest()[:16]
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps several times the size of the tables that it reads
     with lock(scratch / "locks" / f"{stage.name}-{owner}", f"The output of stage {stage.name}"):
         hashes = {name: sha256_tree(paths[name]) for name in stage.inputs}
         key = stage_key(stage, hashes, params)

@@ -22,18 +22,22 @@ __all__ = ["column", "describe_network", "epoch_notes", "open_train", "read_rows
 def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
     """Return the store, its training images uint8 [n h w c] and their labels int64 [n], on the device."""
     store = open_store(path)
-    images = torch.from_numpy(np.array(store.images[store.train])).to(device.name)
+    images = torch.from_numpy(store.pixels(store.train)).to(device.name)
     labels = torch.from_numpy(np.array(store.labels[store.train])).to(device.name)
     return store, images, labels
 
 
-def describe_network(store: Store, network: NetworkParams) -> Description:
-    """Return the description of a network for a store: normalization by mean and deviation of the training pixels."""
-    pixels = store.images[store.train]
-    counts = np.zeros((pixels.shape[3], 256), dtype=np.int64)
-    for start in range(0, len(pixels), 1024):  # counting widens the pixels to eight bytes each
-        block = pixels[start : start + 1024]
-        counts += np.stack([np.bincount(block[..., c].ravel(), minlength=256) for c in range(pixels.shape[3])])
+def describe_network(store: Store, images: Tensor, network: NetworkParams) -> Description:
+    """Return the description of a network for a store: normalization by mean and deviation of its training images.
+
+    Args:
+        store: The store.
+        images: uint8 [n h w c], see `open_train`.
+        network: The network.
+    """
+    counts = np.zeros((images.shape[3], 256), dtype=np.int64)
+    for block in images.split(1024):  # counting widens the pixels to eight bytes each
+        counts += np.stack([torch.bincount(block[..., c].flatten(), minlength=256).cpu().numpy() for c in range(len(counts))])
     levels = np.arange(256) / 255
     mean = (counts * levels).sum(1) / counts.sum(1)
     std = np.sqrt(np.maximum((counts * levels**2).sum(1) / counts.sum(1) - mean**2, 1e-6))
@@ -52,7 +56,7 @@ def describe_network(store: Store, network: NetworkParams) -> Description:
 def scores_table(store: Store, columns: dict[str, np.ndarray]) -> pa.Table:
     """Return a table with a line for every training row: row, sample_id and the columns (float64 becomes float32)."""
     n = store.info.n_train
-    data: dict[str, Any] = {"row": pa.array(np.arange(n), pa.int64()), "sample_id": pa.array(store.ids[:n], pa.string())}
+    data: dict[str, Any] = {"row": pa.array(np.arange(n), pa.int64()), "sample_id": store.readable["sample_id"].slice(0, n)}
     data |= {name: pa.array(values.astype(np.float32) if values.dtype == np.float64 else values) for name, values in columns.items()}
     return pa.table(data)
 

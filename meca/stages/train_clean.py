@@ -18,7 +18,7 @@ def run(ctx: Context, store: Path, split: Path, out: Path) -> None:
     """Write the clean model."""
     recipe, device = ctx.params.group("train_clean", Recipe), prepare(ctx.params.group("engine", EngineParams))
     data, images, labels = open_train(store, device)
-    description = describe_network(data, ctx.params.group("network", NetworkParams))
+    description = describe_network(data, images, ctx.params.group("network", NetworkParams))
     verdicts = read_rows(split / "decisions.parquet", ["verdict"], len(labels))["verdict"].to_pylist()
     keep = torch.tensor([verdict == "clean" for verdict in verdicts], device=device.name)
     model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-import pickle
+import pickle  # a file that the loader must refuse
 import typing
 from collections.abc import Callable
 from pathlib import Path

@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import os
-import pickle
+import pickle  # the sources that the reader must read without unpickling, and those that it must refuse
 import struct
 import subprocess
 import sys

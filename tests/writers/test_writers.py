@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-import pickle
+import pickle  # reads what our own writer wrote
 import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any
