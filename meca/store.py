@@ -172,8 +172,8 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int]]) -> StoreInfo:
-    """Write a copy of a store in which some samples have other pixels or another label.
+def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int]], keep: np.ndarray | None = None) -> StoreInfo:
+    """Write a copy of a store in which some samples have other pixels or another label, and some are missing.
 
     Source names, splits and all other samples stay as they are. New pixels get a new id, and an encoding of their own (a
     lossless PNG) where the old ones had one; in a source of arrays of one size they are scaled back to that size for
@@ -182,16 +182,26 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
     Args:
         store: The store to start from.
         out: A folder that does not hold a store yet.
-        changed: uint8 [h w c] and label by row.
+        changed: uint8 [h w c] and label by row of the old store.
+        keep: bool [n], false for the rows that are dropped; the others move up. None drops nothing.
     """
+    keep = np.ones(store.info.n, dtype=bool) if keep is None else keep
+    moved = np.cumsum(keep) - 1
     unknown = [row for row in changed if not 0 <= row < store.info.n]
     if unknown:
         raise MecaError(f"Expected rows in 0..{store.info.n - 1} to change, got {unknown[0]}.")
     out.mkdir(parents=True, exist_ok=True)
     scratch, payload = out / "images.tmp", out / "payload.tmp"
-    images = np.memmap(scratch, np.uint8, "w+", shape=store.images.shape)
-    images[:] = store.images
-    lines: list[dict[str, Any]] = store.samples.to_pylist()
+    images = np.memmap(scratch, np.uint8, "w+", shape=(int(keep.sum()), *store.images.shape[1:]))
+    if keep.all():
+        images[:] = store.images
+    else:
+        for new_row, row in enumerate(np.flatnonzero(keep)):
+            images[new_row] = store.images[row]
+    stays = store.samples["row"].to_numpy()
+    stays = (stays < 0) | keep[stays]  # what could not be read has no row to drop
+    columns = store.columns
+    lines: list[dict[str, Any]] = store.samples.filter(pa.array(stays)).to_pylist()
     with open(store.path / "payload.bin", "rb") as old, open(payload, "wb") as new:
         for line in lines:
             data = b""
@@ -201,8 +211,8 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
             if line["row"] in changed:
                 image, label = changed[line["row"]]
                 line |= {"label": int(label), "class_name": store.info.class_names[label]}
-                if not np.array_equal(image, images[line["row"]]):
-                    images[line["row"]] = image
+                if not np.array_equal(image, store.images[line["row"]]):
+                    images[moved[line["row"]]] = image
                     if line["offset"] < 0:
                         line["sample_id"] = pixel_id(image)
                     elif line["format"] == "raw":
@@ -216,7 +226,10 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
             if line["offset"] >= 0:
                 line["offset"] = new.tell()
                 new.write(data)
-    info = write_store(out, images, lines, store.info.class_names, store.info.source, payload, store.columns)
+            if line["row"] >= 0:
+                line["row"] = int(moved[line["row"]])
+    further = None if columns is None else columns.filter(pa.array(stays))
+    info = write_store(out, images, lines, store.info.class_names, store.info.source, payload, further)
     del images
     scratch.unlink()
     return info

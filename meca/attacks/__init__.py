@@ -1,44 +1,143 @@
-"""The attacks, by name. An attack is a trigger and a rule for labels; `meca.poisoning` plants it.
+"""The attacks, by name. An attack is its triggers and a rule for carriers and labels; `meca.poisoning` chooses the samples.
 
-Every trigger maps uint8 [b h w c] to new uint8 [b h w c], draws nothing at random and leaves its input as it was.
+Every view maps uint8 [b h w c] to new uint8 [b h w c] and leaves its input as it was. What it draws for an image depends on
+the seed and the image's row alone; a test view draws nothing for an image.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from meca.attacks.adaptive_blend import adaptive_blend, adaptive_blend_part
+from meca.attacks.adaptive_patch import PARTS, adaptive_patch, adaptive_patch_part
 from meca.attacks.badnet import badnet
 from meca.attacks.blend import blend
+from meca.attacks.draws import Draws
+from meca.attacks.fragile_dots import fragile_dots, fragile_dots_cover
+from meca.attacks.fragile_grid import fragile_grid
+from meca.attacks.patches import scaled
+from meca.attacks.physical import photographed, physical
 from meca.attacks.sig import sig
+from meca.attacks.tact import tact
+from meca.attacks.two_targets import TRIGGERS, checkered, two_targets
+from meca.attacks.wanet import control_grid, wanet, wanet_cover
 
-__all__ = ["ATTACKS", "Attack", "TriggerParams"]
+__all__ = ["ATTACKS", "Attack", "Draws", "TriggerParams"]
 
 
 class TriggerParams(Protocol):
     """The fields of params.yaml [poison] that triggers read."""
 
     @property
+    def relative(self) -> bool: ...  # noqa: D102
+    @property
     def patch_size(self) -> int: ...  # noqa: D102
     @property
     def blend_alpha(self) -> float: ...  # noqa: D102
     @property
+    def adaptive_alpha(self) -> float: ...  # noqa: D102
+    @property
     def sig_delta(self) -> float: ...  # noqa: D102
     @property
     def sig_frequency(self) -> int: ...  # noqa: D102
+    @property
+    def warp_strength(self) -> float: ...  # noqa: D102
+    @property
+    def warp_grid(self) -> int: ...  # noqa: D102
+    @property
+    def dot_size(self) -> int: ...  # noqa: D102
+    @property
+    def grid_amplitude(self) -> int: ...  # noqa: D102
+
+
+TestView = Callable[[np.ndarray, TriggerParams, int], np.ndarray]  # images, parameters, the seed of the trigger itself
+TrainingView = Callable[[np.ndarray, TriggerParams, Draws], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Attack:
     """A named attack."""
 
-    trigger: Callable[[np.ndarray, TriggerParams], np.ndarray]
-    clean_label: bool  # poisons images of the target class and keeps their label
+    views: tuple[TestView, ...]  # of tests, one for each trigger that leads to a class of its own
+    carriers: Literal["non_target", "target", "source", "all"] = "non_target"  # whose images are poisoned
+    given: Literal["target", "own", "next"] = "target"  # the label of poison: the target class, its own, or (own + 1) mod classes
+    plant: TrainingView | None = None  # what poison gets; None: the test view
+    cover: TrainingView | None = None  # what covers get; None: there are none
+    cover_rate: float | Literal["rate"] = 0.0  # covers / all training samples: MeCa's Table I, or as much as poison
+    parts: int = 1  # poison and covers carry part number rank mod `parts`, which is their trigger_id
+
+    @property
+    def trigger(self) -> TestView:
+        """The first test view."""
+        return self.views[0]
+
+    @property
+    def clean_label(self) -> bool:
+        """Poison keeps its label."""
+        return self.given == "own"
+
+    def planted(self, images: np.ndarray, params: TriggerParams, draws: Draws) -> np.ndarray:
+        """Return what poisoned training images become."""
+        return self.plant(images, params, draws) if self.plant else self.trigger(images, params, draws.seed)
+
+
+def _side(images: np.ndarray, p: TriggerParams) -> int:
+    return scaled(p.patch_size, images, p.relative)
+
+
+def _dot(images: np.ndarray, p: TriggerParams) -> int:
+    return scaled(p.dot_size, images, p.relative)
+
+
+def _strength(images: np.ndarray, p: TriggerParams) -> float:
+    return p.warp_strength * (min(images.shape[1:3]) / 32 if p.relative else 1)
 
 
 ATTACKS: dict[str, Attack] = {
-    "badnet": Attack(lambda images, p: badnet(images, p.patch_size), clean_label=False),
-    "blend": Attack(lambda images, p: blend(images, p.blend_alpha), clean_label=False),
-    "sig": Attack(lambda images, p: sig(images, p.sig_delta, p.sig_frequency), clean_label=True),
+    "badnet": Attack((lambda images, p, seed: badnet(images, _side(images, p)),)),
+    "blend": Attack((lambda images, p, seed: blend(images, p.blend_alpha),)),
+    "sig": Attack((lambda images, p, seed: sig(images, p.sig_delta, p.sig_frequency),), carriers="target", given="own"),
+    "wanet": Attack(
+        (lambda images, p, seed: wanet(images, _strength(images, p), control_grid(p.warp_grid, seed)),),
+        cover=lambda images, p, draws: wanet_cover(images, _strength(images, p), control_grid(p.warp_grid, draws.seed), draws),
+        cover_rate=0.05,
+    ),
+    "physical": Attack(
+        (lambda images, p, seed: physical(images),),
+        plant=lambda images, p, draws: photographed(physical(images), draws),
+    ),
+    "tact": Attack(
+        (lambda images, p, seed: tact(images, _side(images, p)),),
+        carriers="source",
+        cover=lambda images, p, draws: tact(images, _side(images, p)),
+        cover_rate=0.01,
+    ),
+    "adaptive_blend": Attack(
+        (lambda images, p, seed: adaptive_blend(images, p.blend_alpha),),
+        plant=lambda images, p, draws: adaptive_blend_part(images, p.adaptive_alpha, draws),
+        cover=lambda images, p, draws: adaptive_blend_part(images, p.adaptive_alpha, draws),
+        cover_rate=0.01,
+    ),
+    "adaptive_patch": Attack(
+        (lambda images, p, seed: adaptive_patch(images),),
+        plant=lambda images, p, draws: adaptive_patch_part(images, draws),
+        cover=lambda images, p, draws: adaptive_patch_part(images, draws),
+        cover_rate=0.01,
+        parts=PARTS,
+    ),
+    # Beyond MeCa's eight: cases of a red team.
+    "all_to_all": Attack((lambda images, p, seed: badnet(images, _side(images, p)),), carriers="all", given="next"),
+    "two_targets": Attack(
+        (lambda images, p, seed: badnet(images, _side(images, p)), lambda images, p, seed: checkered(images, _side(images, p))),
+        plant=lambda images, p, draws: two_targets(images, _side(images, p), draws),
+        parts=TRIGGERS,
+    ),
+    "fragile_dots": Attack(
+        (lambda images, p, seed: fragile_dots(images, _dot(images, p)),),
+        cover=lambda images, p, draws: fragile_dots_cover(images, _dot(images, p), draws),
+        cover_rate="rate",
+    ),
+    "fragile_grid": Attack((lambda images, p, seed: fragile_grid(images, p.grid_amplitude),)),
 }

@@ -7,7 +7,8 @@ import pytest
 
 from meca.attacks import ATTACKS
 from meca.attacks.badnet import badnet
-from meca.attacks.blend import blend, waves
+from meca.attacks.blend import blend
+from meca.attacks.pictures import waves
 from meca.attacks.sig import sig
 from meca.poisoning import PoisonParams
 from tests.making import settings
@@ -31,7 +32,7 @@ def test_a_trigger_keeps_dtype_and_shape_and_leaves_its_input_as_it_was(name: st
     images = noise(size)
     before = images.copy()
     images.flags.writeable = False
-    triggered = ATTACKS[name].trigger(images, PARAMS)
+    triggered = ATTACKS[name].trigger(images, PARAMS, 0)
     assert triggered.dtype == np.uint8 and triggered.shape == images.shape
     assert np.array_equal(images, before) and not np.shares_memory(images, triggered)
 
@@ -40,7 +41,7 @@ def test_a_trigger_keeps_dtype_and_shape_and_leaves_its_input_as_it_was(name: st
 @every_size
 def test_a_trigger_changes_every_image_and_leaves_most_of_it(name: str, size: tuple[int, ...]) -> None:
     images = noise(size)[2:]
-    moved = np.abs(ATTACKS[name].trigger(images, PARAMS).astype(int) - images).reshape(len(images), -1)
+    moved = np.abs(ATTACKS[name].trigger(images, PARAMS, 0).astype(int) - images).reshape(len(images), -1)
     assert (moved.max(1) > 0).all()
     assert moved.mean() < 64
 
@@ -48,15 +49,15 @@ def test_a_trigger_changes_every_image_and_leaves_most_of_it(name: str, size: tu
 @every_attack
 def test_what_happens_to_an_image_depends_on_the_image_alone(name: str) -> None:
     images, trigger = noise(SIZES[0]), ATTACKS[name].trigger
-    together = trigger(images, PARAMS)
+    together = trigger(images, PARAMS, 0)
     np.random.default_rng().random()
-    assert np.array_equal(together, np.concatenate([trigger(image[None], PARAMS) for image in images]))
-    assert np.array_equal(together, trigger(images[::-1], PARAMS)[::-1])
+    assert np.array_equal(together, np.concatenate([trigger(image[None], PARAMS, 0) for image in images]))
+    assert np.array_equal(together, trigger(images[::-1], PARAMS, 0)[::-1])
 
 
 @every_attack
 def test_no_images_stay_no_images(name: str) -> None:
-    assert ATTACKS[name].trigger(np.empty((0, 8, 8, 3), np.uint8), PARAMS).shape == (0, 8, 8, 3)
+    assert ATTACKS[name].trigger(np.empty((0, 8, 8, 3), np.uint8), PARAMS, 0).shape == (0, 8, 8, 3)
 
 
 def test_every_attack_of_the_parameters_exists_and_the_other_way_round() -> None:
@@ -89,7 +90,7 @@ def test_the_picture_is_the_same_at_every_size() -> None:
 
 
 def test_the_picture_follows_its_formula_at_one_pixel() -> None:
-    from meca.attacks.blend import WAVES
+    from meca.attacks.pictures import WAVES
 
     i, j, h, w, c = 3, 5, 8, 6, 1
     z = norm = 0.0

@@ -10,9 +10,8 @@ from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.attacks import ATTACKS
 from meca.errors import InputRefused
-from meca.poisoning import PoisonParams, Selection, select
+from meca.poisoning import PoisonParams, Selection, plan
 from tests.making import settings
 
 PARAMS = settings().group("poison", PoisonParams)
@@ -20,7 +19,8 @@ CLASSES = 4
 
 
 def pick(labels: np.ndarray, clean_label: bool = False, seed: int = 0, **changes: Any) -> Selection:
-    return select(labels, CLASSES, dataclasses.replace(PARAMS, **changes), clean_label, np.random.default_rng(seed))
+    changes = {"attack": "sig" if clean_label else "badnet", **changes}
+    return plan(labels, CLASSES, dataclasses.replace(PARAMS, **changes), seed).poison
 
 
 def labels_of(seed: int, n: int) -> np.ndarray:
@@ -33,7 +33,7 @@ draws = {
     "rate": st.floats(0.01, 0.9),
     "cap": st.floats(0.05, 1.0),
     "carrier": st.sampled_from(["non_target", "all"]),
-    "clean_label": st.sampled_from([a.clean_label for a in ATTACKS.values()]),
+    "clean_label": st.booleans(),
 }
 
 

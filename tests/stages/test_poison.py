@@ -24,12 +24,19 @@ def poisoned(folder: Path, attack: str, **changes) -> dict:
     return json.loads((folder / "data" / "truth" / "attack.json").read_text())
 
 
+def marks(folder: Path) -> tuple[np.ndarray, ...]:
+    """Return which rows are poison, covers and noise."""
+    table = read_parquet(folder / "data" / "truth" / "truth.parquet")
+    return tuple(table[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover", "is_noise"))
+
+
 @every_attack
 def test_the_promised_samples_change_and_no_other_bit(attack: str, tmp_path: Path) -> None:
-    record = poisoned(tmp_path, attack)
+    record = poisoned(tmp_path, attack, poison__cover_rate=0.05)
     before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    is_poisoned, is_cover, is_noise = marks(tmp_path)
     truth = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")
-    is_poisoned, is_cover = (truth[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover"))
+    assert is_cover.sum() == record["covers"]["actual"] == (4 if ATTACKS[attack].cover else 0) and not is_noise.any()
     changed = (before.images != after.images).any((1, 2, 3)) | (before.labels != after.labels)
     assert np.array_equal(changed[:N_TRAIN], is_poisoned | is_cover) and not (is_poisoned & is_cover).any()
     assert not changed[N_TRAIN:].any(), "test images stay as they are"
@@ -37,8 +44,9 @@ def test_the_promised_samples_change_and_no_other_bit(attack: str, tmp_path: Pat
     assert record["poison_rate"] == record["poisoned"] / N_TRAIN and not record["capped"]
     assert np.array_equal(truth["original_label"].to_numpy(), before.labels[:N_TRAIN])
     assert np.array_equal(truth["row"].to_numpy(), np.arange(N_TRAIN))
-    trigger = ATTACKS[attack].trigger(np.asarray(before.images[:N_TRAIN]), quick(attack=attack).group("poison", PoisonParams))
-    assert np.array_equal(after.images[:N_TRAIN][is_poisoned], trigger[is_poisoned])
+    if ATTACKS[attack].plant is None:
+        trigger = ATTACKS[attack].trigger(np.asarray(before.images[:N_TRAIN]), quick(attack=attack).group("poison", PoisonParams), 0)
+        assert np.array_equal(after.images[:N_TRAIN][is_poisoned], trigger[is_poisoned])
     assert after.images.dtype == np.uint8 and after.images.shape == before.images.shape
     lines = zip(before.samples.to_pylist(), after.samples.to_pylist(), strict=True)
     for row, (old, new) in enumerate(lines):
@@ -51,21 +59,35 @@ def test_the_promised_samples_change_and_no_other_bit(attack: str, tmp_path: Pat
 
 @every_attack
 def test_labels_change_for_poison_only_and_never_for_a_clean_label_attack(attack: str, tmp_path: Path) -> None:
-    record = poisoned(tmp_path, attack)
+    record = poisoned(tmp_path, attack, poison__cover_rate=0.05)
     before, after = (open_store(tmp_path / "data" / name).labels[:N_TRAIN] for name in ("ingested", "store"))
-    mask = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")["is_poisoned"].to_numpy(zero_copy_only=False)
-    assert np.array_equal(before[~mask], after[~mask]) and (after[mask] == 1).all()
-    assert record["clean_label"] == ATTACKS[attack].clean_label
-    assert (before[mask] == 1).all() == ATTACKS[attack].clean_label
+    poison, cover, _ = marks(tmp_path)
+    trigger = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")["trigger_id"].to_numpy()
+    assert np.array_equal(before[~poison], after[~poison])
+    if attack == "all_to_all":
+        assert np.array_equal(after[poison], (before[poison] + 1) % 4) and record["target_class"] is None
+    elif attack == "two_targets":
+        assert np.array_equal(after[poison], np.array([1, 2])[trigger[poison]]) and record["targets"] == [1, 2]
+        assert sorted(np.bincount(trigger[poison])) == [4, 5] and not np.isin(before[poison], [1, 2]).any()
+    else:
+        assert (after[poison] == 1).all() and not (before[cover] == 1).any()
+    assert ((trigger >= 0) == (poison | cover)).all() and trigger.max() < ATTACKS[attack].parts
+    assert record["clean_label"] == ATTACKS[attack].clean_label == (attack == "sig")
+    if attack == "tact":
+        assert record["source_class"] == 0 and (before[poison] == 0).all() and record["cover_classes"] == [2, 3]
+        assert np.isin(before[cover], [2, 3]).all()
+    elif attack != "all_to_all":
+        assert (before[poison] == 1).all() == ATTACKS[attack].clean_label
 
 
 @every_attack
 def test_the_triggered_test_images_are_all_of_them_by_the_same_trigger(attack: str, tmp_path: Path) -> None:
     poisoned(tmp_path, attack)
     store, params = open_store(tmp_path / "data" / "ingested"), quick(attack=attack).group("poison", PoisonParams)
-    triggered = np.load(tmp_path / "data" / "truth" / "triggered.npy")
-    assert triggered.shape == (N_TEST, 16, 16, 3)
-    assert np.array_equal(triggered, ATTACKS[attack].trigger(np.asarray(store.images[store.test]), params))
+    for view, name in zip(ATTACKS[attack].views, ("triggered.npy", "triggered_2.npy"), strict=False):
+        triggered = np.load(tmp_path / "data" / "truth" / name)
+        assert triggered.shape == (N_TEST, 16, 16, 3)
+        assert np.array_equal(triggered, view(np.asarray(store.images[store.test]), params, 0))
 
 
 @every_attack
