@@ -110,6 +110,38 @@ def clean(
 
 
 @app.command
+def poison(
+    path: Annotated[str, Parameter(help="The training data.")],
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder for the poisoned set (data/) and what is true about it (truth/).")],
+    attack: Annotated[str, Parameter(help="badnet, blend, sig, wanet, … (docs/attacks.md); `none` for the options of group poison alone.")],
+    rate: Annotated[float | None, Parameter(help="Poisoned / all training samples.")] = None,
+    target: Annotated[int | None, Parameter(help="Index of the class that the backdoor leads to.")] = None,
+    seed: Annotated[int | None, Parameter(help="Chooses the samples and what is drawn for them.")] = None,
+    format: Format = "auto",
+    params: ParamsFile = None,
+    settings: Settings = (),
+    as_json: Json = False,
+) -> int:
+    """Plant a known attack into a copy of your data, to test a defence. Without `--set ingest.size=…` pictures keep their size."""
+    from meca import pipeline
+    from meca.progress import Progress
+    from meca.report.console import attack_lines
+
+    _existing(path)
+    given = {key: value for key, value in (("poison.rate", rate), ("poison.target_class", target), ("seed", seed)) if value is not None}
+    chosen = _params(params, None, settings, {"ingest.format": format, "ingest.size": 0, "poison.attack": attack, **given})
+    with Progress() as progress:
+        record = pipeline.plant(path, output, chosen, progress)
+    if as_json:
+        _json(record)
+    else:
+        _say(*attack_lines(record), f"Data          {output / 'data'}", f"Truth         {output / 'truth'}")
+    return DONE
+
+
+@app.command
 def evaluate(run: Annotated[Path, Parameter(help="A workspace, or the output of `clean`.")], /, *, as_json: Json = False) -> int:
     """Print ACC, recall, ASR, TPR and FPR where there is a truth, and say what cannot be known without one."""
     from meca.files import read_json

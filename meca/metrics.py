@@ -2,19 +2,25 @@
 
 * ACC: correct / all test images, with the recall of every class.
 * ASR: triggered test images that are called the target class / test images of another class. RA: those called rightly.
-* TPR, FPR, AUROC: of the flags and the suspicion, against the truth; AUROC also inside the target class.
+  Of source-specific attacks: among images of the source class; all others, and those of neither class (leak), stand beside it.
+  Of several triggers: the largest. Of all-to-all: every image, and its target is the class after its own.
+* TPR, FPR, AUROC: of the flags and the suspicion, against the truth; AUROC also inside the target class. Covers and wrong
+  labels are counted apart.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["accuracy", "attack_success", "detection", "wilson"]
+__all__ = ["ATTACK_KEYS", "accuracy", "attack_figures", "attack_success", "detection", "wilson"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+ATTACK_KEYS = ("asr", "asr_k", "asr_n", "asr_interval", "ra", "base_rate", "target_recall", "predicted_target")  # of every attack
 
 
 def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -43,17 +49,19 @@ def accuracy(predicted: Ints, labels: Ints, classes: int) -> dict[str, Any]:
     return {"acc": correct / len(labels), "correct": correct, "n": len(labels), "recall": recall, "confusion": confusion.tolist()}
 
 
-def attack_success(triggered: Ints, clean: Ints, labels: Ints, target: int) -> dict[str, Any]:
-    """Return ASR as k of n with its interval, RA and the base rate; images of the target class are left out of all.
+def attack_success(triggered: Ints, clean: Ints, labels: Ints, target: int | Ints, among: Bools | None = None) -> dict[str, Any]:
+    """Return ASR as k of n with its interval, RA and the base rate; images of their target class are left out of all.
 
     Args:
         triggered: int64 [n], predictions for the test images with the trigger.
         clean: int64 [n], predictions for the same images without it.
         labels: int64 [n], the true ones.
-        target: The class that the backdoor leads to.
+        target: The class that the backdoor leads to; int64 [n] where it differs from image to image.
+        among: bool [n], the images that count; None for all.
     """
-    others = labels != target
-    n, k = int(others.sum()), int((triggered[others] == target).sum())
+    targets = np.broadcast_to(target, labels.shape)
+    others = (labels != targets) & (True if among is None else among)
+    n, k = int(others.sum()), int((triggered == targets)[others].sum())
     share = max(n, 1)
     return {
         "asr": k / share,
@@ -61,12 +69,60 @@ def attack_success(triggered: Ints, clean: Ints, labels: Ints, target: int) -> d
         "asr_n": n,
         "asr_interval": list(wilson(k, n)),
         "ra": float((triggered[others] == labels[others]).sum() / share),
-        "base_rate": float((clean[others] == target).sum() / share),
+        "base_rate": float((clean == targets)[others].sum() / share),
     }
 
 
-def detection(flagged: Bools, suspicion: NDArray[np.float64], poisoned: Bools, covers: Bools, labels: Ints, target: int) -> dict[str, Any]:
-    """Return what the flags found. Covers count neither as poison nor as false alarms: removing one is harmless.
+def attack_figures(
+    triggered: Sequence[Ints], clean: Ints, labels: Ints, classes: int, targets: Sequence[int], source: int | None = None
+) -> dict[str, Any]:
+    """Return what an attack achieves, by the rules of its kind: the keys of `ATTACK_KEYS`, and further ones.
+
+    * `asr_all`, `asr_leak` (source-specific attacks): every image of another class than the target; those not of the source.
+    * `per_trigger` (several triggers): the figures of each; the headline is the one with the largest ASR.
+    * `target_recall`, `predicted_target`: the recall of the target class and how many images of the whole test set are called
+      so, without a trigger: 0 says that the class was lost and an ASR of 0 means nothing. None without one target.
+
+    Args:
+        triggered: int64 [n] for each trigger, predictions for the test images that carry it.
+        clean: int64 [n], predictions for the same images without a trigger.
+        labels: int64 [n], the true ones.
+        classes: Number of classes.
+        targets: The class that each trigger leads to; empty for all-to-all.
+        source: The only class whose images the backdoor is meant for.
+    """
+    if not targets:
+        return attack_success(triggered[0], clean, labels, (labels + 1) % classes) | {"target_recall": None, "predicted_target": None}
+    among = None if source is None else labels == source
+    each = [
+        {"target_class": target} | attack_success(found, clean, labels, target, among) | _of_target(clean, labels, target)
+        for found, target in zip(triggered, targets, strict=True)
+    ]
+    worst = dict(max(each, key=lambda figures: figures["asr"]))
+    worst.pop("target_class")
+    if source is not None:
+        for name, others in (("all", None), ("leak", labels != source)):
+            found = attack_success(triggered[0], clean, labels, targets[0], others)
+            worst |= {key.replace("asr", f"asr_{name}", 1): value for key, value in found.items() if key.startswith("asr")}
+    return worst | ({"per_trigger": each} if len(each) > 1 else {})
+
+
+def _of_target(clean: Ints, labels: Ints, target: int) -> dict[str, Any]:
+    mine = labels == target
+    recall = float((clean[mine] == target).mean()) if mine.any() else None
+    return {"target_recall": recall, "predicted_target": int((clean == target).sum())}
+
+
+def detection(
+    flagged: Bools,
+    suspicion: NDArray[np.float64],
+    poisoned: Bools,
+    covers: Bools,
+    labels: Ints,
+    target: int | Sequence[int] | None,
+    noise: Bools | None = None,
+) -> dict[str, Any]:
+    """Return what the flags found. Covers and wrong labels are neither poison nor clean: flagging one is harmless.
 
     Args:
         flagged: bool [n], the verdict of `split`; a flag that is taken back later still counts.
@@ -74,18 +130,24 @@ def detection(flagged: Bools, suspicion: NDArray[np.float64], poisoned: Bools, c
         poisoned: bool [n], the truth.
         covers: bool [n], the truth.
         labels: int64 [n], as given.
-        target: The class that the backdoor leads to.
+        target: The class or classes that the backdoor leads to; None where there is none.
+        noise: bool [n], the samples whose label is wrong by chance; None for none.
     """
-    clean = ~poisoned & ~covers
+    noise = np.zeros(len(flagged), dtype=bool) if noise is None else noise
+    clean = ~poisoned & ~covers & ~noise
+    targets = np.atleast_1d(np.array([] if target is None else target, dtype=np.int64))
     return {
         "tpr": float(flagged[poisoned].mean()) if poisoned.any() else None,
         "fpr": float(flagged[clean].mean()) if clean.any() else None,
         "auroc": auroc(suspicion, poisoned, clean | poisoned),
-        "auroc_target": auroc(suspicion, poisoned, (clean | poisoned) & (labels == target)),
+        "auroc_target": auroc(suspicion, poisoned, (clean | poisoned) & np.isin(labels, targets)),
         "poisoned": int(poisoned.sum()),
         "poison_left": int((poisoned & ~flagged).sum()),
         "flagged": int(flagged.sum()),
+        "covers": int(covers.sum()),
         "covers_flagged": int((covers & flagged).sum()),
+        "noise": int(noise.sum()),
+        "noise_flagged": int((noise & flagged).sum()),
     }
 
 

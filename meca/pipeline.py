@@ -20,7 +20,7 @@ from meca.files import atomic_write, canonical_json, lock, read_json, replace_fo
 from meca.params import Params, with_settings
 from meca.progress import Progress
 
-__all__ = ["STEPS", "clean", "find_run", "paths_of", "refuse_test_split", "render", "run", "run_folder"]
+__all__ = ["STEPS", "clean", "find_run", "paths_of", "plant", "refuse_test_split", "render", "run", "run_folder"]
 
 STORE = "data/store"
 FIRST = "ingest"  # the one stage that reads something outside of the run folder
@@ -82,8 +82,10 @@ def clean(source: str, out: Path, params: Params, progress: Progress | None = No
         InputRefused: The source is a test split.
     """
     refuse_test_split(source)
-    _check_out(source, out)
-    settings = {"poison.attack": "none", "ingest.source": str(Path(source).resolve()) if Path(source).exists() else source}
+    _check_out(source, out, _ours)
+    # Nothing is planted here: neither an attack nor what goes with any attack.
+    untouched = {"poison.attack": "none", "poison.label_noise": 0.0, "poison.imbalance": 1.0}
+    settings = {**untouched, "ingest.source": str(Path(source).resolve()) if Path(source).exists() else source}
     out, folder = out.resolve(), run_folder(out)
     summary = run(folder, with_settings(params, settings), progress, told)
     temporary = out.with_name(f".{out.name}.tmp")
@@ -92,6 +94,42 @@ def clean(source: str, out: Path, params: Params, progress: Progress | None = No
     _link_or_copy(folder / "report" / "report.html", temporary / "report.html")
     replace_folder(temporary, out)
     return summary
+
+
+def plant(source: str, out: Path, params: Params, progress: Progress | None = None) -> dict[str, Any]:
+    """Plant the attack of group [poison] into the data at `source`, for tests of one's own, and return what attack.json says.
+
+    `out` gets `data/`, the training set in the format that it came in, and `truth/` (docs/files.md). It is replaced in one step.
+
+    Raises:
+        UsageError: `out` holds something that meca did not write, or lies inside the input.
+        InputRefused: The data cannot be read, or carries no poison under these numbers.
+    """
+    from meca.stages import ingest, poison
+    from meca.stages.runtime import execute
+    from meca.store import open_store
+    from meca.writers import Entry, write_sanitized
+
+    _check_out(source, out, _ours_poisoned)
+    params = with_settings(params, {"ingest.source": str(Path(source).resolve()) if Path(source).exists() else source})
+    out = out.resolve()
+    # Not `run_folder`: an interrupted `clean` may wait there for its resume.
+    work, temporary = out.with_name(f".{out.name}.planting"), out.with_name(f".{out.name}.tmp")
+    with lock(work / "locks" / "plant", f"The folder {out}"):
+        try:
+            for name, module in (("ingest", ingest), ("poison", poison)):
+                execute(module, paths_of(module, name, work), params, None, progress, work / "scratch")
+            store = open_store(work / STORE)
+            lines = enumerate(store.samples.to_pylist())
+            entries = [Entry(at, line, line["label"]) for at, line in lines if line["split"] == "train" and line["row"] >= 0]
+            shutil.rmtree(temporary, ignore_errors=True)
+            write_sanitized(store, entries, temporary / "data")
+            shutil.copytree(work / "data" / "truth", temporary / "truth")
+            replace_folder(temporary, out)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+    return read_json(out / "truth" / "attack.json")
 
 
 def render(folder: Path) -> str:
@@ -215,8 +253,8 @@ def _entries(path: Path) -> Iterator[Path]:
         yield path
 
 
-def _check_out(source: str, out: Path) -> None:
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _ours(out))):
+def _check_out(source: str, out: Path, ours: Callable[[Path], bool]) -> None:
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not ours(out))):
         raise UsageError(f"Expected {out} to be new, empty, or an earlier output of meca, but it holds other files; choose another --output.")
     inside, target = Path(source).resolve(), out.resolve()
     if Path(source).is_dir() and (inside == target or inside in target.parents or target in inside.parents):
@@ -226,6 +264,10 @@ def _check_out(source: str, out: Path) -> None:
 def _ours(out: Path) -> bool:
     known = {"data", "model", "verdicts.parquet", "summary.json", "README.md", "manifest.json", "report.html"}
     return (out / "summary.json").is_file() and all(path.name in known for path in out.iterdir())
+
+
+def _ours_poisoned(out: Path) -> bool:
+    return (out / "truth" / "attack.json").is_file() and all(path.name in ("data", "truth") for path in out.iterdir())
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> None:

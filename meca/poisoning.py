@@ -141,6 +141,8 @@ def plan(labels: np.ndarray, classes: int, params: PoisonParams, seed: int) -> P
     Raises:
         InputRefused: A class does not exist, or there is no carrier.
     """
+    if params.label_noise > 0 and classes < 2:
+        raise InputRefused("Expected two classes or more for poison.label_noise, got one: no label would be wrong; set it to 0.0 in params.yaml.")
     nothing = np.zeros(len(labels), dtype=bool)
     poison = covers = select(nothing, 0.0, 1.0, np.random.default_rng([seed, POISON]))
     given, targets, source, allowed = labels.copy(), (), None, None
@@ -158,7 +160,8 @@ def plan(labels: np.ndarray, classes: int, params: PoisonParams, seed: int) -> P
     rng = np.random.default_rng([seed, NOISE])
     noise = select(free, params.label_noise, 1.0, rng)
     # By row and not by place: which samples get a wrong label as well must not change the wrong label of one.
-    given[noise.rows] = (labels + rng.integers(1, classes, len(labels)))[noise.rows] % classes if classes > 1 else labels[noise.rows]
+    if len(noise.rows):
+        given[noise.rows] = (labels + rng.integers(1, classes, len(labels)))[noise.rows] % classes
     return Plan(poison, covers, noise, given, targets, source, allowed)
 
 

@@ -17,6 +17,9 @@ from flows import cli, demo, doctor
 from meca import pipeline
 from meca.errors import Inconclusive, InputRefused, MecaError
 from meca.report.console import evaluation_lines, verdict_lines
+from meca.store import read_parquet
+from tests.making import ingest, make_folder, make_shards
+from tests.readers.test_readers import make_idx
 from tests.report.fixture import make_run
 
 HEAVY = {"numpy", "pyarrow", "torch", "prefect", "mlflow", "dvc", "boto3", "matplotlib", "PIL", "jinja2", "pandas", "sklearn"}
@@ -45,6 +48,7 @@ def imported(*argv):
         (["--version"], 0),
         (["clean", "--help"], 0),
         (["demo", "--help"], 0),
+        (["poison", "--help"], 0),
         (["clen"], 4),
         (["clean", "x"], 4),
         (["clean", "x", "-o", "y", "--preset", "best"], 4),
@@ -203,6 +207,72 @@ def test_inspect_refuses_what_it_cannot_read(tmp_path, capsys):
     (tmp_path / "x.bin").write_bytes(b"nothing")
     assert cli.run(["inspect", str(tmp_path / "x.bin")]) in (3, 4)
     assert capsys.readouterr().err.startswith("meca: ")
+
+
+def poison(source, out, *more):
+    return cli.run(["poison", str(source), "-o", str(out), "--rate", "0.3", "--set", "poison.cap=1.0", *more])
+
+
+@pytest.mark.parametrize("make", [make_folder, make_shards, make_idx], ids=["imagefolder", "parquet", "idx"])
+def test_poison_gives_the_set_back_in_its_format_and_the_truth_beside_it(make, tmp_path, capsys):
+    source, out = make(tmp_path / "in"), tmp_path / "out"
+    before = ingest(source, tmp_path / "before", size=0)
+    assert poison(source, out, "--attack", "badnet", "--seed", "4", "--set", "poison.patch_size=2") == 0
+    said = capsys.readouterr().out
+    assert "badnet, to class 1" in said and str(out / "data") in said and str(out / "truth") in said
+    after = ingest(out / "data", tmp_path / "after", size=0)
+    assert after.info.source["format"] == before.info.source["format"] and after.info.n_train == before.info.n_train
+    truth = read_parquet(out / "truth" / "truth.parquet")
+    record = json.loads((out / "truth" / "attack.json").read_text())
+    named = dict(zip(after.ids, zip(after.labels, np.array(after.images), strict=True), strict=True))
+    old = dict(zip(before.ids, before.labels, strict=True))
+    assert record["poisoned"] == sum(truth["is_poisoned"].to_pylist()) > 0
+    for name, is_poisoned in zip(truth["sample_id"].to_pylist(), truth["is_poisoned"].to_pylist(), strict=True):
+        label, image = named[name]
+        if is_poisoned:
+            assert label == 1 and (image[-2:, -2:] == 255).all() and name not in old
+        else:
+            assert old[name] == label, "the others keep their bytes and their label"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before", "in", "out"], "nothing is left behind"
+
+
+def test_poison_prints_its_record_as_json_and_replaces_only_its_own(tmp_path, capsys):
+    source, out = images(tmp_path / "in", ("cat", "dog"), n=10), tmp_path / "out"
+    assert poison(source, out, "--attack", "sig", "--json", "--set", "poison.sig_frequency=1") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["attack"] == "sig" and record["clean_label"] and record["poisoned"] == 6
+    assert poison(source, out, "--attack", "none", "--set", "poison.label_noise=0.1") == 0
+    assert "Wrong labels  2" in capsys.readouterr().out
+    assert not (out / "truth" / "triggered.npy").exists(), "the older truth is gone"
+    (out / "mine.txt").write_text("of the user")
+    assert poison(source, out, "--attack", "badnet") == 4
+    assert "holds other files" in capsys.readouterr().err and (out / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected", "sentence"),
+    [
+        (["--attack", "badnets"], 4, r"expected poison\.attack to be .*'badnet'.*got 'badnets'"),
+        ([], 4, "--attack"),
+        (["--attack", "badnet", "--target", "7"], 3, r"Expected poison\.target_class in 0\.\.1, got 7"),
+        (["--attack", "tact"], 3, r"set poison\.cover_rate to 0\.0|poison\.cover_rate"),
+        (["--attack", "badnet", "--set", "poison.imbalance=2.0"], 4, r"poison\.imbalance to be in \(0, 1\]"),
+        (["--attack", "badnet", "--set", "poison.rat=2.0"], 4, r"did you mean 'poison\.rate'"),
+    ],
+)
+def test_poison_says_in_a_sentence_why_it_cannot(more, expected, sentence, tmp_path, capsys):
+    source = images(tmp_path / "in", n=60)
+    assert poison(source, tmp_path / "out", *more) == expected
+    assert re.search(sentence, capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_evaluate_prints_every_convention_of_an_attack(capsys):
+    figures = {"acc": 0.9, "asr": 0.8, "asr_k": 8, "asr_n": 10, "asr_interval": [0.5, 0.95]}
+    lines = evaluation_lines({"final": figures | {"asr_all": 0.4, "asr_leak": 0.1}})
+    assert "final        ASR of all classes: 40.0 %" in lines and "final        ASR of neither source nor target: 10.0 %" in lines
+    each = [{"target_class": 1, "asr": 0.8}, {"target_class": 5, "asr": 0.2}]
+    assert "no defence   ASR of trigger to class 5: 20.0 %" in evaluation_lines({"no_defence": figures | {"per_trigger": each}})
 
 
 def test_evaluate_tells_what_is_known_and_what_is_not(tmp_path, capsys):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.metrics import accuracy, attack_success, auroc, detection, wilson
+from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, attack_success, auroc, detection, wilson
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,8 @@ def test_detection_by_hand_and_covers_are_no_false_alarms() -> None:
     suspicion = np.array([0.9, 0.5, 0.3, 0.8, 0.95, 0.6, 0.2])
     labels = np.array([1, 1, 0, 0, 0, 1, 0])
     assert detection(flagged, suspicion, poisoned, covers, labels, 1) == {
-        "tpr": 1 / 3, "fpr": 0.5, "auroc": 4 / 6, "auroc_target": 0.5, "poisoned": 3, "poison_left": 2, "flagged": 4, "covers_flagged": 2,
+        "tpr": 1 / 3, "fpr": 0.5, "auroc": 4 / 6, "auroc_target": 0.5, "poisoned": 3, "poison_left": 2, "flagged": 4,
+        "covers": 2, "covers_flagged": 2, "noise": 0, "noise_flagged": 0,
     }  # fmt: skip
 
 
@@ -123,3 +124,53 @@ def test_the_measures_leave_their_inputs_as_they_were() -> None:
     accuracy(integers[0], integers[1], 3)
     attack_success(integers[0], integers[1], integers[2], 1)
     detection(flags[0], score, flags[1], flags[2] & ~flags[1], integers[0], 1)
+
+
+def test_all_to_all_counts_every_image_and_its_own_next_class() -> None:
+    labels = np.array([0, 1, 2, 2])
+    found = attack_figures([np.array([1, 2, 0, 2])], np.array([0, 2, 2, 2]), labels, 3, [])
+    assert (found["asr_k"], found["asr_n"], found["ra"], found["base_rate"]) == (3, 4, 0.25, 0.25)
+    assert set(ATTACK_KEYS) <= set(found) and found["target_recall"] is None
+
+
+def test_a_source_specific_attack_is_measured_on_its_source_on_all_and_on_the_rest() -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2, 3])
+    triggered, clean = np.array([1, 1, 1, 0, 1, 2, 3]), np.array([0, 1, 1, 2, 2, 2, 3])
+    found = attack_figures([triggered], clean, labels, 4, [1], source=0)
+    assert (found["asr"], found["asr_k"], found["asr_n"], found["base_rate"]) == (1.0, 2, 2, 0.5)
+    assert (found["asr_all_k"], found["asr_all_n"]) == (3, 5) and found["asr_all"] == 0.6
+    assert (found["asr_leak_k"], found["asr_leak_n"], found["asr_leak_interval"]) == (1, 3, list(wilson(1, 3)))
+    assert (found["target_recall"], found["predicted_target"]) == (0.5, 2)
+
+
+def test_of_two_triggers_each_leaves_out_its_own_class_and_the_larger_is_the_headline() -> None:
+    labels, clean = np.array([0, 1, 2, 3]), np.array([0, 1, 2, 3])
+    found = attack_figures([np.array([1, 1, 1, 3]), np.array([2, 0, 2, 3])], clean, labels, 4, [1, 2])
+    assert [(each["target_class"], each["asr_k"], each["asr_n"]) for each in found["per_trigger"]] == [(1, 2, 3), (2, 1, 3)]
+    assert found["asr"] == 2 / 3 and found["asr_k"] == 2 and "target_class" not in found
+    turned = attack_figures([np.array([2, 0, 2, 3]), np.array([1, 1, 1, 3])], clean, labels, 4, [2, 1])
+    assert turned["asr"] == 2 / 3
+
+
+def test_one_trigger_and_one_target_is_attack_success_and_what_became_of_the_class() -> None:
+    labels, triggered, clean = np.random.default_rng(0).integers(0, 3, (3, 50))
+    found = attack_figures([triggered], clean, labels, 3, [2])
+    assert found == attack_success(triggered, clean, labels, 2) | {
+        "target_recall": accuracy(clean, labels, 3)["recall"][2], "predicted_target": int((clean == 2).sum()),
+    }  # fmt: skip
+
+
+def test_a_wrong_label_is_neither_poison_nor_a_false_alarm() -> None:
+    poisoned, covers, noise = (np.array(mask, dtype=bool) for mask in ([1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]))
+    flagged = np.array([1, 0, 1, 0, 1, 0], dtype=bool)
+    suspicion = np.array([0.8, 0.9, 0.95, 0.1, 0.5, 0.3])
+    found = detection(flagged, suspicion, poisoned, covers, np.array([1, 0, 1, 0, 1, 2]), [1], noise)
+    assert (found["tpr"], found["fpr"], found["auroc"], found["auroc_target"]) == (1.0, 0.5, 1.0, 1.0)
+    assert (found["noise"], found["noise_flagged"], found["covers"], found["covers_flagged"], found["flagged"]) == (2, 1, 1, 0, 3)
+
+
+def test_without_one_target_there_is_no_auroc_inside_it() -> None:
+    poisoned, nothing = np.array([True, False, False]), np.zeros(3, dtype=bool)
+    labels, suspicion = np.array([0, 1, 0]), np.array([0.9, 0.1, 0.2])
+    assert detection(nothing, suspicion, poisoned, nothing, labels, [])["auroc_target"] is None
+    assert detection(nothing, suspicion, poisoned, nothing, labels, [0, 1])["auroc_target"] == 1.0

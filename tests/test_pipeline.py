@@ -71,7 +71,7 @@ def stages(monkeypatch):
         (out / "data").mkdir()
         (out / "data" / "x.txt").write_text((second / "b").read_text())
         (out / "summary.json").write_text(
-            json.dumps({"verdict": "no_evidence", "sentence": "s", "counts": {}, "attack": ctx.params.raw("poison")["attack"]})
+            json.dumps({"verdict": "no_evidence", "sentence": "s", "counts": {}, "poison": dict(ctx.params.raw("poison"))})
         )
 
     def report(ctx, published, out):
@@ -115,8 +115,8 @@ def clean(images, out, **settings):
 
 
 def test_clean_publishes_in_one_folder_and_never_poisons(tmp_path, stages, images):
-    summary = clean(images, tmp_path / "out", **{"poison.attack": "badnet"})
-    assert summary["attack"] == "none"
+    summary = clean(images, tmp_path / "out", **{"poison.attack": "badnet", "poison.label_noise": 0.5, "poison.imbalance": 0.1})
+    assert [summary["poison"][name] for name in ("attack", "label_noise", "imbalance")] == ["none", 0.0, 1.0]
     assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")) == [
         "data", "data/x.txt", "report.html", "summary.json",
     ]  # fmt: skip

@@ -128,6 +128,29 @@ def test_rewrite_changes_what_it_is_told_and_nothing_else(tmp_path: Path) -> Non
     assert (new[5]["label"], new[5]["sample_id"]) == (0, old[5]["sample_id"])
 
 
+def test_rewrite_drops_rows_and_what_stays_moves_up_unchanged(tmp_path: Path) -> None:
+    for number, make in enumerate((make_folder, make_shards)):
+        store = ingest(make(tmp_path / f"in{number}"), tmp_path / f"store{number}")
+        keep = np.ones(store.info.n, dtype=bool)
+        keep[[0, 3, 4]] = False
+        image = np.full((8, 8, 3), 9, np.uint8)
+        rewrite(store, tmp_path / f"copy{number}", {3: (image, 0), 5: (image, 1)}, keep)
+        copy = open_store(tmp_path / f"copy{number}")
+        rows = np.flatnonzero(keep)
+        assert (copy.info.n, copy.info.n_train) == (store.info.n - 3, store.info.n_train - 3)
+        changed = int(np.flatnonzero(rows == 5)[0])
+        assert (copy.images[changed] == image).all() and copy.labels[changed] == 1
+        others = np.delete(np.arange(len(rows)), changed)
+        assert np.array_equal(copy.images[others], store.images[rows[others]])
+        old, new = store.readable.to_pylist(), copy.readable.to_pylist()
+        for at in others:
+            assert new[at] == old[rows[at]] | {"row": at, "offset": new[at]["offset"]}
+            assert copy.payload(new[at]["offset"], new[at]["bytes"]) == store.payload(old[rows[at]]["offset"], old[rows[at]]["bytes"])
+        if store.columns is not None and copy.columns is not None:
+            kept = [line["row"] < 0 or keep[line["row"]] for line in store.samples.to_pylist()]
+            assert copy.columns.equals(store.columns.filter(pa.array(kept)))
+
+
 def test_rewrite_of_arrays_keeps_their_size_as_found(tmp_path: Path) -> None:
     store = ingest("digits", tmp_path / "store", size=16, train_limit=20, test_limit=10)
     rewrite(store, tmp_path / "copy", {0: (np.full((16, 16, 3), 7, np.uint8), 4)})

@@ -6,7 +6,7 @@ from typing import Any
 from meca.report.numbers import interval, percent
 from meca.report.text import plain
 
-__all__ = ["evaluation_lines", "inspection_lines", "verdict_lines"]
+__all__ = ["attack_lines", "evaluation_lines", "inspection_lines", "verdict_lines"]
 
 
 def inspection_lines(found: Mapping[str, Any]) -> list[str]:
@@ -53,6 +53,21 @@ def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines + [f"Warning       {warning}" for warning in summary.get("warnings") or ()]
 
 
+def attack_lines(record: Mapping[str, Any]) -> list[str]:
+    """Return what was planted, in numbers, and every cap that bit."""
+    if record["attack"] == "none":
+        lines = ["Attack        none"]
+    else:
+        targets = "to class " + " and ".join(str(target) for target in record["targets"]) if record["targets"] else "every class to the next"
+        lines = [f"Attack        {record['attack']}, {targets}", f"Poisoned      {record['poisoned']} of {record['n']}"]
+        lines += [f"Covers        {record['covers']['actual']}"] * bool(record["covers"]["requested"])
+        for what, counts in (("poisoned samples", record), ("covers", record["covers"])):
+            if counts["capped"]:
+                lines.append(f"Warning       {counts['requested']} {what} were asked for, capped: {counts['reason']}.")
+    lines += [f"Wrong labels  {record['noise']['actual']}"] if record.get("noise", {}).get("actual") else []
+    return lines + ([f"Dropped       {record['dropped']}"] if record.get("dropped") else [])
+
+
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """Return the figures of every model that was evaluated, and what cannot be known."""
     lines = [f"{'model':<12} {'ACC':>8} {'ASR':>8}  {'successful attacks':<18} {'95 % interval':<16}"]
@@ -64,6 +79,11 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
                 f"{key.replace('_', ' '):<12} {percent(figures.get('acc')):>8} {percent(figures.get('asr')):>8}  "
                 f"{attacks:<18} {interval(figures.get('asr_interval')):<16}".rstrip()
             )
+    for key in ("no_defence", "final"):
+        figures = evaluation.get(key) or {}
+        parts = {"all classes": figures.get("asr_all"), "neither source nor target": figures.get("asr_leak")}
+        parts |= {f"trigger to class {each['target_class']}": each["asr"] for each in figures.get("per_trigger", ())}
+        lines += [f"{key.replace('_', ' '):<12} ASR of {part}: {percent(value)}" for part, value in parts.items() if value is not None]
     if len(lines) == 1:
         lines = ["There is no test split: no accuracy can be given."]
     detection = evaluation.get("detection") or {}

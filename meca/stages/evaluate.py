@@ -14,16 +14,17 @@ from meca.augment import generator
 from meca.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
 from meca.errors import MecaError
 from meca.files import canonical_json, read_json
-from meca.metrics import accuracy, attack_success, detection
+from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, detection
 from meca.models import NetworkParams, build, load_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
 
 GROUPS = ("seed", "preset", "engine", "network", "train_clean", "evaluate")
 
+NO_TRUTH = "true and false positive rate (no truth is known)"
 UNKNOWN = [
     "attack success rate (no trigger is known)",
-    "true and false positive rate (no truth is known)",
+    NO_TRUTH,
     "accuracy of a model trained on the truly clean part",
 ]
 
@@ -54,19 +55,22 @@ def run(
     classes = len(data.info.class_names)
     attack = read_json(truth / "attack.json")
     known = attack["attack"] != "none"
+    marked = known or "noise" in attack  # wrong labels without an attack have a truth, too
     test = torch.from_numpy(data.pixels(data.test)).to(device.name)
     test_labels: Ints = data.labels[data.test]
-    triggered = torch.from_numpy(_triggered(truth / "triggered.npy", tuple(test.shape))).to(device.name) if known else None
-    target = int(attack["target_class"]) if known else None
+    views = [truth / name for name in attack["views"]] if known else []
+    triggered = [torch.from_numpy(_triggered(view, tuple(test.shape))).to(device.name) for view in views]
+    targets: list[int] = attack["targets"] if known else []
 
     def measure(model: torch.nn.Module) -> dict[str, Any] | None:
         if len(test) == 0:
             return None
-        clean = predict(model, test).argmax(1).cpu().numpy() % classes  # the enhanced model has two outputs a class
+        # The enhanced model has two outputs a class.
+        clean, *answers = (predict(model, pictures).argmax(1).cpu().numpy() % classes for pictures in (test, *triggered))
         found = accuracy(clean, test_labels, classes)
-        if triggered is None or target is None:
-            return found | dict.fromkeys(("asr", "asr_k", "asr_n", "asr_interval", "ra", "base_rate"))
-        return found | attack_success(predict(model, triggered).argmax(1).cpu().numpy() % classes, clean, test_labels, target)
+        if not known:
+            return found | dict.fromkeys(ATTACK_KEYS)
+        return found | attack_figures(answers, clean, test_labels, classes, targets, attack["source_class"])
 
     models = {"enhanced": enhance, "clean": train_clean, "final": relabel_finetune}
     result: dict[str, Any] = {name: measure(load_model(folder).to(device.name)) for name, folder in models.items()}
@@ -79,22 +83,24 @@ def run(
     flagged = np.array([word != "clean" for word in read_rows(split / "decisions.parquet", ["verdict"], n)["verdict"].to_pylist()])
     actions = np.array(final["action"].to_pylist(), dtype=object)
     references = {"no_defence": np.ones(len(labels), dtype=bool)}
-    if known:
-        table = read_rows(truth / "truth.parquet", ["is_poisoned", "is_cover"], n)
-        poisoned, covers = (table[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover"))
+    if marked:
+        marks = ("is_poisoned", "is_cover", "is_noise")
+        table = read_rows(truth / "truth.parquet", marks, n)
+        poisoned, covers, noise = (table[name].to_numpy(zero_copy_only=False) for name in marks)
         suspicion = final["suspicion"].to_numpy().astype(np.float64)
         given: Ints = labels.cpu().numpy()
-        result["detection"] = detection(flagged, suspicion, poisoned, covers, given, target or 0)
+        result["detection"] = detection(flagged, suspicion, poisoned, covers, given, targets, noise)
         early = column(partition / "scores.parquet", "suspicion", n).astype(np.float64)
-        result["detection"]["auroc_partition"] = detection(flagged, early, poisoned, covers, given, target or 0)["auroc"]
+        result["detection"]["auroc_partition"] = detection(flagged, early, poisoned, covers, given, targets, noise)["auroc"]
         chosen = column(partition / "scores.parquet", "likely_clean", n).astype(bool)
         result["detection"]["poison_in_likely_clean"] = int((chosen & poisoned).sum())
         result["detection"]["removed"] = int((actions == "remove").sum())
         # What counts in the end is poison that goes out under its given label, also where a flag was taken back.
         result["detection"]["poison_left"] = int((poisoned & (actions == "keep")).sum())
-        references["oracle"] = ~poisoned
-    else:
-        result["unknown"] = [*UNKNOWN, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]
+        references["oracle"] = ~poisoned  # covers and wrong labels stay: they are no backdoor
+    if not known:
+        unknown = [line for line in UNKNOWN if not (marked and line == NO_TRUTH)]
+        result["unknown"] = [*unknown, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]
     if known and ctx.params.group("evaluate", EvaluateParams).references:
         description = describe_network(data, images, ctx.params.group("network", NetworkParams))
         told: dict[str, list[tuple[int, float, float]]] = {name: [] for name in references}
@@ -141,13 +147,18 @@ def _scalars(result: dict[str, Any], verdict: dict[str, Any]) -> dict[str, float
             continue
         scalars[prefix + "acc"] = found["acc"]
         if result["known"]:
-            scalars |= {prefix + key: found[key] for key in ("asr", "asr_k", "asr_n", "ra")}
+            figures = ("asr", "asr_k", "asr_n", "ra", "target_recall", "predicted_target", "asr_all", "asr_leak")
+            scalars |= {prefix + key: found[key] for key in figures if key in found}
+            scalars |= {f"{prefix}asr_{each['target_class']}": each["asr"] for each in found.get("per_trigger", ())}
         if name == "final":
             recalls = [r for r in found["recall"] if r is not None]
             scalars["min_recall"] = min(recalls) if recalls else None
             scalars |= {f"recall_{c}": r for c, r in enumerate(found["recall"])}
     if result["detection"] is not None:
-        scalars |= {key: result["detection"][key] for key in ("tpr", "fpr", "auroc", "auroc_target", "poison_left", "removed", "flagged")}
+        scalars |= {
+            key: result["detection"][key]
+            for key in ("tpr", "fpr", "auroc", "auroc_target", "poison_left", "removed", "flagged", "covers_flagged", "noise_flagged")
+        }
     return scalars | {"leak": verdict["leak"], "leak_power": verdict.get("leak_power")}
 
 

@@ -46,7 +46,8 @@ def run(ctx: Context, ingested: Path, store: Path, truth: Path) -> None:
         _write_views(clean, truth, params, ctx.seed)
         record |= _record(planned, params, labels, ctx)
     rewrite(clean, store, {int(rows[row]): value for row, value in changed.items()}, keep)
-    pq.write_table(_truth(labels, planned, params), truth / "truth.parquet", compression="zstd")
+    names = open_store(store, verify=False).readable.select(["sample_id", "source"]).slice(0, len(labels))
+    pq.write_table(_truth(labels, planned, params, names), truth / "truth.parquet", compression="zstd")
     record |= {
         "seed": ctx.seed,
         "meca": __version__,
@@ -102,15 +103,16 @@ def _files(params: PoisonParams) -> list[str]:
     return ["triggered.npy", *(f"triggered_{number}.npy" for number in range(2, len(ATTACKS[params.attack].views) + 1))]
 
 
-def _truth(labels: np.ndarray, planned: Plan, params: PoisonParams) -> pa.Table:
-    """Return truth.parquet: what is true about every training row."""
+def _truth(labels: np.ndarray, planned: Plan, params: PoisonParams, names: pa.Table) -> pa.Table:
+    """Return truth.parquet: what is true about every training row; its id is that of the sample as the defender receives it."""
     marks = {name: np.zeros(len(labels), dtype=bool) for name in ("is_poisoned", "is_cover", "is_noise")}
     for mark, chosen in zip(marks.values(), (planned.poison, planned.covers, planned.noise), strict=True):
         mark[chosen.rows] = True
     trigger = np.full(len(labels), -1, dtype=np.int8)
     for chosen in (planned.poison, planned.covers):
         trigger[chosen.rows] = chosen.ranks % (ATTACKS[params.attack].parts if params.attack != "none" else 1)
-    return pa.table({"row": np.arange(len(labels)), **marks, "original_label": labels, "trigger_id": trigger})
+    named = {name: names[name] for name in names.column_names}
+    return pa.table({"row": np.arange(len(labels)), **marks, "original_label": labels, "trigger_id": trigger, **named})
 
 
 def _record(planned: Plan, params: PoisonParams, labels: np.ndarray, ctx: Context) -> dict[str, Any]:

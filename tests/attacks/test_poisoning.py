@@ -1,4 +1,4 @@
-"""Which samples are poisoned: the rate counts all samples, carriers come from the pool, a cap is counted."""
+"""Which samples are poison, covers or mislabelled: rates count all samples, roles are disjoint, a cap is counted."""
 
 import dataclasses
 import math
@@ -10,8 +10,9 @@ from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.errors import InputRefused
-from meca.poisoning import PoisonParams, Selection, plan
+from meca.attacks import ATTACKS
+from meca.errors import InputRefused, UsageError
+from meca.poisoning import Plan, PoisonParams, Selection, long_tail, plan
 from tests.making import settings
 
 PARAMS = settings().group("poison", PoisonParams)
@@ -103,3 +104,127 @@ def test_numbers_that_poison_nothing_are_refused(changes: dict, sentence: str) -
 def test_a_set_without_carriers_is_refused() -> None:
     with pytest.raises(InputRefused, match="the pool of carriers has 0"):
         pick(np.ones(100, dtype=np.int64))
+
+
+def planned(attack: str, seed: int = 0, n: int = 400, classes: int = 10, **changes: Any) -> tuple[np.ndarray, Plan]:
+    labels = np.random.default_rng(seed + 50).integers(0, classes, n)
+    return labels, plan(labels, classes, dataclasses.replace(PARAMS, attack=attack, **changes), seed)
+
+
+every_attack = pytest.mark.parametrize("attack", ATTACKS)
+
+
+@every_attack
+@pytest.mark.parametrize("seed", range(3))
+def test_roles_are_disjoint_and_no_cover_is_of_a_target_class(attack: str, seed: int) -> None:
+    labels, found = planned(attack, seed, rate=0.1, cover_rate=0.1, label_noise=0.2)
+    roles = [set(chosen.rows) for chosen in (found.poison, found.covers, found.noise)]
+    assert len(set.union(*roles)) == sum(len(role) for role in roles)
+    assert not np.isin(labels[found.covers.rows], found.targets).any()
+    assert len(found.noise.rows) == 80 and (found.given[found.noise.rows] != labels[found.noise.rows]).all()
+    untouched = np.setdiff1d(np.arange(len(labels)), [*roles[0], *roles[2]])
+    assert np.array_equal(found.given[untouched], labels[untouched]), "covers keep their label"
+    assert (len(found.covers.rows) > 0) == (ATTACKS[attack].cover is not None)
+
+
+@every_attack
+def test_poison_of_every_attack_at_1_percent_is_part_of_that_at_5_percent(attack: str) -> None:
+    low, high = (planned(attack, n=1000, rate=rate)[1].poison for rate in (0.01, 0.05))
+    assert set(low.rows) < set(high.rows) and len(low.rows) == 10 and len(high.rows) == 50
+    rank = dict(zip(high.rows, high.ranks, strict=True))
+    assert [rank[row] for row in low.rows] == list(low.ranks), "a sample carries the same part at both rates"
+    assert sorted(high.ranks) == list(range(50))
+
+
+@every_attack
+def test_an_option_moves_no_other_draw(attack: str) -> None:
+    _, plain = planned(attack)
+    _, other = planned(attack, cover_rate=0.1, label_noise=0.3)
+    assert np.array_equal(plain.poison.rows, other.poison.rows)
+    _, less = planned(attack, cover_rate=0.1, label_noise=0.1)
+    assert np.array_equal(less.covers.rows, other.covers.rows) and set(less.noise.rows) < set(other.noise.rows)
+    assert np.array_equal(less.given[less.noise.rows], other.given[less.noise.rows])
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"), [("badnet", 0), ("wanet", 50), ("tact", 10), ("adaptive_blend", 10), ("adaptive_patch", 10), ("fragile_dots", 70)]
+)
+def test_cover_rates_are_those_of_the_table_unless_one_is_given(attack: str, expected: int) -> None:
+    assert planned(attack, n=1000, rate=0.07)[1].covers.requested == expected
+    if expected:
+        assert len(planned(attack, n=1000, cover_rate=0.02)[1].covers.rows) == 20
+        assert len(planned(attack, n=1000, cover_rate=0.0)[1].covers.rows) == 0
+
+
+def test_tact_poisons_the_source_class_and_covers_come_from_two_others() -> None:
+    labels, found = planned("tact", rate=0.03, source_class=3)
+    assert (labels[found.poison.rows] == 3).all() and (found.given[found.poison.rows] == 1).all()
+    assert found.cover_classes == (5, 7) and np.isin(labels[found.covers.rows], (5, 7)).all()
+
+
+def test_a_cap_on_source_and_cover_classes_is_counted() -> None:
+    labels, found = planned("tact", rate=0.5, cover_rate=0.5)
+    assert (found.poison.requested, found.poison.capped, len(found.poison.rows)) == (200, True, (labels == 0).sum() // 2)
+    assert (found.covers.requested, found.covers.capped, len(found.covers.rows)) == (200, True, np.isin(labels, (5, 7)).sum() // 2)
+
+
+def test_all_to_all_leads_every_class_to_the_next_and_takes_carriers_from_all() -> None:
+    labels, found = planned("all_to_all", rate=0.2)
+    rows = found.poison.rows
+    assert np.array_equal(found.given[rows], (labels[rows] + 1) % 10) and found.targets == () and len(set(labels[rows])) == 10
+
+
+@pytest.mark.parametrize(("classes", "target", "second"), [(10, 1, 5), (10, 8, 2), (4, 1, 2), (3, 2, 0)])
+def test_two_targets_share_the_rate_and_carriers_are_of_neither(classes: int, target: int, second: int) -> None:
+    labels, found = planned("two_targets", classes=classes, target_class=target, rate=0.1)
+    rows = found.poison.rows
+    assert found.targets == (target, second) and not np.isin(labels[rows], found.targets).any()
+    assert [(found.given[rows] == c).sum() for c in found.targets] == [20, 20]
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.5])
+def test_the_long_tail_falls_geometrically_in_a_drawn_order_of_classes(mu: float) -> None:
+    labels = np.repeat(np.arange(10), 100)
+    orders = []
+    for seed in range(4):
+        sizes = np.bincount(labels[long_tail(labels, 10, mu, seed)], minlength=10)
+        assert sorted(sizes, reverse=True) == [math.floor(100 * mu ** (c / 9) + 1e-9) for c in range(10)]
+        orders.append(tuple(np.argsort(-sizes)))
+    assert len(set(orders)) > 1
+    assert long_tail(labels, 10, 1.0, 0).all()
+    assert set(np.flatnonzero(long_tail(labels, 10, 0.1, 0))) < set(np.flatnonzero(long_tail(labels, 10, 0.5, 0)))
+
+
+def test_the_long_tail_leaves_every_class_a_sample() -> None:
+    labels = np.array([0] * 20 + [1] * 20 + [2])
+    assert np.bincount(labels[long_tail(labels, 3, 0.01, 0)]).min() == 1
+
+
+@pytest.mark.parametrize(
+    ("attack", "classes", "changes", "sentence"),
+    [
+        ("tact", 10, {"source_class": 10}, r"Expected poison\.source_class in 0\.\.9, got 10"),
+        ("tact", 10, {"source_class": 1}, r"Expected poison\.source_class to differ from poison\.target_class, got 1"),
+        ("tact", 2, {}, r"no sample may be one; set poison\.cover_rate to 0\.0"),
+        ("two_targets", 10, {"second_target": 1}, r"Expected poison\.second_target to differ from poison\.target_class, got 1"),
+        ("two_targets", 10, {"second_target": 12}, r"Expected poison\.second_target in 0\.\.9, got 12"),
+        ("none", 1, {"label_noise": 0.1}, r"Expected two classes or more for poison\.label_noise, got one"),
+        ("two_targets", 2, {}, r"the pool of carriers has 0"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(attack: str, classes: int, changes: dict, sentence: str) -> None:
+    with pytest.raises(InputRefused, match=sentence):
+        planned(attack, classes=classes, **changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cover_rate", -0.5), ("cover_rate", 1.0), ("second_target", -2), ("source_class", -1), ("label_noise", 1.0), ("label_noise", -0.1),
+        ("imbalance", 0.0), ("imbalance", 1.5), ("adaptive_alpha", 0.0), ("warp_strength", 0.0), ("warp_grid", 1), ("dot_size", 0),
+        ("grid_amplitude", 0), ("grid_amplitude", 256),
+    ],
+)  # fmt: skip
+def test_numbers_without_meaning_are_refused(field: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"expected poison\.{field} to be .*, got {value}"):
+        dataclasses.replace(PARAMS, **{field: value})

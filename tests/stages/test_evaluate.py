@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from meca.engine import predict
-from meca.metrics import accuracy, attack_success, detection
+from meca.metrics import accuracy, attack_figures, detection
 from meca.models import load_model, read_description, save_model
 from meca.params import PRESETS
 from meca.store import open_store, read_parquet
@@ -31,7 +31,7 @@ def test_the_measures_are_those_of_the_models_on_disk(name: str, stage: str, pre
         predict(model, torch.from_numpy(np.array(images))).argmax(1).numpy() % 4
         for images in (store.images[store.test], np.load(folder / "data" / "truth" / "triggered.npy"))
     )
-    assert read(folder)[name] == {**accuracy(clean, labels, 4), **attack_success(triggered, clean, labels, 1)}
+    assert read(folder)[name] == {**accuracy(clean, labels, 4), **attack_figures([triggered], clean, labels, 4, [1])}
 
 
 def test_both_outputs_of_a_class_count_for_it(finished: Finished, tmp_path: Path) -> None:
@@ -118,3 +118,61 @@ def test_the_flat_figures_are_those_of_the_record(finished: Finished) -> None:
         (name, result[name]["acc"], result[name]["asr"]) for name in ("enhanced", "clean", "final")
     ]
     assert N_TRAIN == result["detection"]["flagged"] + json.loads((finished() / "work" / "train_clean" / "metrics.json").read_text())["kept"]
+
+
+def test_wrong_labels_without_an_attack_are_counted_apart(tmp_path: Path) -> None:
+    folder = run(tmp_path, quick(attack="none", poison__label_noise=0.25))
+    result, metrics = read(folder), read(folder, "metrics.json")
+    found = result["detection"]
+    assert result["known"] is False and (found["tpr"], found["poisoned"], found["noise"]) == (None, 0, 24)
+    assert found["noise_flagged"] == metrics["noise_flagged"] <= found["flagged"]
+    assert round(found["fpr"] * (N_TRAIN - 24)) == found["flagged"] - found["noise_flagged"]
+    assert len(result["unknown"]) == 2 and "asr" not in metrics
+
+
+@pytest.mark.parametrize("attack", ["two_targets", "all_to_all", "tact"])
+def test_attacks_with_rules_of_their_own_are_measured_by_them(attack: str, finished: Finished, tmp_path: Path) -> None:
+    """The models of another run will do: only the truth differs."""
+    folder = with_inputs("evaluate", finished(), tmp_path)
+    with_inputs("poison", finished(), tmp_path)
+    params = quick(attack=attack, evaluate__references=False)
+    step("poison", folder, params)
+    step("evaluate", folder, params)
+    store, model = open_store(folder / "data" / "store"), load_model(folder / "work" / "relabel_finetune")
+    result, metrics, labels = read(folder), read(folder, "metrics.json"), store.labels[store.test]
+    found = result["final"]
+    truth = folder / "data" / "truth"
+    answers = [predict(model, torch.from_numpy(np.load(path))).argmax(1).numpy() % 4 for path in sorted(truth.glob("triggered*.npy"))]
+    if attack == "two_targets":
+        shares = [(answer[labels != c] == c).mean() for answer, c in zip(answers, (1, 2), strict=True)]
+        assert [each["asr"] for each in found["per_trigger"]] == [metrics["asr_1"], metrics["asr_2"]] == pytest.approx(shares)
+        assert metrics["asr"] == pytest.approx(max(shares))
+    elif attack == "all_to_all":
+        assert found["asr"] == pytest.approx((answers[0] == (labels + 1) % 4).mean()) and found["asr_n"] == N_TEST
+        assert result["detection"]["auroc_target"] is None and found["target_recall"] is None
+    else:
+        for name, among in (("asr", labels == 0), ("asr_all", labels != 1), ("asr_leak", labels > 1)):
+            assert found[name] == metrics[name] == pytest.approx((answers[0][among] == 1).mean())
+
+
+def test_the_oracle_is_trained_without_poison_and_with_covers_and_wrong_labels(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from meca.stages import evaluate
+
+    folder = with_inputs("evaluate", finished(), tmp_path)
+    with_inputs("poison", finished(), tmp_path)
+    step("poison", folder, quick(attack="wanet", poison__label_noise=0.2))
+    seen = []
+
+    def train(model, images, labels, kept, *rest):
+        seen.append(kept.numpy().copy())
+        return model
+
+    monkeypatch.setattr(evaluate, "train", train)
+    step("evaluate", folder, quick(attack="wanet"))
+    truth = read_parquet(folder / "data" / "truth" / "truth.parquet")
+    poisoned, others = truth["is_poisoned"].to_numpy(zero_copy_only=False), [truth[name].to_pylist() for name in ("is_cover", "is_noise")]
+    assert all(any(other) for other in others)
+    by_size = sorted(seen, key=np.sum)
+    assert np.array_equal(by_size[0], ~poisoned) and by_size[1].all()

@@ -148,3 +148,76 @@ def test_encoded_images_stay_as_they_came_but_for_the_poison(tmp_path: Path) -> 
             changed += 1
             assert new["format"] == "PNG" and new["class_name"] == NAMES[1]
     assert changed == record["poisoned"] == 2
+
+
+def test_wrong_labels_alone_have_a_truth(tmp_path: Path) -> None:
+    record = poisoned(tmp_path, "none", poison__label_noise=0.25)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    poison, cover, noise = marks(tmp_path)
+    assert not poison.any() and not cover.any() and noise.sum() == record["noise"]["actual"] == 24
+    assert np.array_equal(before.labels[:N_TRAIN] != after.labels[:N_TRAIN], noise)
+    assert np.array_equal(before.images, after.images) and before.ids == after.ids
+    assert sorted(path.name for path in (tmp_path / "data" / "truth").iterdir()) == ["attack.json", "truth.parquet"]
+
+
+@pytest.mark.parametrize("attack", ["none", "wanet"])
+def test_a_long_tail_drops_first_and_the_rate_counts_what_remains(attack: str, tmp_path: Path) -> None:
+    record = poisoned(tmp_path, attack, poison__imbalance=0.25, poison__label_noise=0.1)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    truth = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")
+    largest = np.bincount(before.labels[:N_TRAIN]).max()
+    sizes = sorted(np.bincount(truth["original_label"].to_numpy()), reverse=True)
+    limits = [int(largest * 0.25 ** (c / 3) + 1e-9) for c in range(4)]
+    assert all(size <= limit for size, limit in zip(sizes, limits, strict=True)) and sizes[-1] == limits[-1]
+    assert record["n"] == sum(sizes) == after.info.n_train and record["dropped"] == N_TRAIN - sum(sizes) and after.info.n_test == N_TEST
+    assert np.array_equal(before.images[before.test], after.images[after.test])
+    row_of = {source: row for row, source in enumerate(before.readable["source"].to_pylist())}
+    rows = [row_of[source] for source in truth["source"].to_pylist()]
+    poison, cover, noise = marks(tmp_path)
+    moved = (before.images[rows] != after.images[after.train]).any((1, 2, 3))
+    assert np.array_equal(moved, poison | cover) and np.array_equal(truth["original_label"].to_numpy(), before.labels[rows])
+    assert np.array_equal(before.labels[rows] != after.labels[after.train], poison | noise) and noise.sum() == sum(sizes) // 10
+    if attack != "none":
+        assert record["requested"] == record["poisoned"] == sum(sizes) // 10
+        triggered = ATTACKS[attack].trigger(before.images[rows], quick().group("poison", PoisonParams), 0)
+        assert np.array_equal(triggered[poison], after.images[after.train][poison])
+
+
+@every_attack
+def test_the_truth_names_samples_as_the_defender_receives_them_and_caps_are_recorded(attack: str, tmp_path: Path) -> None:
+    record = poisoned(tmp_path, attack, poison__rate=0.6, poison__cap=0.25)
+    store, truth = open_store(tmp_path / "data" / "store"), read_parquet(tmp_path / "data" / "truth" / "truth.parquet")
+    assert truth["sample_id"].to_pylist() == store.ids[:N_TRAIN] and truth["source"].to_pylist() == store.readable["source"].to_pylist()[:N_TRAIN]
+    assert record["capped"] and record["poisoned"] == record["pool"] // 4 and record["reason"] == f"at most 0.25 of the pool of {record['pool']}"
+    assert record["requested"] == 57 and record["ingested"] == open_store(tmp_path / "data" / "ingested").info.root
+    assert record["params"]["attack"] == attack and len(record["views"]) == len(ATTACKS[attack].views)
+
+
+def test_the_record_of_wanet_rebuilds_its_trigger(tmp_path: Path) -> None:
+    from meca.attacks.wanet import wanet
+
+    record = poisoned(tmp_path, "wanet", seed=3)
+    store = open_store(tmp_path / "data" / "ingested")
+    rebuilt = wanet(np.asarray(store.images[store.test]), record["params"]["warp_strength"], np.array(record["control_grid"]))
+    assert np.array_equal(rebuilt, np.load(tmp_path / "data" / "truth" / "triggered.npy"))
+
+
+def test_blocks_of_images_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from meca.stages import poison
+
+    roots = []
+    for size in (1000, 3):
+        monkeypatch.setattr(poison, "BLOCK", size)
+        poisoned(tmp_path, "physical")
+        roots.append((sha256_tree(tmp_path / "data" / "store"), sha256_tree(tmp_path / "data" / "truth")))
+    assert roots[0] == roots[1]
+
+
+@pytest.mark.parametrize("attack", ["badnet", "blend", "sig"])
+def test_the_poisoned_sets_that_results_stand_on_stay_the_same(attack: str, tmp_path: Path) -> None:
+    """Rows, by the rule as it was when the first results were made: a prefix of the permutation of [seed, 1]; pixels by formula elsewhere."""
+    poisoned(tmp_path, attack, seed=2)
+    labels = open_store(tmp_path / "data" / "ingested").labels[:N_TRAIN]
+    order = np.random.default_rng([2, 1]).permutation(N_TRAIN)
+    pool = labels == 1 if attack == "sig" else labels != 1
+    assert np.array_equal(np.flatnonzero(marks(tmp_path)[0]), np.sort(order[pool[order]][:9]))
