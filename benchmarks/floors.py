@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import Ceilings, ceilings, default_params, describe, network
 from meca.engine import Recipe, prepare
 from meca.enhance import SIDES, EnhanceParams
+from meca.models import DetectorParams, NetworkParams
 from meca.params import Params
 from meca.partition import PartitionParams
 from meca.relabel import RelabelParams
@@ -35,7 +36,6 @@ NETWORKS = (
     ("mobilenet_v2", "imagenet"),
 )
 STAGES = ("partition", "enhance", "split", "train_clean", "relabel_finetune")
-DETECTOR = ("compact", "s2d")  # of preset `default`, whatever the network of the model that goes out
 BYTES = {"train": 28, "score": 20, "forward": 6}
 # Images per second that we aim at, by machine: what training and scoring have to reach there.
 TARGETS = {
@@ -130,9 +130,16 @@ def passes(n: int, flagged: float = 0.05, params: Params | None = None) -> dict[
     }
 
 
-def works_with(stage: str, name: str, stem: str) -> tuple[str, str]:
-    """Return the network that a stage computes with, where the model that goes out is `name` with `stem`."""
-    return DETECTOR if stage in ("partition", "enhance", "split") else (name, stem)
+def works_with(stage: str, name: str, stem: str) -> NetworkParams:
+    """Return the network that a stage of preset `default` computes with, where the model that goes out is `name` with `stem`."""
+    network = describe(name, stem).network
+    return default_params().group("detector", DetectorParams).resolve(network) if stage in ("partition", "enhance", "split") else network
+
+
+def stage_cost(stage: str, name: str, stem: str, size: int = 32) -> Cost:
+    """Count one picture of the network of a stage, see `works_with`."""
+    used = works_with(stage, name, stem)
+    return cost(used.name, used.stem, size, width=used.width)
 
 
 def target(device: str, name: str, stem: str, pictures: dict[str, float]) -> float | None:
@@ -160,7 +167,7 @@ def main() -> None:
         print(f"{name + ' ' + stem:22}{c.forward / 1e9:12.4f}{c.train / 1e9:10.4f}{c.parameters / 1e6:10.2f}{seconds}")
     print(f"\n{'floor s, default':22}" + "".join(f"{stage:>18}" for stage in STAGES) + f"{'all':>10}")
     for name, stem in NETWORKS:
-        found = [cost(*works_with(stage, name, stem), arguments.size).floor(limits, **pictures) for stage, pictures in passes(arguments.n).items()]
+        found = [stage_cost(stage, name, stem, arguments.size).floor(limits, **pictures) for stage, pictures in passes(arguments.n).items()]
         print(f"{name + ' ' + stem:22}" + "".join(f"{seconds:18.3g}" for seconds in found) + f"{sum(found):10.3g}")
 
 

@@ -29,15 +29,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from benchmarks.floors import STAGES, cost, passes, target, works_with
+from benchmarks.floors import STAGES, passes, stage_cost, target, works_with
 from benchmarks.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
 from benchmarks.peers import RECIPE
 from meca.augment import generator
-from meca.engine import Device, Recipe, predict, side_by_side, train
-from meca.enhance import SIDES, EnhanceParams, two_outputs
+from meca.engine import Device, Recipe, features, predict, side_by_side, train
+from meca.enhance import SIDES, EnhanceParams, suspects_first, two_outputs
 from meca.models import DetectorParams, build
 from meca.params import Params
-from meca.partition import PartitionParams, choose, signals, suspicion
+from meca.partition import PartitionParams, choose, main_axis, signals, suspicion
 from meca.relabel import RelabelParams, relabel, transplant
 from meca.scoring import patch_masks, score
 from meca.split import SplitParams, by_two_clusters
@@ -77,14 +77,14 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
 
     early = build(watching, generator(seed, "partition", "init")).to(device)
     train(early, images, labels, everything, detector.recipe, seed, "partition", device=machine)
-    suspicious = suspicion(signals(early, images, labels, detector, generator(seed, "partition", "masks")), detector.signals)
+    found = signals(early, images, labels, detector, generator(seed, "partition", "masks"))
+    suspicious = suspicion(found, detector.signals)
     choose(suspicious, labels, detector.alpha, detector.alpha_of)
     yield
 
-    both = side_by_side(
-        [partial(two_outputs, early, watching, images, labels, suspicious, enhancer, seed, side, device=machine) for side in SIDES], machine
-    )
-    sides = dict(zip(SIDES, both, strict=True))
+    orders = suspects_first(suspicious, main_axis(features(early, images), labels, found.loss))
+    jobs = [partial(two_outputs, early, watching, images, labels, orders[side], enhancer, seed, side, device=machine) for side in SIDES]
+    sides = dict(zip(SIDES, side_by_side(jobs, machine), strict=True))
     yield
 
     def flips(label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
@@ -92,8 +92,16 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
         first, second = (images[torch.from_numpy(rows).to(device)].float().mean(0) for rows in (suspects, rest))
         return transplant(early, images[others], (first - second) / 255, label)[0]
 
-    margins = {side: found.margin.double().cpu().numpy() for side, found in sides.items()}
-    by_two_clusters(margins, labels.cpu().numpy(), classes, params.group("split", SplitParams), flips)
+    def unseen(left_out: list[np.ndarray]) -> list[np.ndarray]:
+        def look(number: int, without: np.ndarray) -> np.ndarray:
+            model = build(watching, generator(seed, "split", "init")).to(device)
+            train(model, images, labels, torch.from_numpy(~without).to(device), detector.recipe, seed, f"split {number}", device=machine)
+            return predict(model, images).argmax(1).cpu().numpy()
+
+        return side_by_side([partial(look, *job) for job in enumerate(left_out)], machine)
+
+    margins = {side: result.margin.double().cpu().numpy() for side, result in sides.items()}
+    by_two_clusters(margins, labels.cpu().numpy(), classes, params.group("split", SplitParams), flips, unseen)
     yield
 
     model = build(description, generator(seed, "train_clean", "init")).to(device)
@@ -140,10 +148,11 @@ def stages(bench: Bench, name: str, stem: str, n: int, until: float, repeats: in
             break
     limits, setting = bench.ceilings, f"{name} {stem}, {n:,} x 32 px"
     counted = passes(n, FLAGGED, params)
-    networks = {stage: works_with(stage, name, stem) for stage in STAGES}
-    floors = {stage: cost(*networks[stage]).floor(limits, **counted[stage]) for stage in STAGES}
-    flops = {stage: sum(count * cost(*networks[stage]).flops(kind) for kind, count in counted[stage].items()) for stage in STAGES}
-    targets = {stage: target(bench.device, *networks[stage], counted[stage]) for stage in STAGES}
+    used = {stage: works_with(stage, name, stem) for stage in STAGES}
+    each = {stage: stage_cost(stage, name, stem) for stage in STAGES}
+    floors = {stage: each[stage].floor(limits, **counted[stage]) for stage in STAGES}
+    flops = {stage: sum(count * each[stage].flops(kind) for kind, count in counted[stage].items()) for stage in STAGES}
+    targets = {stage: target(bench.device, used[stage].name, used[stage].stem, counted[stage]) for stage in STAGES}
     known = [targets[stage] for stage in STAGES if counted[stage]]
     floors["all five"], flops["all five"] = sum(floors.values()), sum(flops.values())
     targets["all five"] = sum(t for t in known if t is not None) if None not in known else None

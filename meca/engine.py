@@ -29,6 +29,7 @@ __all__ = [
     "Recipe",
     "Trainer",
     "as_input",
+    "features",
     "predict",
     "prepare",
     "resume",
@@ -514,3 +515,28 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
         logits[i : i + batch_size] = model(as_input(images[i : i + batch_size]))
     model.train(was_training)
     return logits
+
+
+def features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Return what the last linear layer is given, float32 [n f], in eval mode.
+
+    Args:
+        model: Its mode is restored.
+        images: uint8 [n h w c].
+        batch_size: Samples a forward pass.
+    """
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    found = torch.empty(len(images), last.in_features, device=images.device)
+    at = 0
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal at
+        found[at : at + len(inputs[0])] = inputs[0]
+        at += len(inputs[0])
+
+    hook = last.register_forward_pre_hook(note)
+    try:
+        predict(model, images, batch_size)
+    finally:
+        hook.remove()
+    return found

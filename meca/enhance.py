@@ -6,8 +6,9 @@ class without poison that is a distinction between easy and hard pictures, a mat
 distinction between pictures with and without the trigger: the simplest feature there is, and it carries over to samples
 that the network has not seen. So the set is cut in two folds, each is judged by the network that was trained on the
 other one, and the judgement (the margin between the two outputs) seeds the next round, as the paper rescores the set before
-every round. The rounds are run twice, once with the fast learnt and once with the slowly learnt samples as
-suspects (`low`, `high`): on an easy data set the clean task is learnt before a rare trigger, and the order turns round.
+every round. The rounds are run three times: with the fast learnt samples as suspects (`low`), and with those at either end of the
+main axis of their class (`ahead`, `behind`). On an easy data set the clean task is learnt before a rare trigger or beside it, so that
+the order of learning says nothing; the features of a network that has learnt the trigger still say it.
 
 `unlearn` (preset `paper`). Formula 4 of the paper: `L = CE(f, D_rest) - 0.05 CE(f, D_c)`, over rounds with a growing share
 `alpha_t`, the set rescored before each. What the paper leaves open (rounds, schedule, learning rate) is in params.yaml.
@@ -28,9 +29,9 @@ from meca.augment import generator
 from meca.engine import Device, Recipe, predict, train
 from meca.models import Description, build
 
-__all__ = ["SIDES", "EnhanceParams", "TwoOutputs", "folds", "two_outputs", "unlearn", "widen"]
+__all__ = ["SIDES", "EnhanceParams", "TwoOutputs", "folds", "suspects_first", "two_outputs", "unlearn", "widen"]
 
-SIDES = ("low", "high")
+SIDES = ("low", "ahead", "behind")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ class TwoOutputs:
     called: Tensor  # bool [n]: of all outputs, that network chose `suspect` of the given class
     model: nn.Module  # of the last training; outputs: K plain, then K suspect
     description: Description  # of that model
+
+
+def suspects_first(suspicious: Tensor, axis: Tensor) -> dict[str, Tensor]:
+    """Return per side what its first round orders the samples of a class by, float32 [n], high is suspicious.
+
+    Args:
+        suspicious: [n], from the order of learning.
+        axis: [n], see `meca.partition.main_axis`.
+    """
+    return dict(zip(SIDES, (suspicious.float(), axis.float(), -axis.float()), strict=True))
 
 
 def folds(labels: Tensor, rng: torch.Generator) -> Tensor:
@@ -100,7 +111,7 @@ def two_outputs(
     description: Description,
     images: Tensor,
     labels: Tensor,
-    suspicious: Tensor,
+    order_by: Tensor,
     params: EnhanceParams,
     seed: int,
     side: str,
@@ -115,17 +126,16 @@ def two_outputs(
         description: Its description.
         images: uint8 [n h w c].
         labels: int64 [n], as given.
-        suspicious: [n], high is suspicious; side `high` turns it round.
+        order_by: float32 [n], high is suspicious, see `suspects_first`.
         params: Shares, rounds, recipe.
         seed: Of the run.
-        side: `low` or `high`.
+        side: Its name, part of every draw's key.
         checkpoints: Folder to resume from.
         on_training: Told the number of the training, its last loss and its last accuracy.
         device: Says how a step is computed.
     """
     classes = len(description.class_names)
     half = folds(labels.cpu(), generator(seed, "enhance", "folds")).to(labels.device)
-    order_by = (suspicious if side == "low" else -suspicious).float()
     margin, called = order_by.clone(), torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     wide, grown = description, model
     for number in range(2 * params.rounds):

@@ -5,7 +5,11 @@ clean task is not, and a saturated network would give ties. Two signals are read
 (`meca.scoring`) and the cross-entropy to the given label, which is low early for poisoned samples (Li, Lyu, Koren, Lyu, Li,
 Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data", NeurIPS 2021, https://arxiv.org/abs/2110.11571).
 
-Departures of `default` from the paper, each a parameter: the early stop, the second signal, and a share per class instead
+A third signal does not depend on the order of learning: where a sample lies on the main axis of its class, the first principal
+component of the network's features (Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018,
+https://arxiv.org/abs/1811.00636, take the distance from the middle as their score). `enhance` starts from both of its ends.
+
+Departures of `default` from the paper, each a parameter: the early stop, the further signals, and a share per class instead
 of one over all classes, so that no class is missing from the clean part.
 """
 
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 from meca.engine import Recipe
 from meca.scoring import patch_masks, ranks, score
 
-__all__ = ["PartitionParams", "Signals", "choose", "signals", "suspicion"]
+__all__ = ["PartitionParams", "Signals", "choose", "main_axis", "signals", "suspicion"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,29 @@ def suspicion(found: Signals, names: tuple[str, ...]) -> Tensor:
     """Return the mean rank of the named signals, turned so that high is suspicious: float64 [n] in [0, 1]."""
     values = {"kl": found.kl, "loss": found.loss}
     return 1 - torch.stack([ranks(values[name]) for name in names]).mean(0)
+
+
+def main_axis(features: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    """Return where each sample lies on the main axis of its class, in standard deviations from the mean: float32 [n].
+
+    The positive end is the one with the lower loss, so that the ends of all classes have one meaning and no sign is left to chance.
+
+    Args:
+        features: float32 [n f], see `meca.engine.features`.
+        labels: int64 [n], as given.
+        loss: float32 [n].
+    """
+    place = torch.zeros(len(labels), dtype=torch.float64)
+    given, values = labels.cpu(), ranks(loss.cpu())
+    for c in given.unique():
+        rows = torch.nonzero(given == c)[:, 0]
+        mine = features[rows.to(features.device)].double().cpu()
+        mine -= mine.mean(0)
+        along = mine @ torch.linalg.eigh(mine.T @ mine).eigenvectors[:, -1]
+        if float((along * (values[rows] - values[rows].mean())).sum()) > 0:
+            along = -along
+        place[rows] = along / along.square().mean().sqrt().clamp(min=1e-12)
+    return place.float().to(labels.device)
 
 
 def choose(suspicious: Tensor, labels: Tensor, alpha: float, of: str) -> Tensor:

@@ -1,21 +1,26 @@
 """`split`: which samples are poisoned, and whether there is evidence of poisoning at all.
 
-`two_clusters` (preset `default`). The margins of `enhance` are looked at class by class, in two steps.
+`two_clusters` (preset `default`). The margins of `enhance` are looked at class by class, in three steps.
 
-1. Do they fall into two heaps with an empty valley between? Then the class holds two kinds of pictures that a network tells
+1. Do they fall into two heaps with a valley between? Then the class holds two kinds of pictures that a network tells
    apart without having seen them. That is the mark of a trigger, but also of a class with two kinds of content.
 2. Does the difference carry over? The mean of one heap minus the mean of the other is added to pictures of *other* classes, and
    the network of `partition`, which was trained on everything, is asked what it sees. A trigger turns them to the class; the
-   difference between two kinds of content does not. The heap whose mean carries the trigger is the poisoned one.
+   difference between two kinds of content does not. The heap whose mean carries the trigger is the poisoned one. This proves
+   triggers that are added at one place, clean-label attacks among them.
+3. Is the heap foreign? A network is trained without it and asked what it sees. Pictures that were given the class together with
+   a trigger are pictures of many other classes; a second kind of content looks like one or two neighbours at most. This proves triggers
+   that move, turn or bend, as long as their samples come from several classes.
 
-That heap is flagged, and nothing anywhere else, so a class can never be thrown away as a whole. No class with two heaps of which
-one carries a trigger: no evidence. A difference that carries over half-way, heaps far apart that nothing explains, or a cap that is
-reached: inconclusive, and nothing is removed.
+A heap that is proven by either is flagged, and nothing anywhere else, so a class can never be thrown away as a whole. No proven heap: no
+evidence. A difference that carries over half-way, heaps very far apart that nothing explains, or a cap that is reached: inconclusive, and
+nothing is removed.
 
 `misclassified` (preset `paper`). What the enhanced model misclassifies is clean, the rest is poisoned (Pu et al., 2024).
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +37,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Flips = Callable[[int, Ints, Ints], float]  # class, rows of the suspects, rows of the rest of the class
+Unseen = Callable[[list[Bools]], list[Ints]]  # for each set of samples that are left out, the class that a network without them sees in every sample
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,13 @@ class SplitParams:
 
     rule: Literal["two_clusters", "misclassified"]
     max_valley: float  # two heaps: at most this share of a class lies in the middle fifth of its range
+    min_separation: float  # two heaps: their means are at least so many standard deviations apart
     min_range: float  # logits: two heaps are at least so far apart
     far_range: float  # logits: heaps so far apart are doubtful where their difference does not carry over
     min_flips: float  # share of other pictures that the difference turns to the class: from here on it is a trigger
     doubt_flips: float  # from here on it may be one
+    min_foreign: float  # share of a heap in which a network that was trained without it sees other classes: from here on it is poison,
+    min_foreign_spread: float  # if they are many: entropy of those classes over that of all, in [0, 1]
     probe: int  # pictures of other classes that are tried
     spread: float  # standard deviations of the plain heap that are still plain
     cap_flagged: float  # of all samples: more are not believed
@@ -60,9 +69,13 @@ class Evidence:
     n: int
     valley: float  # share of the samples in the middle fifth of the range
     range: float  # logits between the 4 % and the 96 % quantile
-    threshold: float  # (mirrored) margin above which a sample belongs to the suspect heap
+    separation: float  # Ashman's D of a mixture of two normal distributions
+    middle: float  # (mirrored) margin in the middle of the range: what lies above it is asked about
+    threshold: float  # (mirrored) margin, not above the middle, from which on a sample of a proven heap is flagged
     suspects: int
     flips: float | None  # see `SplitParams.min_flips`; None where there are no two heaps to compare
+    foreign: float | None = None  # see `SplitParams.min_foreign`; None where it was not asked
+    foreign_spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,8 @@ def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: boo
     """Describe the margins of one class.
 
     The range leaves out 4 % at both ends, the valley is the middle fifth of the range: two heaps leave it nearly empty, one
-    heap fills it with a fifth (uniform) or more.
+    heap fills it with a fifth (uniform) or more. Ashman's D (Ashman, Bird, Zepf, "Detecting Bimodality in Astronomical Datasets",
+    The Astronomical Journal 108, 1994) is the distance of the means of two normal distributions over their deviation.
 
     Args:
         margin: float64 [n] of one class, high is suspicious.
@@ -92,7 +106,7 @@ def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: boo
         mirrored: The caller has turned the margins round.
     """
     if len(margin) < 10:
-        return Evidence(label, side, mirrored, len(margin), 1.0, 0.0, float("inf"), 0, None)
+        return Evidence(label, side, mirrored, len(margin), 1.0, 0.0, 0.0, float("inf"), float("inf"), 0, None)
     low, high = np.quantile(margin, [0.04, 0.96])
     width = float(high - low)
     middle = (margin > low + 0.4 * width) & (margin < low + 0.6 * width)
@@ -100,12 +114,30 @@ def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: boo
     # The lower half of the plain heap is free of poison, so its width is measured there.
     centre = float(np.median(plain)) if len(plain) else float(low)
     sigma = centre - float(np.quantile(plain, 0.16)) if len(plain) else 0.0
-    threshold = min(float(low + high) / 2, centre + spread * sigma)
-    return Evidence(label, side, mirrored, len(margin), float(middle.mean()), width, threshold, int((margin > threshold).sum()), None)
+    half_way = float(low + high) / 2
+    threshold = min(half_way, centre + spread * sigma)
+    suspects, valley = int((margin > threshold).sum()), float(middle.mean())
+    return Evidence(label, side, mirrored, len(margin), valley, width, _separation(margin), half_way, threshold, suspects, None)
 
 
-def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips, fitted: float = 0.0) -> Decision:
-    """Decide by the shape of the margins, and by whether the difference of two heaps carries over to other classes.
+def _separation(margin: Floats, most: int = 2000) -> float:
+    """Return Ashman's D of the margins, 0 where they are all but equal; of many, `most` quantiles stand for all."""
+    values = np.sort(margin if len(margin) <= most else np.quantile(margin, (np.arange(most) + 0.5) / most))
+    deviation = float(values.std())
+    if deviation < 1e-9 * max(1.0, float(np.abs(values).max())):
+        return 0.0
+    from sklearn.mixture import GaussianMixture
+
+    # Sorted and in units of their own deviation, so that neither order nor scale changes the start of the fit.
+    mixture = GaussianMixture(2, random_state=0, reg_covar=1e-3).fit(((values - values.mean()) / deviation)[:, None])
+    (first, second), variances = np.asarray(mixture.means_)[:, 0], np.asarray(mixture.covariances_)[:, 0, 0]
+    return float(abs(second - first) / np.sqrt(variances.mean()))
+
+
+def by_two_clusters(
+    margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips, unseen: Unseen, fitted: float = 0.0
+) -> Decision:
+    """Decide by the shape of the margins, by whether the difference of two heaps carries over, and by whether a heap is foreign.
 
     Args:
         margins: Per side float64 [n], high is suspicious.
@@ -114,28 +146,32 @@ def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, para
         params: Thresholds and caps.
         flips: Adds the mean of the first samples minus the mean of the second to pictures of other classes, and returns the share
             that goes over to the class, beyond those that are there without it.
+        unseen: Trains a network without the given samples, for each set of them, and returns what it sees in every sample, int64 [n].
         fitted: Share of the samples whose given label the network of `partition` predicts.
     """
-    found: list[Evidence] = []
     flagged, suspicion = np.zeros(len(labels), dtype=bool), np.zeros(len(labels))
     certain: list[Evidence] = []
     doubtful: list[Evidence] = []
-    for c in range(classes):
-        mine = np.flatnonzero(labels == c)
-        views = {(side, turned): -margin[mine] if turned else margin[mine] for side, margin in margins.items() for turned in (False, True)}
+    rows = [np.flatnonzero(labels == c) for c in range(classes)]
+    found: list[list[Evidence]] = []
+    for c, mine in enumerate(rows):
         judged: list[Evidence] = []
-        for (side, turned), margin in views.items():
+        for side, turned in itertools.product(margins, (False, True)):
+            margin = _view(margins, side, turned)[mine]
             shape = evidence(margin, c, side, params.spread, turned)
-            if shape.range >= params.min_range and shape.valley <= params.max_valley:
-                suspect = margin > shape.threshold
+            if shape.range >= params.min_range and shape.valley <= params.max_valley and shape.separation >= params.min_separation:
+                suspect = margin > shape.middle  # purer than what will be flagged
                 shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]))
             judged.append(shape)
-        found += judged
-        proven = [e for e in judged if e.flips is not None and e.flips >= params.min_flips]
+        found.append(judged)
+    _ask_without(found, margins, labels, rows, classes, params, unseen)
+    for c, mine in enumerate(rows):
+        judged = found[c]
+        proven = [e for e in judged if _carries(e, params) or _foreign(e, params)]
         # Where several views prove it, the one whose heaps are furthest apart draws the line most clearly. The two views of one
         # side differ in that by rounding alone: there the one whose difference carries over better.
         best = max(proven or [e for e in judged if not e.mirrored], key=lambda e: (round(e.range * (1 - e.valley), 6), e.flips or 0.0))
-        margin = views[best.side, best.mirrored]
+        margin = _view(margins, best.side, best.mirrored)[mine]
         if proven:
             certain.append(best)
             flagged[mine] = margin > best.threshold
@@ -146,30 +182,87 @@ def by_two_clusters(margins: dict[str, Floats], labels: Ints, classes: int, para
             doubtful += [e for e in judged if e.flips is not None and (e.flips >= params.doubt_flips or e.range >= params.far_range)][:1]
     caps = _caps(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
-    verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, fitted)
-    return Decision(verdict, reason, flagged, suspicion, target, caps, found)
+    verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
+    return Decision(verdict, reason, flagged, suspicion, target, caps, list(itertools.chain.from_iterable(found)))
+
+
+def _view(margins: dict[str, Floats], side: str, mirrored: bool) -> Floats:
+    return -margins[side] if mirrored else margins[side]
+
+
+def _carries(e: Evidence, params: SplitParams) -> bool:
+    return e.flips is not None and e.flips >= params.min_flips
+
+
+def _foreign(e: Evidence, params: SplitParams) -> bool:
+    return e.foreign is not None and e.foreign >= params.min_foreign and (e.foreign_spread or 0.0) >= params.min_foreign_spread
+
+
+def _ask_without(
+    found: list[list[Evidence]],
+    margins: dict[str, Floats],
+    labels: Ints,
+    rows: list[Ints],
+    classes: int,
+    params: SplitParams,
+    unseen: Unseen,
+) -> None:
+    """Fill in `foreign` for classes with heaps that no difference explains: for the two heaps of the side that tells them best apart.
+
+    Two networks serve all classes: one was trained without the upper heaps, the other without the lower ones.
+    """
+    asked: list[tuple[int, int]] = []
+    for c, judged in enumerate(found):
+        heaps = [i for i, e in enumerate(judged) if e.flips is not None]
+        if heaps and not any(_carries(judged[i], params) for i in heaps):
+            best = max(heaps, key=lambda i: (round(judged[i].separation, 6), -i))
+            asked += [(c, i) for i in heaps if judged[i].side == judged[best].side]
+    if not asked:
+        return
+    left_out = {turned: np.zeros(len(labels), dtype=bool) for turned in (False, True)}
+    for c, i in asked:
+        e = found[c][i]
+        left_out[e.mirrored][rows[c]] = _view(margins, e.side, e.mirrored)[rows[c]] > e.threshold
+    seen = dict(zip(left_out, unseen(list(left_out.values())), strict=True))
+    for c, i in asked:
+        e = found[c][i]
+        mine = rows[c][_view(margins, e.side, e.mirrored)[rows[c]] > e.middle]
+        counts = np.bincount(seen[e.mirrored][mine], minlength=classes).astype(np.float64)
+        counts[c] = 0
+        shares = counts[counts > 0] / max(1.0, counts.sum())
+        spread = float(-(shares * np.log(shares)).sum() / np.log(classes - 1)) if classes > 2 else 0.0
+        found[c][i] = dataclasses.replace(e, foreign=float(counts.sum() / max(1, len(mine))), foreign_spread=spread)
 
 
 def _verdict(
-    certain: list[Evidence], doubtful: list[Evidence], broken: list[dict[str, Any]], flagged: Bools, labels: Ints, classes: int, fitted: float
+    certain: list[Evidence],
+    doubtful: list[Evidence],
+    broken: list[dict[str, Any]],
+    flagged: Bools,
+    labels: Ints,
+    classes: int,
+    params: SplitParams,
+    fitted: float,
 ) -> tuple[str, str]:
     if broken:
         cap = broken[0]
         return "inconclusive", f"{cap['name']} is {cap['value']:.3f}, beyond its limit {cap['limit']:.3f}: so much poison is not believed"
     if certain:
         which = "one class" if len(certain) == 1 else f"{len(certain)} classes"
-        carried = max(e.flips or 0.0 for e in certain)
-        return "poisoned", (
-            f"{int(flagged.sum())} samples of {which} share a feature that the rest of their class lacks; added to pictures of other classes "
-            f"it turns {carried:.0%} of them to that class"
+        strongest = max(certain, key=lambda e: e.flips or 0.0)
+        proof = (
+            f"added to pictures of other classes it turns {strongest.flips or 0.0:.0%} of them to that class"
+            if _carries(strongest, params)
+            else f"a network that was trained without them sees other classes in {strongest.foreign or 0.0:.0%} of them"
         )
+        return "poisoned", f"{int(flagged.sum())} samples of {which} share a feature that the rest of their class lacks; {proof}"
     if doubtful:
         e = max(doubtful, key=lambda e: e.flips or 0.0)
         return "inconclusive", (
             f"class {e.label} holds two kinds of pictures, and what tells them apart turns {e.flips or 0.0:.0%} of other pictures to that class: "
             "too little for a trigger, or too much for none"
         )
-    reason = "in no class does a part of the samples carry a feature that turns other pictures to that class"
+    reason = "in no class does a part of the samples carry a feature that turns other pictures to that class, or belong to many other classes"
     smallest = int(np.bincount(labels, minlength=classes).min())
     if smallest < FEW:
         reason += f"; the smallest class has {smallest} samples, so that the test has little power"

@@ -8,7 +8,7 @@ import torch
 
 from meca.augment import generator
 from meca.engine import EngineParams, predict, prepare, side_by_side
-from meca.enhance import SIDES, EnhanceParams, TwoOutputs, two_outputs, unlearn
+from meca.enhance import SIDES, EnhanceParams, TwoOutputs, suspects_first, two_outputs, unlearn
 from meca.models import load_model, read_description, save_model
 from meca.partition import PartitionParams, choose, signals, suspicion
 from meca.stages.runtime import Context, main
@@ -23,8 +23,10 @@ def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
     data, images, labels = open_train(store, device)
     description = read_description(partition)
     model = load_model(partition).to(device.name)
-    suspicious = torch.from_numpy(column(partition / "scores.parquet", "suspicion", len(labels)).copy()).to(device.name)
+    scores = partition / "scores.parquet"
+    suspicious, axis = (torch.from_numpy(column(scores, name, len(labels)).copy()).to(device.name) for name in ("suspicion", "axis"))
     if params.method == "two_outputs":
+        orders = suspects_first(suspicious, axis)
         told: dict[str, list[tuple[int, float, float]]] = {side: [] for side in SIDES}
 
         def judge(side: str) -> TwoOutputs:
@@ -32,7 +34,7 @@ def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
                 told[side].append((number, loss, accuracy))
                 ctx.progress(f"enhance: {side}", number, 2 * params.rounds, f"loss {loss:.3f}")
 
-            return two_outputs(model, description, images, labels, suspicious, params, ctx.seed, side, ctx.checkpoints, note, device)
+            return two_outputs(model, description, images, labels, orders[side], params, ctx.seed, side, ctx.checkpoints, note, device)
 
         with ctx.timed("train"):
             both = side_by_side([partial(judge, side) for side in SIDES], device)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from meca.augment import generator
-from meca.engine import EngineParams, prepare, train
+from meca.engine import EngineParams, features, prepare, train
 from meca.models import DetectorParams, NetworkParams, build, save_model
-from meca.partition import PartitionParams, choose, signals, suspicion
+from meca.partition import PartitionParams, choose, main_axis, signals, suspicion
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table, write_parquet
 
@@ -31,7 +31,8 @@ def run(ctx: Context, store: Path, out: Path) -> None:
         found = signals(model, images, labels, params, generator(ctx.seed, "partition", "masks"))
     suspicious = suspicion(found, params.signals)
     likely_clean = choose(suspicious, labels, params.alpha, params.alpha_of)
-    columns = {"suspicion": suspicious, "likely_clean": likely_clean, "kl": found.kl, "loss": found.loss}
+    axis = main_axis(features(model, images), labels, found.loss)
+    columns = {"suspicion": suspicious, "likely_clean": likely_clean, "kl": found.kl, "loss": found.loss, "axis": axis}
     write_parquet(scores_table(data, {name: tensor.cpu().numpy() for name, tensor in columns.items()}), out / "scores.parquet")
     save_model(model, description, out)
     ctx.metrics = {

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,19 @@ import pyarrow as pa
 import torch
 
 from meca.augment import generator
-from meca.engine import EngineParams, prepare
+from meca.engine import EngineParams, predict, prepare, side_by_side, train
 from meca.enhance import SIDES
 from meca.files import canonical_json, read_json
 from meca.metrics import wilson
-from meca.models import load_model
+from meca.models import build, load_model, read_description
+from meca.partition import PartitionParams
 from meca.relabel import transplant
 from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table, write_parquet
 from meca.store import open_store
 
-GROUPS = ("seed", "preset", "engine", "split")
+GROUPS = ("seed", "preset", "engine", "partition", "split")
 
 
 def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) -> None:
@@ -35,7 +36,8 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
     predicted: np.ndarray | None = None
     if params.rule == "two_clusters":
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
-        decision = by_two_clusters(margins, labels, classes, params, _flips(ctx, store, partition, params), _fitted(partition))
+        networks = _Networks(ctx, store, partition, params.probe)
+        decision = by_two_clusters(margins, labels, classes, params, networks.flips, networks.unseen, _fitted(partition))
     else:
         predicted = column(scores, "predicted", len(labels)).astype(np.int64)
         decision = by_misclassification(predicted, column(scores, "suspicion", len(labels)).astype(np.float64), labels, classes)
@@ -68,21 +70,39 @@ def _fitted(partition: Path) -> float:
     return float(read_json(partition / "metrics.json")["train_accuracy"])
 
 
-def _flips(ctx: Context, store: Path, partition: Path, params: SplitParams) -> Callable[[int, np.ndarray, np.ndarray], float]:
-    device = prepare(ctx.params.group("engine", EngineParams))
-    _, images, labels = open_train(store, device)
-    model = load_model(partition).to(device.name)
+class _Networks:
+    """What `split` asks of networks: the one of `partition`, and others like it that were trained without some samples."""
 
-    def flips(label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
+    def __init__(self, ctx: Context, store: Path, partition: Path, probe: int) -> None:
+        self.ctx, self.probe = ctx, probe
+        self.device = prepare(ctx.params.group("engine", EngineParams))
+        _, self.images, self.labels = open_train(store, self.device)
+        self.model, self.description = load_model(partition).to(self.device.name), read_description(partition)
+
+    def flips(self, label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
+        """Return the share of pictures of other classes that the difference of two heaps turns to the class."""
         if len(suspects) == 0 or len(rest) == 0:
             return 0.0
-        others = torch.nonzero(labels != label)[:, 0]
-        chosen = others[torch.randperm(len(others), generator=generator(ctx.seed, "split", label))[: params.probe].to(others.device)]
-        first, second = (images[torch.from_numpy(rows).to(images.device)].float().mean(0) for rows in (suspects, rest))
-        with_trigger, without = transplant(model, images[chosen], (first - second) / 255, label)
+        others = torch.nonzero(self.labels != label)[:, 0]
+        order = torch.randperm(len(others), generator=generator(self.ctx.seed, "split", label))
+        chosen = others[order[: self.probe].to(others.device)]
+        first, second = (self.images[torch.from_numpy(rows).to(self.images.device)].float().mean(0) for rows in (suspects, rest))
+        with_trigger, without = transplant(self.model, self.images[chosen], (first - second) / 255, label)
         return max(0.0, with_trigger - without)
 
-    return flips
+    def unseen(self, left_out: list[np.ndarray]) -> list[np.ndarray]:
+        """Return what networks that were trained without these samples see in all, int64 [n] each."""
+        recipe = self.ctx.params.group("partition", PartitionParams).recipe
+
+        def look(number: int, without: np.ndarray) -> np.ndarray:
+            kept = torch.from_numpy(~without).to(self.device.name)
+            model = build(self.description, generator(self.ctx.seed, "split", "init")).to(self.device.name)
+            place = self.ctx.checkpoints / f"without-{number}.safetensors"
+            train(model, self.images, self.labels, kept, recipe, self.ctx.seed, f"split {number}", place, device=self.device)
+            return predict(model, self.images).argmax(1).cpu().numpy()
+
+        with self.ctx.timed("train"):
+            return side_by_side([partial(look, *job) for job in enumerate(left_out)], self.device)
 
 
 def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predicted: np.ndarray | None, early: np.ndarray) -> pa.Table:

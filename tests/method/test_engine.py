@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from meca.augment import generator
-from meca.engine import Device, EngineParams, Recipe, Trainer, as_input, predict, prepare, side_by_side, train, worth_compiling
+from meca.engine import Device, EngineParams, Recipe, Trainer, as_input, features, predict, prepare, side_by_side, train, worth_compiling
 from meca.errors import MecaError, UsageError
 from meca.models import NETWORKS, NetworkParams, build
 from tests.making import settings
@@ -239,6 +239,18 @@ def test_predictions_do_not_depend_on_the_batch_size_nor_on_the_mode(batch_size:
     found = predict(model, images, batch_size)
     assert model.training and unchanged(model, before)
     assert torch.allclose(found, model.eval()(as_input(images)), atol=1e-5) and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_features_are_what_the_last_layer_is_given(batch_size: int) -> None:
+    model, (images, _) = network().train(), pictures(20)
+    before, hooks = copied(model), sum(len(module._forward_pre_hooks) for module in model.modules())
+    found = features(model, images, batch_size)
+    assert model.training and unchanged(model, before) and sum(len(module._forward_pre_hooks) for module in model.modules()) == hooks
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    assert found.shape == (20, last.in_features)
+    assert torch.allclose(last(found), predict(model, images), atol=1e-5)
+    assert features(model, images[:0]).shape == (0, last.in_features)
 
 
 def test_pixels_become_numbers_in_the_unit_interval_in_the_order_of_the_channels() -> None:

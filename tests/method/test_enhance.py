@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meca.augment import generator
 from meca.engine import Trainer, as_input, predict
-from meca.enhance import SIDES, EnhanceParams, TwoOutputs, folds, two_outputs, unlearn, widen
+from meca.enhance import SIDES, EnhanceParams, TwoOutputs, folds, suspects_first, two_outputs, unlearn, widen
 from meca.errors import MecaError
 from meca.models import NetworkParams
 from tests.making import settings
@@ -35,6 +35,12 @@ def enhanced(
 def half() -> Tensor:
     """Return the fold that is held out first."""
     return folds(pictures()[1], generator(0, "enhance", "folds"))
+
+
+def test_the_sides_suspect_the_fast_learnt_samples_and_either_end_of_the_axis() -> None:
+    suspicious, axis = torch.tensor([0.1, 0.9, 0.5], dtype=torch.float64), torch.tensor([2.0, -1.0, -1.5])
+    first = {side: int(order.argmax()) for side, order in suspects_first(suspicious, axis).items()}
+    assert first == {"low": 1, "ahead": 0, "behind": 2} and tuple(first) == SIDES
 
 
 def test_folds_are_halves_of_every_class_and_depend_on_their_generator_alone() -> None:
@@ -110,7 +116,7 @@ def test_a_planted_white_corner_gets_the_highest_margins_of_its_class_from_the_s
     seeds[planted[:12]] = 1.0  # an imperfect start: a quarter of the poison is missed, as are four clean samples
     seeds[torch.nonzero(labels == 1)[:, 0][40:44]] = 1.0
     params = dataclasses.replace(PARAMS, rounds=2, core=0.25, recipe=recipe(epochs=12))
-    margin = two_outputs(network(), description(), images, labels, seeds if side == "low" else -seeds, params, 0, side).margin
+    margin = two_outputs(network(), description(), images, labels, seeds, params, 0, side).margin
     mine = torch.nonzero(labels == 1)[:, 0]
     top = mine[margin[mine].argsort(descending=True)[:16]]
     assert len(set(top.tolist()) & set(planted.tolist())) > 12, "more than were seeded"

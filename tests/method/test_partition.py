@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from meca.augment import generator
 from meca.engine import predict
-from meca.partition import PartitionParams, Signals, choose, signals, suspicion
+from meca.partition import PartitionParams, Signals, choose, main_axis, signals, suspicion
 from tests.making import settings
 from tests.method.tiny import copied, network, pictures, unchanged
 
@@ -90,6 +91,46 @@ def test_signals_depend_on_the_generator_alone() -> None:
     torch.manual_seed(2)
     assert torch.equal(signals(model, images, labels, PARAMS, generator("masks")).kl, first)
     assert not torch.equal(signals(model, images, labels, PARAMS, generator("others")).kl, first)
+
+
+def mixed(seed: int, n: int = 120) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return features of three classes, labels, and which samples of class 1 lie apart from the rest of it."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    apart = (labels == 1) & (torch.arange(n) % 4 == 0)
+    features = torch.randn(n, 6, generator=rng) + 10 * torch.nn.functional.one_hot(labels, 6)
+    return features + 8 * apart[:, None] * torch.tensor([0.0, 0, 0, 1, -1, 0]), labels, apart
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_main_axis_of_a_class_tells_its_two_kinds_apart_and_the_fast_learnt_end_is_positive(fast: bool, seed: int) -> None:
+    features, labels, apart = mixed(seed)
+    axis = main_axis(features, labels, torch.where(apart, 0.1, 1.0) if fast else torch.where(apart, 1.0, 0.1))
+    mine = axis[labels == 1] if fast else -axis[labels == 1]
+    assert mine[apart[labels == 1]].min() > mine[~apart[labels == 1]].max()
+    for c in range(3):
+        assert float(axis[labels == c].mean()) == pytest.approx(0, abs=1e-5) and float(axis[labels == c].square().mean()) == pytest.approx(
+            1, abs=1e-4
+        )
+
+
+def test_the_axis_is_the_first_principal_component_of_each_class_alone() -> None:
+    from sklearn.decomposition import PCA
+
+    features, labels, _ = mixed(3)
+    loss = torch.rand(len(labels), generator=generator("loss"))
+    axis = main_axis(features, labels, loss)
+    for c in range(3):
+        expected = PCA(1).fit_transform(features[labels == c].numpy())[:, 0]
+        assert abs(float(np.corrcoef(expected, axis[labels == c].numpy())[0, 1])) == pytest.approx(1, abs=1e-6)
+    order = torch.randperm(len(labels), generator=generator("order"))
+    assert torch.allclose(main_axis(features[order], labels[order], loss[order]), axis[order], atol=1e-5)
+
+
+def test_an_axis_without_a_direction_is_zero() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    assert not main_axis(torch.ones(4, 5), labels, torch.rand(4)).any(), "samples that do not differ, and a class of one"
 
 
 def test_without_a_step_nothing_moves() -> None:

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.split import Decision, Flips, SplitParams, by_misclassification, by_two_clusters, evidence
+from meca.split import Decision, Flips, SplitParams, Unseen, by_misclassification, by_two_clusters, evidence
 from tests.making import settings
 
 # The laws hold for numbers of their own: those of params.yaml are tuned.
 PARAMS = dataclasses.replace(
     settings().group("split", SplitParams),
-    max_valley=0.12, min_range=7.0, far_range=16.0, min_flips=0.4, doubt_flips=0.2, spread=2.5, cap_flagged=0.3, cap_left=0.4,
+    max_valley=0.12, min_separation=3.0, min_range=7.0, far_range=16.0, min_flips=0.4, doubt_flips=0.2, min_foreign=0.8, min_foreign_spread=0.8,
+    spread=2.5, cap_flagged=0.3, cap_left=0.4,
 )  # fmt: skip
 CLASSES, SIZE, PLANTED = 4, 200, 30
 LABELS = np.repeat(np.arange(CLASSES), SIZE)
@@ -40,9 +41,16 @@ def always(share: float) -> Flips:
     return lambda label, first, second: share
 
 
-def decide(margins: np.ndarray, flips: Flips, other: np.ndarray | None = None, labels: np.ndarray = LABELS, **changes: Any) -> Decision:
+def at_home(left_out: list[np.ndarray]) -> list[np.ndarray]:
+    """See in every sample the class that it was given."""
+    return [LABELS.copy() for _ in left_out]
+
+
+def decide(
+    margins: np.ndarray, flips: Flips, other: np.ndarray | None = None, labels: np.ndarray = LABELS, unseen: Unseen = at_home, **changes: Any
+) -> Decision:
     sides = {"low": margins, "high": heaps({}, seed=9)[0] if other is None else other}
-    return by_two_clusters(sides, labels, CLASSES, dataclasses.replace(PARAMS, **changes), flips)
+    return by_two_clusters(sides, labels, CLASSES, dataclasses.replace(PARAMS, **changes), flips, unseen)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -128,6 +136,57 @@ def test_only_two_parts_of_one_class_are_compared() -> None:
     assert set(asked) == {1, 2}
 
 
+def sees(second: np.ndarray, seed: int, classes: tuple[int, ...], share: float = 1.0) -> Unseen:
+    """Return what sees other classes in `share` of the second heap where that was left out, and the given class in all else."""
+
+    def look(left_out: list[np.ndarray]) -> list[np.ndarray]:
+        rng, found = np.random.default_rng(seed), []
+        for without in left_out:
+            seen = LABELS.copy()
+            foreign = without & second & (rng.random(len(LABELS)) < share)
+            seen[foreign] = rng.choice(classes, int(foreign.sum()))
+            found.append(seen)
+        return found
+
+    return look
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("upper", [True, False])
+def test_a_heap_that_belongs_to_many_other_classes_is_poison_though_no_difference_carries_over(upper: bool, seed: int) -> None:
+    margins, second = heaps({1: PLANTED}, seed)
+    found = decide(margins if upper else -margins, always(0.0), unseen=sees(second, seed, (0, 2, 3)))
+    assert (found.verdict, found.target_class) == ("poisoned", 1)
+    assert found.flagged[second].all() and found.flagged[~second].sum() <= 0.05 * SIZE
+    assert "sees other classes in 100% of them" in found.reason
+    proof = next(e for e in found.evidence if e.foreign == 1.0)
+    assert (proof.foreign_spread or 0) > 0.9 and proof.mirrored != upper
+
+
+@pytest.mark.parametrize(("classes", "share"), [((2,), 1.0), ((0, 2, 3), 0.7)])
+def test_a_second_kind_of_content_looks_like_one_neighbour_or_like_its_own_class(classes: tuple[int, ...], share: float) -> None:
+    margins, second = heaps({1: 100}, apart=14.0)
+    found = decide(margins, always(0.0), unseen=sees(second, 0, classes, share), far_range=1e9)
+    assert (found.verdict, found.flagged.any()) == ("no_evidence", False)
+    assert any(e.foreign for e in found.evidence)
+
+
+def test_two_networks_serve_all_classes_and_none_is_trained_where_a_difference_explains_the_heaps() -> None:
+    margins, second = heaps({1: PLANTED, 2: PLANTED})
+    asked: list[list[np.ndarray]] = []
+
+    def unseen(left_out: list[np.ndarray]) -> list[np.ndarray]:
+        asked.append(left_out)
+        return at_home(left_out)
+
+    decide(margins, carries(second), unseen=unseen)
+    assert asked == []
+    decide(margins, lambda label, these, rest: carries(second)(label, these, rest) if label == 1 else 0.0, unseen=unseen, far_range=1e9)
+    ((upper, lower),) = asked
+    assert not (upper | lower)[LABELS != 2].any(), "class 1 is explained, 0 and 3 have no heaps"
+    assert upper[second & (LABELS == 2)].all() and lower[~second & (LABELS == 2)].all()
+
+
 def test_more_poison_than_is_believed_is_inconclusive() -> None:
     margins, second = heaps(dict.fromkeys(range(CLASSES), PLANTED))
     assert decide(margins, carries(second)).verdict == "poisoned"
@@ -170,11 +229,15 @@ def any_flips(seed: int) -> Flips:
     return lambda label, first, second: float(np.random.default_rng([seed, label, len(first)]).random())
 
 
-@examples(derandomize=True, deadline=None, max_examples=200)
+def any_unseen(seed: int) -> Unseen:
+    return lambda left_out: [np.random.default_rng([seed, int(out.sum())]).integers(0, CLASSES, len(out)) for out in left_out]
+
+
+@examples(derandomize=True, deadline=None, max_examples=100)
 @given(**any_set)
 def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n: int, scale: float) -> None:
     margins, labels = drawn(seed, n, scale)
-    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed))
+    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), any_unseen(seed))
     assert found.flagged.shape == found.suspicion.shape == (n,) and found.flagged.dtype == bool
     assert np.isfinite(found.suspicion).all() and ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
     assert (found.verdict == "no_evidence") <= (not found.flagged.any())
@@ -190,9 +253,17 @@ def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n:
 @given(**any_set)
 def test_the_order_of_samples_and_a_shift_of_all_margins_change_nothing(seed: int, n: int, scale: float) -> None:
     margins, labels = drawn(seed, n, scale)
-    order = np.random.default_rng(seed).permutation(n)
-    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed))
-    moved = by_two_clusters({side: (m + 64)[order] for side, m in margins.items()}, labels[order], CLASSES, PARAMS, any_flips(seed))
+    order, back = np.random.default_rng(seed).permutation(n), any_unseen(seed)
+    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), back)
+    shifted, moved_labels = {side: (m + 64)[order] for side, m in margins.items()}, labels[order]
+    moved = by_two_clusters(
+        shifted,
+        moved_labels,
+        CLASSES,
+        PARAMS,
+        any_flips(seed),
+        lambda left_out: [seen[order] for seen in back([out[np.argsort(order)] for out in left_out])],
+    )
     assert moved.verdict == found.verdict and np.array_equal(moved.flagged, found.flagged[order])
 
 
@@ -200,9 +271,19 @@ def test_the_evidence_of_a_class_by_hand() -> None:
     margin = np.concatenate([np.linspace(-1, 1, 90), np.full(10, 20.0)])
     found = evidence(margin, 3, "low", 2.5)
     assert (found.label, found.side, found.n, found.valley, found.suspects) == (3, "low", 100, 0.0, 10)
+    assert found.separation > 20
     low, high = np.quantile(margin, [0.04, 0.96])
     assert found.range == pytest.approx(high - low)
     assert found.threshold == pytest.approx(2.5 * 0.68, abs=0.05)  # median 0, and 0.68 to the 16 % quantile of a uniform heap
+
+
+def test_the_separation_is_the_distance_of_two_normal_heaps_in_deviations_and_knows_no_scale() -> None:
+    rng = np.random.default_rng(0)
+    margin = np.concatenate([rng.normal(0, 1, 3000), rng.normal(5, 1, 1500)])
+    assert evidence(margin, 0, "low", 2.5).separation == pytest.approx(5, rel=0.05)
+    assert evidence(1000 * margin + 7, 0, "low", 2.5).separation == pytest.approx(evidence(-margin, 0, "low", 2.5).separation, rel=0.01)
+    assert evidence(rng.normal(0, 1, 3000), 0, "low", 2.5).separation < 2.6
+    assert evidence(np.full(50, 3.0), 0, "low", 2.5).separation == 0
 
 
 def test_the_valley_of_a_uniform_heap_is_a_fifth_of_its_range() -> None:
@@ -230,7 +311,7 @@ def test_by_the_papers_rule_the_flagged_are_those_that_keep_their_label() -> Non
 
 def test_no_evidence_on_a_set_that_the_early_network_fits_says_that_a_trigger_may_have_been_missed() -> None:
     sides = {"low": heaps({}, seed=1)[0], "high": heaps({}, seed=2)[0]}
-    hard, easy = (by_two_clusters(sides, LABELS, CLASSES, PARAMS, lambda *_: 0.0, fitted) for fitted in (0.9, 1.0))
+    hard, easy = (by_two_clusters(sides, LABELS, CLASSES, PARAMS, lambda *_: 0.0, at_home, fitted) for fitted in (0.9, 1.0))
     assert hard.verdict == easy.verdict == "no_evidence"
     assert "fits 100.0% of the samples" in easy.reason and "may have been missed" in easy.reason
     assert "missed" not in hard.reason

@@ -1,5 +1,6 @@
 """Stage enhance: both methods, and a killed stage ends in the same bytes."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from meca.engine import predict
+from meca.enhance import SIDES
 from meca.models import load_model, read_description
 from meca.params import PRESETS
 from meca.progress import Progress
@@ -19,16 +21,16 @@ from tests.stages.chain import N_TRAIN, outputs, quick, step, with_inputs
 Finished = Callable[..., Path]
 
 
-def test_two_outputs_leave_margins_of_both_sides_and_a_network_with_twice_the_classes(finished: Finished) -> None:
+def test_two_outputs_leave_margins_of_all_sides_and_a_network_with_twice_the_classes(finished: Finished) -> None:
     out = finished() / "work" / "enhance"
     table = read_parquet(out / "scores.parquet")
-    assert table.column_names == ["row", "sample_id", "margin_low", "called_low", "margin_high", "called_high", "suspicion"]
+    assert table.column_names == ["row", "sample_id", *(f"{name}_{side}" for side in SIDES for name in ("margin", "called")), "suspicion"]
     names = open_store(finished() / "data" / "store").info.class_names
     assert read_description(out).class_names == (*names, *(f"{name} (suspect)" for name in names))
-    margins = {side: table[f"margin_{side}"].to_numpy() for side in ("low", "high")}
+    margins = {side: table[f"margin_{side}"].to_numpy() for side in SIDES}
     suspicion = table["suspicion"].to_numpy()
     assert any(np.allclose(suspicion, 1 / (1 + np.exp(-margin)), atol=1e-6) for margin in margins.values())
-    assert not np.allclose(margins["low"], margins["high"])
+    assert not any(np.allclose(margins[a], margins[b]) for a, b in itertools.combinations(SIDES, 2))
 
 
 def test_unlearning_leaves_the_predictions_of_the_model_that_it_writes(finished: Finished) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from meca.enhance import SIDES
 from meca.metrics import wilson
 from meca.params import PRESETS
 from meca.store import open_store, read_parquet, rewrite
@@ -73,7 +74,7 @@ def test_a_class_that_is_too_small_to_judge_is_kept_and_can_be_written_down(fini
     (tmp_path / "other").rename(folder / "data" / "store")
     scores = folder / "work" / "enhance" / "scores.parquet"
     table = read_parquet(scores)
-    for side in ("low", "high"):
+    for side in SIDES:
         index = table.column_names.index(f"margin_{side}")
         table = table.set_column(index, f"margin_{side}", pa.array([0.0] * N_TRAIN, pa.float32()))
     pq.write_table(table, scores)
