@@ -91,20 +91,21 @@ TABLES: dict[str, tuple[str, Columns]] = {
 
 CUTS_INTRODUCTION = """## Less work
 
-What each saving does to detection, one at a time: the line *all* is preset `default` with the same data, attack and seed.
+What each saving does to detection, one at a time: the line *all* is preset `default` of the same commit with the same data, attack and seed.
 Seconds are those of `partition`, `enhance` and `split` on one thread. The references were not trained again.
 """
 
 
 def cuts(quality: Sequence[Row]) -> str:
-    """Return the table of the runs with less work, each below the whole run that it is compared with."""
-    less = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {cut}") for cut in CUTS)]
+    """Return the table of the runs with less work, each below the whole run that it is compared with: `quality` has older rows too."""
+    shown = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {cut}") for cut in CUTS)]
+    less = list({(row["experiment"], row["attack"], row["seed"]): row for row in shown}.values())
     lines: list[str] = []
-    whole = {(row["experiment"], row["attack"], row["seed"]): row for row in quality if row["preset"] == "default"}
+    whole = {(row["experiment"], row["attack"], row["seed"], row["commit"]): row for row in quality if row["preset"] == "default"}
     settings = sorted({(row["experiment"].split(", ")[0], row["attack"], row["seed"]) for row in less})
     for name, attack, seed in settings:
         mine = [row for row in less if (row["experiment"].split(", ")[0], row["attack"], row["seed"]) == (name, attack, seed)]
-        full = whole.get((name, attack, seed))
+        full = whole.get((name, attack, seed, mine[-1]["commit"]))
         for words, row in [*([("all", full)] if full else []), *((row["experiment"].split(", ", 1)[1], row) for row in mine)]:
             seconds = sum(row["stage_seconds"].get(stage, 0.0) for stage in ("partition", "enhance", "split"))
             asr = UNKNOWN if not row["asr_n"] else percent(row["asr_k"] / row["asr_n"])

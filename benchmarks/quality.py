@@ -42,17 +42,22 @@ class Experiment:
     seeds: tuple[int, ...] = SEEDS
 
 
+EIGHT = ("badnet", "blend", "sig", "wanet", "physical", "tact", "adaptive_blend", "adaptive_patch")
+CIFAR = {"ingest.source": "cifar10", "ingest.train_limit": 10_000}
 GRID = {
     "shapes": Experiment({"ingest.source": "shapes"}, ("badnet", "blend", "none"), seeds=(4, 5, 6)),  # 1 and 2 were looked at while numbers were set
-    "cifar10-10k": Experiment({"ingest.source": "cifar10", "ingest.train_limit": 10_000}, ("badnet", "blend", "sig", "none"), seeds=(1,)),
+    "cifar10-10k": Experiment(CIFAR, (*EIGHT, "none"), seeds=(1,)),
     "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend", "none"), seeds=(2, 3, 4)),  # 1 was looked at
+    "cifar10-10k, 1 % poison": Experiment(CIFAR | {"poison.rate": 0.01}, ("badnet", "blend"), seeds=(1,)),
+    "cifar10-10k, 10 % wrong labels": Experiment(CIFAR | {"poison.label_noise": 0.1}, ("badnet",), seeds=(1,)),
+    "cifar10-10k, red team": Experiment(CIFAR, ("two_targets", "all_to_all", "fragile_dots", "fragile_grid"), seeds=(1,)),
 }
 # One thing less work in each, against the row of the same data, attack and seed above; the references are that row's.
 CUTS: dict[str, dict[str, Any]] = {
     "two thirds of partition": {"partition.recipe.epochs": 2, "partition.recipe.min_steps": 300},
     "no score pass, loss alone": {"partition.signals": ["loss"]},
     "one round of enhance": {"enhance.rounds": 1},
-    "detector of half the width": {"detector.width": 16},
+    "detector of half the width": {"detector.width": 8},
 }
 CUT_GRID = {
     f"{name}, {cut}": Experiment(GRID[name].settings | settings, attacks, seeds)
@@ -71,8 +76,8 @@ FULL = {
     "relabel_finetune.recipe.lr": 0.05,
 }
 GPU_GRID = {
-    "cifar10": Experiment(FULL, ("badnet", "blend", "sig", "none")),
-    "cifar10, torchvision stem": Experiment(FULL | {"network.stem": "imagenet"}, ("badnet", "blend", "sig", "none")),
+    "cifar10": Experiment(FULL, (*EIGHT, "none")),
+    "cifar10, torchvision stem": Experiment(FULL | {"network.stem": "imagenet"}, (*EIGHT, "none")),
 }
 
 

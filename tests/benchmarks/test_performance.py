@@ -84,15 +84,24 @@ def test_check_covers_the_page_and_the_picture(tmp_path: Path):
 
 
 def test_a_run_with_less_work_stands_below_the_whole_one():
-    def run(experiment: str, tpr: float, seconds: float) -> dict:
+    def run(experiment: str, tpr: float, seconds: float, commit: str = "c1") -> dict:
         return {
-            **PROVENANCE, "experiment": experiment, "attack": "badnet", "seed": 4, "preset": "default",
+            **PROVENANCE, "commit": commit, "experiment": experiment, "attack": "badnet", "seed": 4, "preset": "default",
             "tpr": tpr, "fpr": 0.01, "auroc": 0.99, "acc": 0.8,
             "asr_k": 9, "asr_n": 900, "verdict": "poisoned", "stage_seconds": {"partition": seconds, "enhance": 1.0, "train_clean": 50.0},
         }  # fmt: skip
 
     cut = next(iter(CUTS))
-    text = performance.page(ROWS, [run("shapes", 1.0, 9.0), run(f"shapes, {cut}", 0.5, 4.0), run("digits", 1.0, 1.0)])
+    text = performance.page(
+        ROWS,
+        [
+            run("shapes", 1.0, 9.0),
+            run(f"shapes, {cut}", 0.9, 3.0, "c0"),
+            run(f"shapes, {cut}", 0.5, 4.0),
+            run("digits", 1.0, 1.0),
+            run("shapes", 0.1, 2.0, "c2"),  # of a later method
+        ],
+    )
     table = text.split("## Less work")[1].splitlines()
     found = [each for each in table if each.startswith("| shapes")]
     assert found == [
