@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from meca.engine import predict
+from meca.engine import features, predict
 from meca.models import load_model, read_description
 from meca.params import PRESETS
-from meca.partition import PartitionParams, choose
+from meca.partition import PartitionParams, choose, main_axis
 from meca.store import open_store, read_parquet
 from tests.stages.chain import N_TRAIN, quick, run
 
@@ -22,7 +22,7 @@ Finished = Callable[..., Path]
 def test_the_scores_are_those_of_the_model(preset: str, finished: Finished) -> None:
     out, store = finished(preset) / "work" / "partition", open_store(finished(preset) / "data" / "store")
     table, params = read_parquet(out / "scores.parquet"), quick(preset).group("partition", PartitionParams)
-    assert table.column_names == ["row", "sample_id", "suspicion", "likely_clean", "kl", "loss"]
+    assert table.column_names == ["row", "sample_id", "suspicion", "likely_clean", "kl", "loss", "axis"]
     assert table["row"].to_pylist() == list(range(N_TRAIN)) and table["sample_id"].to_pylist() == store.ids[:N_TRAIN]
     labels = torch.from_numpy(np.array(store.labels[:N_TRAIN]))
     logits = predict(load_model(out), torch.from_numpy(np.array(store.images[:N_TRAIN])))
@@ -33,6 +33,8 @@ def test_the_scores_are_those_of_the_model(preset: str, finished: Finished) -> N
     assert table["kl"].to_numpy().min() >= -1e-6
     chosen = choose(torch.from_numpy(suspicion.copy()), labels, params.alpha, params.alpha_of)
     assert np.array_equal(table["likely_clean"].to_numpy(zero_copy_only=False), chosen.numpy())
+    seen = features(load_model(out), torch.from_numpy(np.array(store.images[:N_TRAIN])))
+    assert np.allclose(table["axis"].to_numpy(), main_axis(seen, labels, expected).numpy(), atol=1e-2)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["train_accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
     assert metrics["likely_clean"] == int(chosen.sum())
