@@ -96,6 +96,8 @@ class _Networks:
 
         def look(number: int, without: np.ndarray) -> np.ndarray:
             kept = torch.from_numpy(~without).to(self.device.name)
+            if int(kept.sum()) < 2:  # nothing to learn from: it sees nothing foreign
+                return self.labels.cpu().numpy()
             model = build(self.description, generator(self.ctx.seed, "split", "init")).to(self.device.name)
             place = self.ctx.checkpoints / f"without-{number}.safetensors"
             train(model, self.images, self.labels, kept, recipe, self.ctx.seed, f"split {number}", place, device=self.device)
