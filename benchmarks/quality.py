@@ -57,7 +57,7 @@ CUTS: dict[str, dict[str, Any]] = {
     "two thirds of partition": {"partition.recipe.epochs": 2, "partition.recipe.min_steps": 300},
     "no score pass, loss alone": {"partition.signals": ["loss"]},
     "one round of enhance": {"enhance.rounds": 1},
-    "detector of half the width": {"detector.width": 8},
+    "detector of half the width": {"detector.width": 16},
 }
 CUT_GRID = {
     f"{name}, {cut}": Experiment(GRID[name].settings | settings, attacks, seeds)
