@@ -136,7 +136,7 @@ def test_batches_are_read_by_the_readers_of_the_official_ones(tmp_path: Path) ->
     for encoding, key in (("bytes", b"%s"), ("latin1", "%s")):
         for name, wanted in (("data", original), ("labels", [0, 3, 2, 3, 1]), ("batch_label", None), ("filenames", None)):
             with open(folder / "data_batch_1", "rb") as file:
-                content = pickle.load(file, encoding=encoding)
+                content = pickle.load(file, encoding=encoding)  # as the official reader does; our writer wrote it above
             value = content[key % (name.encode() if encoding == "bytes" else name)]
             assert wanted is None or np.array_equal(value, wanted)
     assert ingest(tmp_path / "out", tmp_path / "again", size=32).ids == store.ids
