@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from meca.engine import Recipe, as_input
 
-__all__ = ["RelabelParams", "Relabelled", "relabel", "transplant", "trigger_estimate"]
+__all__ = ["RelabelParams", "Relabelled", "called", "relabel", "transplant", "trigger_estimate", "unexplained"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ def trigger_estimate(images: Tensor, flagged: Tensor, clean: Tensor, content: Te
     return (suspects - matched / max(weight, 1e-9)) / 255 if weight > 0 else torch.zeros_like(suspects)
 
 
-@torch.inference_mode()
 def transplant(model: nn.Module, images: Tensor, trigger: Tensor, target: int, batch_size: int = 256) -> tuple[float, float]:
     """Return the share of images that the model calls `target` with the estimated trigger added, and without.
 
@@ -87,11 +86,36 @@ def transplant(model: nn.Module, images: Tensor, trigger: Tensor, target: int, b
         target: The class.
         batch_size: Samples a pass.
     """
-    with_trigger, without = 0, 0
-    delta = trigger.permute(2, 0, 1)
+    return called(model, images, target, trigger, batch_size), called(model, images, target, None, batch_size)
+
+
+def unexplained(model: nn.Module, images: Tensor, difference: Tensor, content: Tensor, target: int, without: float, batch_size: int = 256) -> float:
+    """Return the share of images that a difference turns to `target`, 0 where the content of the class explains it.
+
+    The part of the difference that points from the other classes to this one is taken out, and what is left must turn more images than
+    that direction itself does at the length of the difference: on pictures that are alike, what a class looks like turns many.
+
+    Args:
+        model: In eval mode.
+        images: uint8 [b h w c], none of class `target`.
+        difference: float32 [h w c], the mean of the suspects minus that of the rest of their class.
+        content: float32 [h w c], the mean of that rest minus that of all other classes.
+        target: The class.
+        without: Share of the images that the model calls `target` as they are.
+        batch_size: Samples a pass.
+    """
+    direction = content / content.norm().clamp(min=1e-12)
+    change = difference - (difference * direction).sum().clamp(min=0) * direction
+    turned = called(model, images, target, change, batch_size) - without
+    by_content = called(model, images, target, direction * difference.norm(), batch_size) - without
+    return turned if turned > max(0.0, by_content) else 0.0
+
+
+@torch.inference_mode()
+def called(model: nn.Module, images: Tensor, target: int, added: Tensor | None = None, batch_size: int = 256) -> float:
+    """Return the share of images that the model calls `target`, 0 where there are none; arguments as of `transplant`."""
+    count, delta = 0, None if added is None else added.permute(2, 0, 1)
     for i in range(0, len(images), batch_size):
         x = as_input(images[i : i + batch_size])
-        without += int((model(x).argmax(1) == target).sum())
-        with_trigger += int((model((x + delta).clamp(0, 1)).argmax(1) == target).sum())
-    n = max(1, len(images))
-    return with_trigger / n, without / n
+        count += int((model(x if delta is None else (x + delta).clamp(0, 1)).argmax(1) == target).sum())
+    return count / max(1, len(images))

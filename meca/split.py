@@ -4,10 +4,15 @@
 
 1. Do they fall into two heaps with a valley between? Then the class holds two kinds of pictures that a network tells
    apart without having seen them. That is the mark of a trigger, but also of a class with two kinds of content.
-2. Does the difference carry over? The mean of one heap minus the mean of the other is added to pictures of *other* classes, and
-   the network of `partition`, which was trained on everything, is asked what it sees. A trigger turns them to the class; the
-   difference between two kinds of content does not. The heap whose mean carries the trigger is the poisoned one. This proves
+2. Does the difference carry over? The mean of the upper half of the range minus the mean of the lower is added to pictures of *other*
+   classes, and the network of `partition`, which was trained on everything, is asked what it sees. A trigger turns them to the class; the
+   difference between two kinds of content does not. The part whose mean carries the trigger is the poisoned one. This proves
    triggers that are added at one place, clean-label attacks among them.
+   What a class looks like turns pictures, too, most of all where pictures are alike (a garment brightens where a T-shirt is bright). So
+   the part of the difference that points from the other classes to this one is taken out, and what is left must turn more pictures than
+   that direction itself does at the same length.
+   A difference that turns most pictures needs no valley: the margins of a weak trigger can run into those of the others. Without a
+   valley a class is one heap cut in two, and the cut alone, easy pictures against hard ones, turns some; hence the higher limit.
 3. Is the heap foreign? A network is trained without it and asked what it sees. Pictures that were given the class together with
    a trigger are pictures of many other classes; a second kind of content looks like one or two neighbours at most. This proves triggers
    that move, turn or bend, as long as their samples come from several classes.
@@ -51,6 +56,8 @@ class SplitParams:
     far_range: float  # logits: heaps so far apart are doubtful where their difference does not carry over
     min_flips: float  # share of other pictures that the difference turns to the class: from here on it is a trigger
     doubt_flips: float  # from here on it may be one
+    strong_flips: float  # the same where the margins are one heap: from here on it is a trigger
+    doubt_strong_flips: float  # from here on it may be one
     min_foreign: float  # share of a heap in which a network that was trained without it sees other classes: from here on it is poison,
     min_foreign_spread: float  # if they are many: entropy of those classes over that of all, in [0, 1]
     probe: int  # pictures of other classes that are tried
@@ -73,7 +80,8 @@ class Evidence:
     middle: float  # (mirrored) margin in the middle of the range: what lies above it is asked about
     threshold: float  # (mirrored) margin, not above the middle, from which on a sample of a proven heap is flagged
     suspects: int
-    flips: float | None  # see `SplitParams.min_flips`; None where there are no two heaps to compare
+    flips: float | None  # see `SplitParams.min_flips`; None where the range is too small to compare its ends
+    apart: bool = False  # two heaps with a valley between
     foreign: float | None = None  # see `SplitParams.min_foreign`; None where it was not asked
     foreign_spread: float | None = None
 
@@ -159,9 +167,10 @@ def by_two_clusters(
         for side, turned in itertools.product(margins, (False, True)):
             margin = _view(margins, side, turned)[mine]
             shape = evidence(margin, c, side, params.spread, turned)
-            if shape.range >= params.min_range and shape.valley <= params.max_valley and shape.separation >= params.min_separation:
+            if shape.range >= params.min_range:
                 suspect = margin > shape.middle  # purer than what will be flagged
-                shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]))
+                apart = shape.valley <= params.max_valley and shape.separation >= params.min_separation
+                shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]), apart=apart)
             judged.append(shape)
         found.append(judged)
     _ask_without(found, margins, labels, rows, classes, params, unseen)
@@ -179,7 +188,7 @@ def by_two_clusters(
         else:
             order = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
             suspicion[mine] = 0.4 * order / max(1, len(mine) - 1)  # below every flagged sample: a rank, not a probability
-            doubtful += [e for e in judged if e.flips is not None and (e.flips >= params.doubt_flips or e.range >= params.far_range)][:1]
+            doubtful += [e for e in judged if _doubtful(e, params)][:1]
     caps = _caps(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
     verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
@@ -191,7 +200,12 @@ def _view(margins: dict[str, Floats], side: str, mirrored: bool) -> Floats:
 
 
 def _carries(e: Evidence, params: SplitParams) -> bool:
-    return e.flips is not None and e.flips >= params.min_flips
+    return e.flips is not None and e.flips >= (params.min_flips if e.apart else params.strong_flips)
+
+
+def _doubtful(e: Evidence, params: SplitParams) -> bool:
+    half_way = e.flips is not None and e.flips >= (params.doubt_flips if e.apart else params.doubt_strong_flips)
+    return half_way or (e.apart and e.range >= params.far_range)
 
 
 def _foreign(e: Evidence, params: SplitParams) -> bool:
@@ -213,8 +227,8 @@ def _ask_without(
     """
     asked: list[tuple[int, int]] = []
     for c, judged in enumerate(found):
-        heaps = [i for i, e in enumerate(judged) if e.flips is not None]
-        if heaps and not any(_carries(judged[i], params) for i in heaps):
+        heaps = [i for i, e in enumerate(judged) if e.apart]
+        if heaps and not any(_carries(e, params) for e in judged):
             best = max(heaps, key=lambda i: (round(judged[i].separation, 6), -i))
             asked += [(c, i) for i in heaps if judged[i].side == judged[best].side]
     if not asked:

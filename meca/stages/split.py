@@ -17,7 +17,7 @@ from meca.files import canonical_json, read_json
 from meca.metrics import wilson
 from meca.models import build, load_model, read_description
 from meca.partition import PartitionParams
-from meca.relabel import transplant
+from meca.relabel import called, unexplained
 from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table, write_parquet
@@ -77,18 +77,25 @@ class _Networks:
         self.ctx, self.probe = ctx, probe
         self.device = prepare(ctx.params.group("engine", EngineParams))
         _, self.images, self.labels = open_train(store, self.device)
+        # By class: pictures of others, the share of them that is called so as they are, and the mean of all others.
+        self.tried: dict[int, tuple[torch.Tensor, float, torch.Tensor]] = {}
         self.model, self.description = load_model(partition).to(self.device.name), read_description(partition)
 
     def flips(self, label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
-        """Return the share of pictures of other classes that the difference of two heaps turns to the class."""
+        """Return the share of pictures of other classes that the difference of two heaps turns to the class, 0 where content explains it."""
         if len(suspects) == 0 or len(rest) == 0:
             return 0.0
-        others = torch.nonzero(self.labels != label)[:, 0]
-        order = torch.randperm(len(others), generator=generator(self.ctx.seed, "split", label))
-        chosen = others[order[: self.probe].to(others.device)]
-        first, second = (self.images[torch.from_numpy(rows).to(self.images.device)].float().mean(0) for rows in (suspects, rest))
-        with_trigger, without = transplant(self.model, self.images[chosen], (first - second) / 255, label)
-        return max(0.0, with_trigger - without)
+        if label not in self.tried:
+            others = torch.nonzero(self.labels != label)[:, 0]
+            order = torch.randperm(len(others), generator=generator(self.ctx.seed, "split", label))
+            pictures = self.images[others[order[: self.probe].to(others.device)]]
+            self.tried[label] = pictures, called(self.model, pictures, label), self._mean(others)
+        pictures, without, elsewhere = self.tried[label]
+        first, second = (self._mean(torch.from_numpy(rows).to(self.images.device)) for rows in (suspects, rest))
+        return unexplained(self.model, pictures, first - second, second - elsewhere, label, without)
+
+    def _mean(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.images[rows].float().mean(0) / 255
 
     def unseen(self, left_out: list[np.ndarray]) -> list[np.ndarray]:
         """Return what networks that were trained without these samples see in all, int64 [n] each."""

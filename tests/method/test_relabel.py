@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from meca.attacks.badnet import badnet
-from meca.relabel import RelabelParams, relabel, transplant, trigger_estimate
+from meca.relabel import RelabelParams, relabel, transplant, trigger_estimate, unexplained
 from tests.making import settings
 from tests.method.tiny import CLASSES, pictures
 
@@ -147,3 +147,18 @@ def test_both_shares_count_what_they_say() -> None:
     trigger[-1, -1] = 0.2
     assert transplant(Corner(0.9), images, trigger, 1) == (0.5, 0.25)
     assert transplant(Corner(0.9), images[:0], trigger, 1) == (0.0, 0.0)
+
+
+def test_a_difference_turns_what_it_turns_beyond_the_content_of_the_class() -> None:
+    images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+    corner, edge = torch.zeros(8, 8, 3), torch.zeros(8, 8, 3)
+    corner[-1, -1], edge[0] = 0.5, 0.1
+    found = Corner(0.4)
+    assert unexplained(found, images, corner, edge, 1, 0.0) == 1.0
+    assert unexplained(found, images, corner + 5 * edge, edge, 1, 0.0) == 1.0, "the rest of it still turns all"
+    assert unexplained(found, images, corner, corner + 0.01 * edge, 1, 0.0) == 0.0, "the class looks like that"
+    assert unexplained(found, images, corner, 0.1 * corner, 1, 0.0) == 0.0, "its length does not matter"
+    assert unexplained(found, images, corner, -corner, 1, 0.0) == 1.0, "nor does content that points away explain anything"
+    assert unexplained(found, images, edge, corner, 1, 0.0) == 0.0
+    assert unexplained(found, images, corner, torch.zeros_like(corner), 1, 0.25) == 0.75, "what is there without it does not count"
+    assert unexplained(found, images[:0], corner, edge, 1, 0.0) == 0.0
