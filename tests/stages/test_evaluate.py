@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from meca.engine import predict
-from meca.metrics import accuracy, attack_figures, detection
+from meca.metrics import accuracy, attack_figures, detection, separation
 from meca.models import load_model, read_description, save_model
 from meca.params import PRESETS
 from meca.store import open_store, read_parquet
@@ -176,3 +176,15 @@ def test_the_oracle_is_trained_without_poison_and_with_covers_and_wrong_labels(
     assert all(any(other) for other in others)
     by_size = sorted(seen, key=np.sum)
     assert np.array_equal(by_size[0], ~poisoned) and by_size[1].all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_separation_is_that_of_the_suspicions_on_disk(preset: str, finished: Finished) -> None:
+    folder = finished(preset)
+    truth = read_parquet(folder / "data" / "truth" / "truth.parquet")
+    poisoned, covers = (truth[column].to_numpy(zero_copy_only=False) for column in ("is_poisoned", "is_cover"))
+    found = read(folder)["separation"]
+    for where, file in (("partition", "partition/scores.parquet"), ("final", "relabel_finetune/decisions.parquet")):
+        suspicion = read_parquet(folder / "work" / file)["suspicion"].to_numpy().astype(float)
+        assert found[where] == separation(suspicion, poisoned, ~poisoned & ~covers)
+        assert sum(found[where]["poison"]) == poisoned.sum() and sum(found[where]["clean"]) == (~poisoned & ~covers).sum()
