@@ -348,7 +348,8 @@ class Grid:
         if self._stopped:
             raise CellFailed(f"{cell.name} was not started, because the run was interrupted.")
         folder = work_folder(self.output) / cell.key[:24]
-        atomic_write(folder / "cell.json", canonical_json({"params": cell.params.tree, "references": self._references(cell)}))
+        references = self._references(cell)
+        atomic_write(folder / "cell.json", canonical_json({"params": cell.params.tree, "references": references}))
         (folder / "row.json").unlink(missing_ok=True)
         code, said = self._subprocess(cell, folder)
         if self._stopped:
@@ -356,7 +357,7 @@ class Grid:
         failed = code != 0 or not (folder / "row.json").is_file()
         error = _reason(code, said) if failed else None
         found = dict.fromkeys(COLUMNS) if failed else read_json(folder / "row.json")
-        row = self._record(cell, found, error)
+        row = self._record(cell, {**found, "references_trained": references is None}, error)
         if error is not None:
             raise CellFailed(f"{cell.name}: {error}")
         if not self.keep:

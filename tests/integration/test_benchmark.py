@@ -42,7 +42,16 @@ def params(tmp_path_factory) -> Path:
 
 
 def command(params: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, "benchmark", "--params", str(params), "--workers", "1", *arguments]
+    return [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "benchmark",
+        "--params",
+        str(params),
+        *([] if "--workers" in arguments else ["--workers", "1"]),
+        *arguments,
+    ]
 
 
 def variables(server: str) -> dict[str, str]:
@@ -77,7 +86,7 @@ def measured(tmp_path_factory, params, server):
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
         first.wait(30)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 2  # by itself it would end later
         while cells_running(folder):
             assert time.monotonic() < deadline, "a cell outlives its flow"
             time.sleep(0.05)
@@ -141,6 +150,12 @@ def test_the_server_has_a_task_for_each_cell(measured, server):
     assert all(run["parameters"] == {"results": "benchmark.jsonl"} for run in runs), "no path is a parameter"
     tasks = httpx.post(f"{server}/task_runs/filter", json={}).json()
     assert {"shapes compact badnet 5 % default seed 1", "shapes compact none paper seed 1"} <= {task["name"] for task in tasks}
+
+
+def test_cells_side_by_side_wait_for_the_references_they_share(tmp_path, params, server):
+    done = benchmark(tmp_path, params, server, "--attack", "badnet", "--workers", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {row["preset"]: row["references_trained"] for row in read_rows(tmp_path / "benchmark.jsonl")} == {"default": True, "paper": False}
 
 
 def test_a_failing_cell_stops_no_other_and_shows_in_the_exit_code(tmp_path, params, server):

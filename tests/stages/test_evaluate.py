@@ -127,6 +127,7 @@ def test_wrong_labels_without_an_attack_are_counted_apart(tmp_path: Path) -> Non
     assert result["known"] is False and (found["tpr"], found["poisoned"], found["noise"]) == (None, 0, 24)
     assert found["noise_flagged"] == metrics["noise_flagged"] <= found["flagged"]
     assert round(found["fpr"] * (N_TRAIN - 24)) == found["flagged"] - found["noise_flagged"]
+    assert sum(result["separation"]["final"]["clean"]) == N_TRAIN - 24 and result["separation"]["final"]["roc"] is None
     assert len(result["unknown"]) == 2 and "asr" not in metrics
 
 
@@ -140,7 +141,9 @@ def test_attacks_with_rules_of_their_own_are_measured_by_them(attack: str, finis
     step("evaluate", folder, params)
     store, model = open_store(folder / "data" / "store"), load_model(folder / "work" / "relabel_finetune")
     result, metrics, labels = read(folder), read(folder, "metrics.json"), store.labels[store.test]
-    found = result["final"]
+    found, counted = result["final"], result["detection"]
+    for each in result["separation"].values():
+        assert (sum(each["poison"]), sum(each["clean"])) == (counted["poisoned"], N_TRAIN - counted["poisoned"] - counted["covers"])
     truth = folder / "data" / "truth"
     answers = [predict(model, torch.from_numpy(np.load(path))).argmax(1).numpy() % 4 for path in sorted(truth.glob("triggered*.npy"))]
     if attack == "two_targets":

@@ -173,19 +173,21 @@ def test_a_stopped_grid_starts_nothing_and_records_nothing(tmp_path: Path) -> No
 
 
 def test_a_cell_reuses_the_references_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Grid(Plan(attacks=("badnet",)), tmp_path / "rows.jsonl")
-    given = []
+    mine = Grid(Plan(attacks=("badnet",), seeds=(1, 2)), tmp_path / "rows.jsonl")
+    given = {}
 
     def pretend(cell, folder):
-        given.append(json.loads((folder / "cell.json").read_text())["references"])
-        row = dict.fromkeys(COLUMNS) | {"references": {"no_defence": {"acc": 0.9}, "oracle": {"acc": 0.8}}}
+        preset, seed = cell.params.preset, cell.params.seed
+        given[preset, seed] = json.loads((folder / "cell.json").read_text())["references"]
+        row = dict.fromkeys(COLUMNS) | {"references": {"no_defence": {"acc": seed / 10}, "oracle": {"acc": 0.8}}}
         (folder / "row.json").write_text(json.dumps(row))
         return 0, []
 
     monkeypatch.setattr(mine, "_subprocess", pretend)
     for cell in mine.cells:
         mine.run(cell.key)
-    assert given == [None, {"no_defence": {"acc": 0.9}, "oracle": {"acc": 0.8}}]
+    of = {seed: {"no_defence": {"acc": seed / 10}, "oracle": {"acc": 0.8}} for seed in (1, 2)}
+    assert given == {("default", 1): None, ("default", 2): None, ("paper", 1): of[1], ("paper", 2): of[2]}
     assert mine.missing() == [] and Grid(mine.plan, tmp_path / "rows.jsonl").missing() == []
     mine.tidy()
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -124,6 +124,12 @@ def test_the_partition_rate_has_a_figure_of_its_own_and_is_in_no_other_table():
     assert "Not run." in tables.render(rows[:1]).split("#### Fig. 7")[1]
 
 
+def test_the_time_of_a_run_is_without_the_references_that_others_share():
+    rows = [grid_row(seed=s, tpr=t, stage_seconds={"split": 10.0, "evaluate": e}) for s, t, e in ((1, 0.9, 99.0), (2, 1.0, 1.0))]
+    (line,) = table(tables.render(rows), "### Detection")
+    assert line[1:] == ["badnet", "default", "95.0 %", "1.00 %", "0.990", "10", "900"]
+
+
 def test_the_figures_are_those_of_the_rows():
     text = tables.render([grid_row()], "x")
     assert table(text, "#### In the place of Fig. 4")[1][1:] == ["final", "100.0 %", "50.0 %"]
