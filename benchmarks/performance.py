@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.quality import CUTS
-from benchmarks.tables import Row, cell, number, provenance
 from meca.report.numbers import UNKNOWN, percent
+from tasks.rows import Row, cell, number, provenance
 
 INTRODUCTION = """# Performance
 

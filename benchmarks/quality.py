@@ -15,13 +15,11 @@ import datetime
 import json
 import multiprocessing
 import os
-import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,87 +100,26 @@ def measure(run: Run, threads: int, references: dict[str, Any] | None, commit: s
     os.environ["MECA_THREADS"] = str(threads)
     os.environ.setdefault("MECA_DATA", str(ROOT.parent / "shared" / "data"))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from meca.files import read_json
     from meca.params import read_params, with_settings
-    from meca.pipeline import run as run_pipeline
+    from tasks import cell
 
-    started = time.perf_counter()
     settings = dict(run.settings) | {"preset": run.preset, "seed": run.seed, "poison.attack": run.attack}
-    if references is not None:
-        settings["evaluate.references"] = False
-    params = with_settings(read_params(ROOT / "params.yaml"), settings)
     folder = keep or Path(tempfile.mkdtemp(prefix="meca-quality-"))
     try:
-        summary = run_pipeline(folder, params)
-        found = read_json(folder / "work" / "evaluate" / "evaluation.json")
-        receipts = {p.stem: read_json(p) for p in sorted((folder / "work" / "receipts").glob("*.json"))}
-        info = read_json(folder / "data" / "store" / "store.json")
-        network = read_json(folder / "work" / "train_clean" / "model.json")["network"]
-        verdict = read_json(folder / "work" / "relabel_finetune" / "verdict.json")
+        row = cell.measure(folder, with_settings(read_params(ROOT / "params.yaml"), settings), references)
     finally:
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
-    if run.attack == "none" and summary["counts"]["kept"] == summary["counts"]["input"]:
-        # Nothing was planted and nothing was taken out: the clean model is both references, bit for bit.
-        references = {"no_defence": found["clean"], "oracle": found["clean"]}
-    found |= references or {}
-    row = row_of(run, found, summary, info, network, verdict)
-    peaks = [r["peak_mib"] for r in receipts.values()]
     return row | {
-        "peak_mib": max(peaks),
-        "stage_seconds": {name: r["seconds"] for name, r in receipts.items()},
+        "experiment": run.experiment,
+        "dataset": row["dataset"] or run.experiment,
+        "attack": run.attack,
+        "preset": run.preset,
         "command": f"python -m benchmarks.quality --only {shlex.quote(run.experiment)} --attack {run.attack}"
         f" --preset {run.preset} --seeds {run.seed}" + " --cuts" * (run.experiment in CUT_GRID),
         "commit": commit,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": f"{receipts['train_clean']['hardware']['processor']}, {threads} of {os.cpu_count()} cores",
-        "torch": receipts["train_clean"]["versions"]["torch"],
-        "python": platform.python_version(),
         "seed": run.seed,
-        "seconds": round(time.perf_counter() - started, 1),
-        "references": {name: found.get(name) for name in ("no_defence", "oracle")},
-    }
-
-
-def row_of(
-    run: Run, found: dict[str, Any], summary: dict[str, Any], info: dict[str, Any], network: dict[str, Any], verdict: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the part of a row that says what came out."""
-    final, oracle, bare, flags = found["final"], found["oracle"] or {}, found["no_defence"] or {}, found["detection"] or {}
-    counts = summary["counts"]
-    return {
-        "experiment": run.experiment,
-        "dataset": info["source"].get("name", run.experiment),
-        "n_train": info["n_train"],
-        "n_test": info["n_test"],
-        "network": network["name"],
-        "stem": network["stem"],
-        "attack": run.attack,
-        "poison_rate": found["attack"].get("poison_rate", 0.0),
-        "preset": run.preset,
-        "acc": final["acc"],
-        "asr_k": final.get("asr_k"),
-        "asr_n": final.get("asr_n"),
-        "ra": final.get("ra"),
-        "recall": final["recall"],
-        "tpr": flags.get("tpr"),
-        "fpr": flags.get("fpr") if flags else (counts["removed"] + counts["relabelled"]) / counts["input"],
-        "auroc": flags.get("auroc"),
-        "auroc_target": flags.get("auroc_target"),
-        "poison_left": flags.get("poison_left"),
-        "removed": counts["removed"],
-        "relabelled": counts["relabelled"],
-        "verdict": summary["verdict"],
-        "target_class": verdict["target_class"],
-        "leak": verdict["leak"],
-        "leak_power": verdict.get("leak_power"),
-        "clean_acc": found["clean"]["acc"],
-        "clean_asr": found["clean"].get("asr"),
-        "no_defence_acc": bare.get("acc"),
-        "no_defence_asr": bare.get("asr"),
-        "oracle_acc": oracle.get("acc"),
-        "oracle_asr": oracle.get("asr"),
-        "oracle_recall": oracle.get("recall"),
     }
 
 

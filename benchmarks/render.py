@@ -8,6 +8,7 @@ The same rows give the same bytes. The schema of the rows is in benchmarks/READM
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +16,16 @@ from typing import Any
 
 from benchmarks import performance
 from benchmarks.quality import CUTS
-from benchmarks.tables import Row, cell, known, number, provenance
 from meca.report.numbers import UNKNOWN, interval, percent, wilson
+from tasks import tables
+from tasks.rows import Row, cell, known, number, provenance
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PROVENANCE = ("command", "commit", "date", "hardware", "torch", "seed", "seconds")
 KEYS = {
     "quality": ("experiment", "dataset", "n_train", "attack", "preset", "acc", "asr_k", "asr_n", "no_defence_acc", "no_defence_asr", "verdict"),
+    "benchmark": ("key", "status", "experiment", "dataset", "attack", "rate", "preset", "acc", "asr_k", "asr_n"),
     "speed": ("name", "unit", "value"),
     "reliability": ("name", "tried", "as_specified"),
     "services": ("name", "tried", "passed"),
@@ -62,7 +65,9 @@ def read(folder: Path, every: bool = False) -> dict[str, list[Row]]:
 
 
 def _identity(kind: str, row: Row) -> tuple[str, ...]:
-    if kind == "quality":
+    if kind == "benchmark":
+        names = ("command",)  # one cell; measured with other code it is still the same
+    elif kind == "quality":
         names = ("experiment", "dataset", "n_train", "network", "stem", "attack", "poison_rate", "preset", "seed")
     else:
         names = ("name", "unit", "hardware", "ratio_to")
@@ -78,6 +83,7 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
         "*oracle*: trained on the truly clean ones. Values are means over seeds with min..max; intervals of ASR are 95 % Wilson "
         "intervals of all seeds together.\n",
         quality(rows["quality"]),
+        tables.render(measured, "results") if (measured := paper_rows(rows)) else "",
         _table("Speed", [row for row in rows["speed"] if not row.get("group")], _speed_columns, ("name", "hardware", "unit")),
         "How fast the work itself is, with floors and ratios: [performance.md](performance.md).\n" if rows["speed"] else "",
         _table("Reliability", rows["reliability"], _reliability_columns, ("name",)),
@@ -85,6 +91,23 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
     ]
     body = "\n".join(part for part in parts if part)
     return body if any(rows.values()) else body + "\nNo row has been measured yet.\n"
+
+
+def paper_rows(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Return the rows that the paper's tables are made of: whole runs of what ships, on seeds that are reported.
+
+    Of quality.jsonl those are the experiments without a further word, and those whose further word is the poison rate.
+    """
+    whole = [row for row in rows["quality"] if re.fullmatch(r"[^,]+(, [\d.]+ % poison)?", str(row["experiment"]))]
+    axes = ("dataset", "n_train", "network", "stem", "attack", "preset", "seed")
+
+    def cell_of(row: Row) -> tuple[Any, ...]:
+        rate = row.get("rate", row["poison_rate"])
+        return (*(row.get(name) for name in axes), round(rate, 3) if rate else None)
+
+    # A cell of the grid that the flow measured too must not count twice.
+    again = {cell_of(row) for row in rows["benchmark"] if not row.get("settings") and row.get("partition_rate_given") is None}
+    return [*(row for row in whole if cell_of(row) not in again), *rows["benchmark"]]
 
 
 def short(rows: Sequence[Row]) -> str:
@@ -298,14 +321,19 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         docs / "results.md": render(rows),
         docs / "performance.md": performance.page(speed, read(root / "benchmarks" / "results", every=True)["quality"]),
         docs / "performance.svg": performance.plot(speed),
+        **{docs / f"results-{name}.svg": picture for name, picture in tables.figures(paper_rows(rows)).items()},
     }
     readme = root / "README.md"
     if readme.is_file() and BEGIN in readme.read_text(encoding="utf-8"):
         wanted[readme] = between_markers(readme.read_text(encoding="utf-8"), short(rows["quality"]))
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale += [path for name in tables.FIGURES if (path := docs / f"results-{name}.svg") not in wanted and path.is_file()]
     for path in stale:
         if arguments.check:
             print(f"{path.relative_to(root)} is not what the rows say; run `python -m benchmarks.render`.", file=sys.stderr)
+        elif path not in wanted:
+            path.unlink()
+            print(f"{path.relative_to(root)} removed: its rows are gone")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path], encoding="utf-8")

@@ -226,6 +226,52 @@ def demo(
 
 
 @app.command
+def benchmark(
+    *,
+    data: Annotated[
+        tuple[str, ...], Parameter(negative="", help="shapes, digits, cifar10, fashion-mnist, or a path; `:n` behind it takes n samples.")
+    ] = ("shapes",),
+    attack: Annotated[tuple[str, ...], Parameter(negative="", show_default=False, help="Without it the paper's eight, and none.")] = (),
+    rate: Annotated[tuple[float, ...], Parameter(negative="", help="Poisoned / all training samples.")] = (0.05,),
+    seed: Annotated[tuple[int, ...], Parameter(negative="", help="Chooses the samples, the weights, every draw.")] = (1,),
+    preset: Annotated[tuple[str, ...], Parameter(negative="")] = ("default", "paper"),
+    network: Annotated[
+        tuple[str, ...], Parameter(negative="", help="compact, resnet18, resnet34, mobilenet_v2; `:stem` behind it chooses the stem.")
+    ] = ("compact",),
+    partition_rate: Annotated[
+        tuple[float, ...], Parameter(negative="", show_default=False, help="Share taken for clean; without it what params.yaml says.")
+    ] = (),
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="JSON lines; the tables stand beside it, as .md.")] = Path("benchmark.jsonl"),
+    workers: Annotated[int, Parameter(help="Runs at a time; 0: one for each core, or one on a GPU.")] = 0,
+    keep: Annotated[bool, Parameter(negative="", show_default=False, help="Keep the folders of finished runs.")] = False,
+    params: ParamsFile = None,
+    settings: Settings = (),
+    as_json: Json = False,
+) -> int:
+    """Measure data x attack x rate x seed x preset as a Prefect flow, into one file with tables. Lists repeat their option."""
+    _platform()
+    from flows.benchmark import run as measure
+    from meca.params import PACKAGED, read_params
+    from tasks.grid import Plan
+
+    given = {"attacks": attack} if attack else {}
+    plan = Plan(
+        data=data,
+        rates=rate,
+        seeds=seed,
+        presets=preset,
+        networks=network,
+        partition_rates=partition_rate,
+        settings=_settings(settings),
+        tree=read_params(params or PACKAGED).tree,
+        **given,
+    )
+    outcome = measure(plan, output, workers, keep, say=_complain if as_json else _say)
+    _json(outcome) if as_json else _say(outcome["results"], *outcome["tables"])
+    return DONE
+
+
+@app.command
 def doctor(*, as_json: Json = False) -> int:
     """Say what is here: versions, devices, disk, servers, telemetry. Exits 2 if something that meca needs is missing."""
     from flows.doctor import examine

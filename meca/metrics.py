@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ATTACK_KEYS", "accuracy", "attack_figures", "attack_success", "detection", "wilson"]
+__all__ = ["ATTACK_KEYS", "BINS", "ROC_AT", "accuracy", "attack_figures", "attack_success", "detection", "separation", "wilson"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 ATTACK_KEYS = ("asr", "asr_k", "asr_n", "asr_interval", "ra", "base_rate", "target_recall", "predicted_target")  # of every attack
+BINS = 20  # of the histograms of a suspicion, over [0, 1]
+# False positive rates at which a ROC curve is kept: dense where a defence has to work, a few numbers a run instead of one a sample.
+ROC_AT = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -159,3 +162,26 @@ def auroc(score: NDArray[np.float64], positive: Bools, among: Bools) -> float | 
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(kinds, score[among]))
+
+
+def separation(suspicion: NDArray[np.float64], poisoned: Bools, clean: Bools) -> dict[str, Any]:
+    """Return how a suspicion tells poison from clean samples, small enough to be kept for every run and drawn later.
+
+    Args:
+        suspicion: float64 [n] in [0, 1], high is suspicious.
+        poisoned: bool [n], the truth.
+        clean: bool [n], the truth; covers and wrong labels are in neither.
+
+    Returns:
+        `poison` and `clean`: counts in `BINS` equal bins over [0, 1]. `roc`: for each rate in `ROC_AT` the largest TPR among
+        the thresholds whose FPR is not above it; None where one kind is missing.
+    """
+    counts = {name: np.histogram(suspicion[rows], BINS, (0.0, 1.0))[0].tolist() for name, rows in (("poison", poisoned), ("clean", clean))}
+    if not poisoned.any() or not clean.any():
+        return counts | {"roc": None}
+    # A threshold admits everything above it: equal suspicions pass together, so a tie gives no credit.
+    levels = np.unique(suspicion[poisoned | clean])[::-1]
+    found, false = (
+        np.concatenate([[0], np.searchsorted(np.sort(-suspicion[rows]), -levels, side="right")]) / rows.sum() for rows in (poisoned, clean)
+    )
+    return counts | {"roc": [float(found[false <= rate].max()) for rate in ROC_AT]}

@@ -24,7 +24,7 @@ from typing import Any
 from meca.errors import InputRefused, MecaError, UsageError
 from tasks import environment
 
-__all__ = ["TEMPORARY_FAILURE", "Pipeline", "Stage", "StageFailed", "chain", "reproduce"]
+__all__ = ["TEMPORARY_FAILURE", "Pipeline", "Stage", "StageFailed", "chain", "end_group", "reproduce"]
 
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL: a network was away; the only exit code that is worth another try
 LAST_LINES = 20  # lines of a failed stage that its error repeats
@@ -133,7 +133,7 @@ class Pipeline:
         """End what is running and start nothing more."""
         self._stopped = True
         for process in list(self._running):
-            _end_group(process)
+            end_group(process)
 
     def _subprocess(self, arguments: list[str], log: Callable[[str], None]) -> deque[str]:
         # A process group of its own: an interrupt reaches the flow first, which then ends the whole group (`stop`). When
@@ -160,14 +160,14 @@ class Pipeline:
             code = process.wait()
         finally:
             self._running.discard(process)
-            _end_group(process)
+            end_group(process)
             process.stdout.close()
         if code:
             raise StageFailed(arguments[0], code, list(lines))
         return lines
 
 
-def _end_group(process: "subprocess.Popen[str]", patience: float = 10.0) -> None:
+def end_group(process: "subprocess.Popen[str]", patience: float = 10.0) -> None:
     """End a child and all it started: politely, so that outputs are cleaned up, then not."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)

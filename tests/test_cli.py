@@ -49,6 +49,7 @@ def imported(*argv):
         (["clean", "--help"], 0),
         (["demo", "--help"], 0),
         (["poison", "--help"], 0),
+        (["benchmark", "--help"], 0),
         (["clen"], 4),
         (["clean", "x"], 4),
         (["clean", "x", "-o", "y", "--preset", "best"], 4),
@@ -393,6 +394,29 @@ def test_what_is_given_to_demo_wins():
     assert demo.settings_for("cifar10", {"poison.attack": "sig"})["poison.attack"] == "sig"
     settings = demo.settings_for("shapes", {"train_clean.epochs": 3})
     assert settings["train_clean.epochs"] == 3 and settings["ingest.source"] == "shapes" and settings["poison.attack"] == "badnet"
+
+
+def test_benchmark_hands_its_axes_over_and_says_where_the_tables_are(platform, capsys, tmp_path):
+    asked = []
+
+    def measure(plan, output, workers, keep, say):
+        asked.append((plan, output, workers, keep))
+        say("1 cells")
+        return {"cells": 1, "measured": 1, "results": "r.jsonl", "tables": ["r.md"]}
+
+    platform(flows__benchmark={"run": measure})
+    argv = ["benchmark", "--data", "digits", "--data", "cifar10:10000", "--attack", "sig", "--rate", "0.01", "--rate", "0.1", "--seed", "3"]
+    argv += ["--preset", "paper", "--network", "resnet34:cifar", "--partition-rate", "0.3", "--workers", "2", "--set", "split.min_flips=0.4"]
+    assert cli.run([*argv, "-o", str(tmp_path / "r.jsonl")]) == 0
+    assert capsys.readouterr().out.splitlines() == ["1 cells", "r.jsonl", "r.md"]
+    ((plan, output, workers, keep),) = asked
+    assert (plan.data, plan.attacks, plan.rates, plan.seeds) == (("digits", "cifar10:10000"), ("sig",), (0.01, 0.1), (3,))
+    assert (plan.presets, plan.networks, plan.partition_rates, plan.settings) == (("paper",), ("resnet34:cifar",), (0.3,), {"split.min_flips": "0.4"})
+    assert (output, workers, keep) == (tmp_path / "r.jsonl", 2, False)
+    assert cli.run(["benchmark", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["cells"] == 1 and "1 cells" in captured.err
+    assert len(asked[1][0].attacks) == 9 and asked[1][0].presets == ("default", "paper")
 
 
 def test_doctor_exits_2_when_something_is_missing(monkeypatch, capsys, tmp_path):

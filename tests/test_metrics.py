@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, attack_success, auroc, detection, wilson
+from meca.metrics import ATTACK_KEYS, BINS, ROC_AT, accuracy, attack_figures, attack_success, auroc, detection, separation, wilson
 
 
 @pytest.mark.parametrize(
@@ -174,3 +174,28 @@ def test_without_one_target_there_is_no_auroc_inside_it() -> None:
     labels, suspicion = np.array([0, 1, 0]), np.array([0.9, 0.1, 0.2])
     assert detection(nothing, suspicion, poisoned, nothing, labels, [])["auroc_target"] is None
     assert detection(nothing, suspicion, poisoned, nothing, labels, [0, 1])["auroc_target"] == 1.0
+
+
+@examples(derandomize=True, deadline=None)
+@given(n=st.integers(2, 60), seed=st.integers(0, 1000), levels=st.sampled_from([1, 2, 8, 64]))
+def test_separation_is_what_counting_every_threshold_gives(n: int, seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    suspicion, kind = rng.integers(0, levels, n) / levels, rng.integers(0, 3, n)  # many ties
+    poisoned, clean = kind == 1, kind == 0
+    found = separation(suspicion, poisoned, clean)
+    for name, rows in (("poison", poisoned), ("clean", clean)):
+        assert found[name] == [sum(min(int(x * BINS), BINS - 1) == i for x in suspicion[rows]) for i in range(BINS)]
+    if not poisoned.any() or not clean.any():
+        assert found["roc"] is None
+        return
+    for rate, tpr in zip(ROC_AT, found["roc"], strict=True):
+        allowed = [t for t in [*suspicion, 2.0] if (suspicion[clean] >= t).mean() <= rate]
+        assert tpr == max((suspicion[poisoned] >= t).mean() for t in allowed)
+
+
+def test_a_perfect_suspicion_finds_all_without_a_false_alarm_and_a_useless_one_nothing() -> None:
+    poisoned = np.arange(100) < 10
+    perfect = separation(poisoned * 1.0, poisoned, ~poisoned)
+    assert perfect["roc"] == [1.0] * len(ROC_AT) and perfect["poison"][-1] == 10 and perfect["clean"][0] == 90
+    useless = separation(np.full(100, 0.5), poisoned, ~poisoned)
+    assert useless["roc"] == [0.0] * (len(ROC_AT) - 1) + [1.0]

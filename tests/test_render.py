@@ -42,6 +42,7 @@ def write(root, kind, rows):
 
 
 def lines_of(text, word):
+    text = text.split("## Tables II to VII")[0]  # those have tests of their own, tests/tasks/test_tables.py
     return [line for line in text.splitlines() if line.startswith("|") and word in line]
 
 
@@ -123,3 +124,32 @@ def test_half_a_pair_of_markers_is_an_error():
 
 def test_without_rows_the_page_says_so(tmp_path):
     assert "No row has been measured yet." in render.render(render.read(tmp_path))
+
+
+def benchmarked(**changes):
+    found = row(key="k", status="done", rate=0.05, settings={}, partition_rate_given=None, command="meca benchmark --attack badnet", separation=None)
+    return {**found, **changes}
+
+
+def test_a_cell_that_the_flow_measured_too_counts_once_in_the_papers_tables(tmp_path):
+    write(
+        tmp_path,
+        "quality",
+        [row(acc=0.1), row(experiment="main, half the width", attack="sig", acc=0.2), row(experiment="main, 1 % poison", poison_rate=0.01)],
+    )
+    write(tmp_path, "benchmark", [benchmarked(key="old", acc=0.3), benchmarked(key="new", acc=0.9, poison_rate=0.0499)])
+    found = render.paper_rows(render.read(tmp_path / "benchmarks" / "results"))
+    assert [(r["experiment"], r.get("key"), r["acc"]) for r in found] == [("main, 1 % poison", None, 0.9), ("main", "new", 0.9)]
+    varied = {"settings": {"split.min_flips": "0.4"}}
+    write(tmp_path, "benchmark", [benchmarked(**varied)])
+    assert 0.1 in [r["acc"] for r in render.paper_rows(render.read(tmp_path / "benchmarks" / "results"))], "another setting is another cell"
+
+
+def test_pictures_of_the_papers_figures_come_and_go_with_their_rows(tmp_path):
+    flat = {"poison": [1] * 20, "clean": [1] * 20, "roc": [0.5] * 13}
+    write(tmp_path, "benchmark", [benchmarked(separation={"partition": flat, "final": flat})])
+    assert render.main([], tmp_path) == 0 and render.main(["--check"], tmp_path) == 0
+    assert (tmp_path / "docs/results-roc.svg").read_text().startswith("<svg") and "(results-roc.svg)" in (tmp_path / "docs/results.md").read_text()
+    write(tmp_path, "benchmark", [benchmarked()])
+    assert render.main(["--check"], tmp_path) == 1
+    assert render.main([], tmp_path) == 0 and not (tmp_path / "docs/results-roc.svg").exists() and render.main(["--check"], tmp_path) == 0

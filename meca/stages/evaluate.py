@@ -14,7 +14,7 @@ from meca.augment import generator
 from meca.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
 from meca.errors import MecaError
 from meca.files import canonical_json, read_json
-from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, detection
+from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, detection, separation
 from meca.models import NetworkParams, build, load_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
@@ -77,7 +77,7 @@ def run(
     for i, name in enumerate(models):
         if result[name] is not None:
             ctx.curve(phase="rounds", step=i, model=name, acc=result[name]["acc"], **({"asr": result[name]["asr"]} if known else {}))
-    result |= {"known": known, "attack": attack, "detection": None, "no_defence": None, "oracle": None}
+    result |= {"known": known, "attack": attack, "detection": None, "separation": None, "no_defence": None, "oracle": None}
     n = len(labels)
     final = read_rows(relabel_finetune / "decisions.parquet", ["action", "suspicion"], n)
     flagged = np.array([word != "clean" for word in read_rows(split / "decisions.parquet", ["verdict"], n)["verdict"].to_pylist()])
@@ -97,6 +97,8 @@ def run(
         result["detection"]["removed"] = int((actions == "remove").sum())
         # What counts in the end is poison that goes out under its given label, also where a flag was taken back.
         result["detection"]["poison_left"] = int((poisoned & (actions == "keep")).sum())
+        clean = ~poisoned & ~covers & ~noise
+        result["separation"] = {"partition": separation(early, poisoned, clean), "final": separation(suspicion, poisoned, clean)}
         references["oracle"] = ~poisoned  # covers and wrong labels stay: they are no backdoor
     if not known:
         unknown = [line for line in UNKNOWN if not (marked and line == NO_TRUTH)]

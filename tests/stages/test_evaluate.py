@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from meca.engine import predict
-from meca.metrics import accuracy, attack_figures, detection
+from meca.metrics import accuracy, attack_figures, detection, separation
 from meca.models import load_model, read_description, save_model
 from meca.params import PRESETS
 from meca.store import open_store, read_parquet
@@ -127,6 +127,7 @@ def test_wrong_labels_without_an_attack_are_counted_apart(tmp_path: Path) -> Non
     assert result["known"] is False and (found["tpr"], found["poisoned"], found["noise"]) == (None, 0, 24)
     assert found["noise_flagged"] == metrics["noise_flagged"] <= found["flagged"]
     assert round(found["fpr"] * (N_TRAIN - 24)) == found["flagged"] - found["noise_flagged"]
+    assert sum(result["separation"]["final"]["clean"]) == N_TRAIN - 24 and result["separation"]["final"]["roc"] is None
     assert len(result["unknown"]) == 2 and "asr" not in metrics
 
 
@@ -140,7 +141,9 @@ def test_attacks_with_rules_of_their_own_are_measured_by_them(attack: str, finis
     step("evaluate", folder, params)
     store, model = open_store(folder / "data" / "store"), load_model(folder / "work" / "relabel_finetune")
     result, metrics, labels = read(folder), read(folder, "metrics.json"), store.labels[store.test]
-    found = result["final"]
+    found, counted = result["final"], result["detection"]
+    for each in result["separation"].values():
+        assert (sum(each["poison"]), sum(each["clean"])) == (counted["poisoned"], N_TRAIN - counted["poisoned"] - counted["covers"])
     truth = folder / "data" / "truth"
     answers = [predict(model, torch.from_numpy(np.load(path))).argmax(1).numpy() % 4 for path in sorted(truth.glob("triggered*.npy"))]
     if attack == "two_targets":
@@ -176,3 +179,15 @@ def test_the_oracle_is_trained_without_poison_and_with_covers_and_wrong_labels(
     assert all(any(other) for other in others)
     by_size = sorted(seen, key=np.sum)
     assert np.array_equal(by_size[0], ~poisoned) and by_size[1].all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_separation_is_that_of_the_suspicions_on_disk(preset: str, finished: Finished) -> None:
+    folder = finished(preset)
+    truth = read_parquet(folder / "data" / "truth" / "truth.parquet")
+    poisoned, covers = (truth[column].to_numpy(zero_copy_only=False) for column in ("is_poisoned", "is_cover"))
+    found = read(folder)["separation"]
+    for where, file in (("partition", "partition/scores.parquet"), ("final", "relabel_finetune/decisions.parquet")):
+        suspicion = read_parquet(folder / "work" / file)["suspicion"].to_numpy().astype(float)
+        assert found[where] == separation(suspicion, poisoned, ~poisoned & ~covers)
+        assert sum(found[where]["poison"]) == poisoned.sum() and sum(found[where]["clean"]) == (~poisoned & ~covers).sum()

@@ -1,0 +1,198 @@
+"""A grid knows its cells by what their figures depend on, loses no row, and a cell that fails is a row too."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from meca.errors import MecaError, UsageError
+from tasks import environment, grid
+from tasks.cell import COLUMNS
+from tasks.grid import CellFailed, Grid, Plan, append, cells, data_of, newest, read_rows, work_folder
+from tests.making import make_folder
+
+ONE = Plan(attacks=("badnet",), presets=("default",))
+
+
+def key(plan: Plan) -> str:
+    (cell,) = cells(plan)
+    return cell.key
+
+
+def test_a_grid_is_the_product_of_its_axes_and_no_cell_is_there_twice() -> None:
+    plan = Plan(attacks=("badnet", "blend", "none"), rates=(0.01, 0.05), seeds=(1, 2), data=("shapes", "digits"), networks=("compact", "resnet18"))
+    found = cells(plan)
+    assert len(found) == (2 * 2 + 1) * 2 * 2 * 2 * 2  # without an attack there is one rate: none
+    assert len({cell.key for cell in found}) == len({cell.name for cell in found}) == len({cell.given["command"] for cell in found}) == len(found)
+    assert all((cell.given["rate"] is None) == (cell.given["attack"] == "none") for cell in found)
+    (resnet,) = [c for c in found if c.name == "digits resnet18 blend 1 % paper seed 2"]
+    groups = {name: resnet.params.raw(name) for name in ("ingest", "poison", "network")}
+    assert groups["ingest"]["source"] == "digits" and groups["poison"]["attack"] == "blend" and groups["poison"]["rate"] == 0.01
+    assert (groups["network"]["name"], groups["network"]["stem"], resnet.params.preset, resnet.params.seed) == ("resnet18", "cifar", "paper", 2)
+
+
+def test_a_key_follows_what_the_figures_depend_on_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key(ONE)
+    assert before == key(ONE)
+    changes: list[dict] = [
+        {"seeds": (2,)},
+        {"rates": (0.1,)},
+        {"data": ("shapes:500",)},
+        {"partition_rates": (0.3,)},
+        {"settings": {"split.min_flips": 0.4}},
+    ]
+    others = [key(Plan(**{"attacks": ONE.attacks, "presets": ONE.presets, **change})) for change in changes]
+    assert len({before, *others}) == len(changes) + 1
+    for harmless in ("report.kept_pictures", "promote.min_acc"):
+        assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={harmless: "7"})) == before
+    tree = json.loads(json.dumps(ONE.tree))
+    tree["split"]["paper"]["min_flips"] = 0.9
+    assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, tree=tree)) == before, "the block of the other preset is not in force"
+    monkeypatch.setattr(grid, "code_digest", lambda: "other code")
+    assert key(ONE) != before
+
+
+def test_the_code_of_a_key_is_the_method_and_not_the_report() -> None:
+    files = {file for stage in grid.MEASURED for file in grid.closure(grid.ROOT, f"meca.stages.{stage}")}
+    assert {"meca/split.py", "meca/scoring.py", "meca/attacks/sig.py", "meca/metrics.py"} <= files
+    assert "meca/report/page.py" not in files
+
+
+def test_data_at_a_path_is_known_by_its_bytes_and_not_by_its_place(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "a" / "photos: [1]")  # a name that YAML would read as something else
+    plan = Plan(data=(str(folder),), attacks=ONE.attacks, presets=ONE.presets)
+    before = key(plan)
+    (cell,) = cells(plan)
+    assert cell.params.raw("ingest")["source"] == str(folder.resolve()) and str(tmp_path) not in json.dumps(cell.given)
+    moved = tmp_path / "b" / "photos: [1]"
+    shutil.copytree(folder, moved)
+    assert key(Plan(data=(str(moved),), attacks=ONE.attacks, presets=ONE.presets)) == before
+    next(moved.rglob("*.jpeg")).write_bytes(b"another picture")
+    assert key(Plan(data=(str(moved),), attacks=ONE.attacks, presets=ONE.presets)) != before
+    with pytest.raises(UsageError, match="names of their own"):
+        cells(Plan(data=(str(folder), str(moved)), attacks=ONE.attacks))
+
+
+def test_presets_and_partition_rates_share_their_references_and_seeds_do_not() -> None:
+    found = cells(Plan(attacks=("badnet",), partition_rates=(0.2, 0.4)))
+    assert len(found) == 4 and len({cell.recipe for cell in found}) == 1
+    for other in (Plan(attacks=("badnet",), seeds=(2,)), Plan(attacks=("badnet",), settings={"train_clean.epochs": "3"}), Plan(attacks=("blend",))):
+        assert cells(other)[0].recipe != found[0].recipe
+
+
+def test_a_partition_rate_reaches_the_method_of_each_preset() -> None:
+    default, paper = cells(Plan(attacks=("badnet",), partition_rates=(0.05,)))
+    assert default.params.raw("enhance")["plain"] == 0.05 == default.given["partition_rate"]
+    assert paper.params.raw("enhance")["alpha_end"] == 0.05 == paper.params.raw("enhance")["alpha_start"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("shapes", ("shapes", 0)), ("cifar10:10000", ("cifar10", 10000)), ("a:b", ("a:b", 0)), ("x/y:2", ("x/y", 2))]
+)
+def test_a_limit_stands_behind_a_colon(text: str, expected: tuple[str, int]) -> None:
+    assert data_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": ("badnet", "bad")}, "attack to be one of none, .*got 'bad'"),
+        ({"presets": ("best",)}, "preset to be one of default, paper, got 'best'"),
+        ({"networks": ("vgg",)}, "network to be one of compact"),
+        ({"rates": (5.0,)}, "rate between 0 and 1, got 5.0"),
+        ({"partition_rates": (0.0,)}, "partition rate between 0 and 1"),
+        ({"seeds": ()}, "at least one value for seeds"),
+        ({"data": ("nowhere",)}, "found nothing at 'nowhere'"),
+        ({"settings": {"split.min_flip": "1"}}, "did you mean 'split.min_flips'"),
+        ({"settings": {"poison.rate": "0.2"}}, "leave the axes of the grid alone, got poison.rate"),
+    ],
+)
+def test_a_plan_that_is_not_possible_is_refused_before_anything_runs(changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        cells(Plan(**{"attacks": ("badnet",), **changes}))
+
+
+def test_rows_are_added_whole_and_the_last_of_a_cell_counts(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for row in ({"key": "a", "n": 1}, {"key": "b", "n": 2}, {"key": "a", "n": 3}):
+        append(file, row)
+    assert [row["n"] for row in read_rows(file)] == [1, 2, 3]
+    assert {name: row["n"] for name, row in newest(read_rows(file)).items()} == {"a": 3, "b": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    file.write_text('{"key": "a"}')  # somebody's editor took the last line end away
+    append(file, {"key": "b"})
+    assert len(read_rows(file)) == 2
+    file.write_text('{"key": "a"}\n{"key": ')
+    with pytest.raises(MecaError, match=r"rows.jsonl:2: expected a JSON object"):
+        read_rows(file)
+
+
+def test_a_saved_grid_comes_back_with_the_same_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "in" / "photos")
+    monkeypatch.chdir(tmp_path / "in")
+    first = Grid(Plan(data=("photos:9", "shapes"), settings={"split.min_flips": "0.4"}), tmp_path / "out.jsonl", 2, True)
+    first.save()
+    monkeypatch.chdir(tmp_path)
+    again = Grid.load(Path("out.jsonl"))
+    assert [cell.key for cell in again.cells] == [cell.key for cell in first.cells]
+    assert (again.threads, again.keep) == (2, True)
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    with (
+        Grid(ONE, tmp_path / "rows.jsonl").locked(),
+        pytest.raises(MecaError, match=r"The grid of rows\.jsonl is being written"),
+        Grid(ONE, tmp_path / "rows.jsonl").locked(),
+    ):
+        pass
+
+
+def test_a_failing_cell_is_a_row_with_its_reason_and_is_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    mine = Grid(Plan(data=(str(tmp_path / "empty"),), attacks=("badnet",), presets=("default",)), tmp_path / "rows.jsonl")
+    with pytest.raises(CellFailed, match=r"empty compact badnet 5 % default seed 1: exit code 3: "):
+        mine.run(mine.cells[0].key)
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert row["status"] == "failed" and row["error"].startswith("exit code 3: ")
+    assert set(COLUMNS) <= set(row) and row["acc"] is None and row["attack"] == "badnet" and row["network"] == "compact"
+    again = Grid(mine.plan, tmp_path / "rows.jsonl")
+    assert again.missing() == again.cells
+    again.tidy()
+    assert work_folder(tmp_path / "rows.jsonl").is_dir(), "what an unfinished grid left is needed for its resume"
+
+
+def test_a_stopped_grid_starts_nothing_and_records_nothing(tmp_path: Path) -> None:
+    mine = Grid(ONE, tmp_path / "rows.jsonl")
+    mine.stop()
+    with pytest.raises(CellFailed, match="was not started"):
+        mine.run(mine.cells[0].key)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_cell_reuses_the_references_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Grid(Plan(attacks=("badnet",), seeds=(1, 2)), tmp_path / "rows.jsonl")
+    given = {}
+
+    def pretend(cell, folder):
+        preset, seed = cell.params.preset, cell.params.seed
+        given[preset, seed] = json.loads((folder / "cell.json").read_text())["references"]
+        row = dict.fromkeys(COLUMNS) | {"references": {"no_defence": {"acc": seed / 10}, "oracle": {"acc": 0.8}}}
+        (folder / "row.json").write_text(json.dumps(row))
+        return 0, []
+
+    monkeypatch.setattr(mine, "_subprocess", pretend)
+    for cell in mine.cells:
+        mine.run(cell.key)
+    of = {seed: {"no_defence": {"acc": seed / 10}, "oracle": {"acc": 0.8}} for seed in (1, 2)}
+    assert given == {("default", 1): None, ("default", 2): None, ("paper", 1): of[1], ("paper", 2): of[2]}
+    assert mine.missing() == [] and Grid(mine.plan, tmp_path / "rows.jsonl").missing() == []
+    mine.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_the_program_of_a_cell_says_what_it_needs() -> None:
+    done = subprocess.run([sys.executable, "-m", "tasks.cell", "--help"], capture_output=True, text=True, env=environment.child_environment())
+    assert done.returncode == 0 and "with cell.json" in done.stdout
