@@ -26,14 +26,14 @@ nothing is removed.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "evidence"]
+__all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "caps_of", "evidence"]
 
 FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
 FITTED = 0.995  # share of the samples that the early network fits, from which the order of learning says little: digits with Blend; a sentence, too
@@ -97,6 +97,8 @@ class Decision:
     target_class: int | None
     caps: list[dict[str, Any]]
     evidence: list[Evidence]
+    code: str = "stands-apart"  # why a sample is flagged, a word of the column `reasons`
+    foreign: Sequence[Any] = ()  # what the second look saw, see `meca.second_look.Foreign`
 
 
 def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: bool = False) -> Evidence:
@@ -189,7 +191,7 @@ def by_two_clusters(
             order = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
             suspicion[mine] = 0.4 * order / max(1, len(mine) - 1)  # below every flagged sample: a rank, not a probability
             doubtful += [e for e in judged if _doubtful(e, params)][:1]
-    caps = _caps(flagged, labels, classes, params)
+    caps = caps_of(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
     verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
     return Decision(verdict, reason, flagged, suspicion, target, caps, list(itertools.chain.from_iterable(found)))
@@ -298,10 +300,18 @@ def by_misclassification(predicted: Ints, confidence: Floats, labels: Ints, clas
     counts = np.bincount(labels[flagged], minlength=classes)
     verdict = "poisoned" if flagged.any() else "no_evidence"
     reason = f"the enhanced model gives {int(flagged.sum())} of {len(labels)} samples their label"
-    return Decision(verdict, reason, flagged, confidence, int(counts.argmax()) if flagged.any() else None, [], [])
+    return Decision(verdict, reason, flagged, confidence, int(counts.argmax()) if flagged.any() else None, [], [], "fitted-by-enhanced")
 
 
-def _caps(flagged: Bools, labels: Ints, classes: int, params: SplitParams) -> list[dict[str, Any]]:
+def caps_of(flagged: Bools, labels: Ints, classes: int, params: SplitParams) -> list[dict[str, Any]]:
+    """Return each cap with its value, its limit, and whether it holds.
+
+    Args:
+        flagged: bool [n].
+        labels: int64 [n], as given.
+        classes: Number of classes.
+        params: Limits.
+    """
     share = float(flagged.mean()) if len(flagged) else 0.0
     sizes = np.bincount(labels, minlength=classes)
     kept = np.bincount(labels[~flagged], minlength=classes)

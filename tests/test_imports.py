@@ -149,6 +149,7 @@ def groups() -> dict[str, type]:
     from meca.readers import IngestParams
     from meca.relabel import RelabelParams
     from meca.report.page import Pictures
+    from meca.second_look import SecondLookParams
     from meca.split import SplitParams
     from meca.stages.evaluate import EvaluateParams
     from meca.stages.publish import PublishParams
@@ -156,7 +157,7 @@ def groups() -> dict[str, type]:
     return {
         "ingest": IngestParams, "poison": PoisonParams, "network": NetworkParams, "partition": PartitionParams, "enhance": EnhanceParams,
         "split": SplitParams, "train_clean": Recipe, "relabel_finetune": RelabelParams, "evaluate": EvaluateParams, "publish": PublishParams,
-        "report": Pictures, "engine": EngineParams, "detector": DetectorParams,
+        "report": Pictures, "engine": EngineParams, "detector": DetectorParams, "second_look": SecondLookParams,
     }  # fmt: skip
 
 

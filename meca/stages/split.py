@@ -18,12 +18,13 @@ from meca.metrics import wilson
 from meca.models import build, load_model, read_description
 from meca.partition import PartitionParams
 from meca.relabel import called, unexplained
+from meca.second_look import SecondLookParams, second_look
 from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table, write_parquet
 from meca.store import open_store
 
-GROUPS = ("seed", "preset", "engine", "partition", "split")
+GROUPS = ("seed", "preset", "engine", "partition", "split", "second_look")
 
 
 def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) -> None:
@@ -38,6 +39,9 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
         networks = _Networks(ctx, store, partition, params.probe)
         decision = by_two_clusters(margins, labels, classes, params, networks.flips, networks.unseen, _fitted(partition))
+        if not decision.flagged.any():
+            again = ctx.params.group("second_look", SecondLookParams)
+            decision = second_look(decision, margins["behind"], labels, classes, again, params, partial(networks.fit, again))
     else:
         predicted = column(scores, "predicted", len(labels)).astype(np.int64)
         decision = by_misclassification(predicted, column(scores, "suspicion", len(labels)).astype(np.float64), labels, classes)
@@ -58,6 +62,7 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
             {name: (value if not isinstance(value, float) or np.isfinite(value) else None) for name, value in dataclasses.asdict(e).items()}
             for e in decision.evidence
         ],
+        "second_look": [dataclasses.asdict(f) for f in decision.foreign],
     }
     (out / "verdict.json").write_text(canonical_json(verdict), encoding="utf-8")
     ctx.metrics = {"flagged": k, "classes_with_evidence": len(set(labels[decision.flagged].tolist()))}
@@ -113,15 +118,22 @@ class _Networks:
         with self.ctx.timed("train"):
             return side_by_side([partial(look, *job) for job in enumerate(left_out)], self.device)
 
+    def fit(self, params: SecondLookParams, number: int, keep: np.ndarray) -> np.ndarray:
+        """Return the probabilities of all samples by a network that was trained on some, float64 [n classes]."""
+        self.ctx.progress("split: second look", number + 1, params.rounds, f"{int(keep.sum())} samples")
+        model = build(self.description, generator(self.ctx.seed, "second look", number)).to(self.device.name)
+        place, kept = self.ctx.checkpoints / f"round-{number}.safetensors", torch.from_numpy(keep).to(self.device.name)
+        if int(kept.sum()) >= 2:
+            with self.ctx.timed("train"):
+                train(model, self.images, self.labels, kept, params.recipe, self.ctx.seed, f"second look {number}", place, device=self.device)
+        return predict(model.eval(), self.images).double().softmax(1).cpu().numpy()
+
 
 def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predicted: np.ndarray | None, early: np.ndarray) -> pa.Table:
     # Without an answer nothing is called poisoned: what would have been is held for a person.
     word = "review" if decision.verdict == "inconclusive" else "poisoned"
     action = "quarantine" if decision.verdict == "inconclusive" else "remove"
-    reasons = [
-        (["stands-apart"] * bool(flag) if predicted is None else ["fitted-by-enhanced"] * bool(flag)) + ["early-loss"] * bool(flag and rank >= 0.9)
-        for flag, rank in zip(decision.flagged, early, strict=True)
-    ]
+    reasons = [[decision.code] * bool(flag) + ["early-loss"] * bool(flag and rank >= 0.9) for flag, rank in zip(decision.flagged, early, strict=True)]
     n = len(labels)
     columns = {
         "label": pa.array(labels),

@@ -27,6 +27,7 @@ QUICK = {
     "partition.recipe.epochs": 2, "partition.recipe.min_steps": 0, "partition.recipe.batch_size": 16,
     "enhance.recipe.epochs": 1, "enhance.recipe.batch_size": 16, "enhance.rounds": 1,
     "split.min_range": 0.0, "split.max_valley": 1.0, "split.min_separation": 0.0,
+    "second_look.recipe.epochs": 1, "second_look.recipe.min_steps": 0, "second_look.min_classes": 3,
     "split.min_flips": 0.0, "split.cap_flagged": 1.0, "split.cap_left": 0.0,
     "train_clean.epochs": 12, "train_clean.min_steps": 0, "train_clean.batch_size": 16,
     "relabel_finetune.recipe.epochs": 1, "relabel_finetune.recipe.batch_size": 16, "relabel_finetune.confidence": 0.0,

@@ -82,3 +82,25 @@ def test_a_class_that_is_too_small_to_judge_is_kept_and_can_be_written_down(fini
     verdict = read(folder)[1]
     assert verdict["verdict"] == "no_evidence"
     assert {e["threshold"] for e in verdict["evidence"] if e["label"] == 3} == {None}, "JSON has no infinity"
+
+
+def test_where_nothing_stands_apart_a_second_look_is_taken_and_says_what_it_saw(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("split", finished(), tmp_path)
+    loose = {f"second_look__{name}": 0.0 for name in ("min_foreign", "over_median", "min_spread", "confidence")}
+    step("split", folder, quick(split__min_range=1e9, **loose))
+    table, verdict = read(folder)
+    assert verdict["verdict"] == "poisoned" and all(e["flips"] is None for e in verdict["evidence"])
+    proven = {f["label"] for f in verdict["second_look"] if f["proven"]}
+    words = np.array(table["verdict"].to_pylist())
+    labels = table["label"].to_numpy()
+    assert proven == set(labels.tolist()) and {f["label"] for f in verdict["second_look"]} == proven
+    kept = np.bincount(labels[words == "clean"]) / np.bincount(labels)
+    assert np.allclose(kept, 0.45, atol=0.05), "the trusted part of every class"
+    assert {row[0] for row, word in zip(table["reasons"].to_pylist(), words, strict=True) if word == "poisoned"} == {"foreign-content"}
+
+
+def test_the_first_look_is_the_last_word_where_it_finds_something_or_the_second_is_off(finished: Finished, tmp_path: Path) -> None:
+    assert read(finished())[1]["second_look"] == []
+    folder = with_inputs("split", finished(), tmp_path)
+    step("split", folder, quick(split__min_range=1e9, second_look__rounds=0))
+    assert (read(folder)[1]["verdict"], read(folder)[1]["second_look"]) == ("no_evidence", [])

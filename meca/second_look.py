@@ -1,0 +1,133 @@
+"""The second look of `split`: poison that is learnt slowly and stands apart nowhere.
+
+Attacks that hide (Qi et al., "Revisiting the Assumption of Latent Separability for Backdoor Defenses", ICLR 2023) plant triggers so weak, and
+so many covers, that an early network has not learnt them: no heap stands apart, and no difference carries over. What they cannot hide is that the
+samples are pictures of other classes under a wrong label, and pictures that do not look like their class are learnt late.
+
+So a good network is trained in rounds on the part of every class that is trusted most: first the part with the lowest margins of the slow
+side of `enhance`, then the part that the network of the round before gives its label most readily. It is trained briefly, because a rare trigger
+is learnt after the classes. A class into which samples of *many* other classes were put shows as one in which the last network sees
+other classes with confidence, and many of them: a clean class is confused with one or two neighbours, and wrong labels that came
+about by chance are in all classes alike. In such a class all but the trusted part is flagged. That takes many clean samples
+along; `relabel_finetune` takes those back whose label the clean model confirms. The caps hold for all of it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from meca.engine import Recipe
+from meca.split import Bools, Decision, Floats, Ints, SplitParams, caps_of
+
+__all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
+
+Fit = Callable[[int, Bools], Floats]  # number of the round, samples to train on: probabilities of all samples [n classes]
+
+
+@dataclass(frozen=True)
+class SecondLookParams:
+    """Group `second_look` of params.yaml."""
+
+    rounds: int  # 0: no second look
+    recipe: Recipe  # of one round
+    trusted: float  # share of every class that a round is trained on
+    margin_weight: float  # of the rank of the margin beside the rank of the loss, from the second round on
+    confidence: float  # of the last network, above which another class counts
+    min_foreign: float  # share of a class that counts, times `spread`: from here on it is poison,
+    over_median: float  # if it is so many times the median of all classes: wrong labels by chance are everywhere
+    min_spread: float  # and if the other classes are many: their entropy over that of all, in [0, 1]
+    min_classes: int  # with fewer, two neighbours are all there are
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which no round can be run."""
+        if self.rounds < 0 or not 0 < self.trusted < 1:
+            raise ValueError(f"expected rounds of 0 at least and trusted in (0, 1), got {self.rounds} and {self.trusted}")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What the last network sees in one class."""
+
+    label: int
+    share: float  # of the class, in which it sees another class with confidence
+    spread: float  # entropy of those classes over that of all others that have samples, in [0, 1]
+    proven: bool
+
+
+def second_look(first: Decision, margin: Floats, labels: Ints, classes: int, params: SecondLookParams, split: SplitParams, fit: Fit) -> Decision:
+    """Return the decision after a second look, the first one where that finds nothing.
+
+    Args:
+        first: A decision that flags nothing.
+        margin: float64 [n], of the slow side of `enhance`; high is suspicious.
+        labels: int64 [n], as given.
+        classes: Number of classes.
+        params: Rounds and limits.
+        split: Caps.
+        fit: Trains a network on some of the samples and returns what it sees in all.
+    """
+    if params.rounds == 0 or classes < params.min_classes or len(labels) == 0:
+        return first
+    slow = _ranks(margin, labels)
+    order, each = slow, np.arange(len(labels))
+    seen = np.zeros((len(labels), classes))
+    for number in range(params.rounds):
+        seen = fit(number, order < params.trusted)
+        loss = -np.log(np.maximum(seen[each, labels], 1e-12))
+        order = _ranks(_ranks(loss, labels) + params.margin_weight * slow, labels)
+    found = foreign_content(seen, labels, classes, params)
+    proven = [f for f in found if f.proven]
+    if not proven:
+        return dataclasses.replace(first, foreign=found)
+    flagged = np.isin(labels, [f.label for f in proven]) & (order >= params.trusted)
+    caps = caps_of(flagged, labels, classes, split)
+    # Ranks, not probabilities. Those of the flagged stay below the limit from which `relabel_finetune` removes what the clean model confirms:
+    # a picture of another class is not confirmed, and most of what is flagged here is clean.
+    suspicion = np.where(flagged, 0.5 + 0.3 * order, 0.4 * order)
+    target = max(proven, key=lambda f: f.share * f.spread)
+    broken = next((cap for cap in caps if not cap["holds"]), None)
+    if broken is not None:
+        verdict = "inconclusive"
+        reason = f"{broken['name']} is {broken['value']:.3f}, beyond its limit {broken['limit']:.3f}: so much poison is not believed"
+    else:
+        verdict = "poisoned"
+        which = f"class {target.label}" if len(proven) == 1 else f"{len(proven)} classes"
+        reason = (
+            f"a network that was trained on the most trusted part sees many other classes in {target.share:.0%} of {which}; "
+            f"all but that part of it, {int(flagged.sum())} samples, is flagged, clean samples among them"
+        )
+    return Decision(verdict, reason, flagged, suspicion, target.label, caps, first.evidence, "foreign-content", found)
+
+
+def foreign_content(seen: Floats, labels: Ints, classes: int, params: SecondLookParams) -> list[Foreign]:
+    """Return per class how much of it looks like other classes, and like how many.
+
+    Args:
+        seen: Probabilities, float64 [n classes].
+        labels: int64 [n], as given.
+        classes: Number of classes.
+        params: Limits.
+    """
+    called, sure = seen.argmax(1), seen.max(1) > params.confidence
+    others = max(2, len(np.unique(labels)) - 1)  # that there are samples of
+    found: list[Foreign] = []
+    for c in range(classes):
+        mine = labels == c
+        counts = np.bincount(called[mine & sure], minlength=classes).astype(np.float64)
+        counts[c] = 0
+        shares = counts[counts > 0] / max(1.0, counts.sum())
+        spread = abs(float((shares * np.log(shares)).sum())) / np.log(others)
+        found.append(Foreign(c, float(counts.sum() / max(1, int(mine.sum()))), float(spread), False))
+    least = max(params.min_foreign, params.over_median * float(np.median([f.share * f.spread for f in found])))
+    return [dataclasses.replace(f, proven=f.share * f.spread >= least and f.spread >= params.min_spread) for f in found]
+
+
+def _ranks(values: Floats, labels: Ints) -> Floats:
+    """Return the rank of each value in its class, in [0, 1); ties go to the earlier sample."""
+    place = np.zeros(len(values))
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        place[rows[np.argsort(values[rows], kind="stable")]] = np.arange(len(rows)) / len(rows)
+    return place

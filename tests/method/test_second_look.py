@@ -1,0 +1,139 @@
+"""The second look: a class that holds many other classes is found, all else is left as it was."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from meca.relabel import RelabelParams
+from meca.second_look import Foreign, SecondLookParams, foreign_content, second_look
+from meca.split import Decision, SplitParams
+from tests.making import settings
+
+CLASSES, SIZE, PLANTED = 8, 100, 30
+LABELS = np.repeat(np.arange(CLASSES), SIZE)
+# Numbers of their own: those of params.yaml are tuned.
+PARAMS = dataclasses.replace(
+    settings().group("second_look", SecondLookParams),
+    rounds=3, trusted=0.5, margin_weight=0.5, confidence=0.7, min_foreign=0.1, over_median=1.5, min_spread=0.9, min_classes=6,
+)  # fmt: skip
+CAPS = dataclasses.replace(settings().group("split", SplitParams), cap_flagged=0.3, cap_left=0.4)
+FIRST = Decision("no_evidence", "nothing", np.zeros(len(LABELS), bool), np.zeros(len(LABELS)), None, [], [])
+
+
+def planted(
+    seed: int, labels: np.ndarray = LABELS, target: int = 2, content: tuple[int, ...] = (0, 1, 3, 4, 5, 6, 7)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each sample shows, and margins that tell the planted ones of `target` from others only in tendency."""
+    rng = np.random.default_rng(seed)
+    shows = labels.copy()
+    chosen = rng.choice(np.flatnonzero(labels == target), PLANTED, replace=False)
+    shows[chosen] = rng.choice(content, PLANTED)
+    return shows, rng.normal(0, 1, len(labels)) + 1.5 * (shows != labels)
+
+
+class Network:
+    """Sees what a picture shows unless it was trained on that sample: then it sees the label."""
+
+    def __init__(self, shows: np.ndarray, labels: np.ndarray = LABELS, sure: float = 0.9) -> None:
+        self.shows, self.labels, self.sure, self.kept = shows, labels, sure, []
+
+    def __call__(self, number: int, keep: np.ndarray) -> np.ndarray:
+        assert number == len(self.kept)
+        self.kept.append(keep)
+        seen = np.full((len(self.labels), CLASSES), (1 - self.sure) / (CLASSES - 1))
+        seen[np.arange(len(self.labels)), np.where(keep, self.labels, self.shows)] = self.sure
+        return seen
+
+
+def look(network: Network, margin: np.ndarray, labels: np.ndarray = LABELS, split: SplitParams = CAPS, **changes: Any) -> Decision:
+    return second_look(FIRST, margin, labels, CLASSES, dataclasses.replace(PARAMS, **changes), split, network)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_samples_of_many_other_classes_are_driven_out_of_the_trusted_part_and_flagged(seed: int) -> None:
+    shows, margin = planted(seed)
+    network = Network(shows)
+    found = look(network, margin)
+    wrong = shows != LABELS
+    assert [int((kept & wrong).sum()) for kept in network.kept][1:] < [int((network.kept[0] & wrong).sum())] * 2
+    assert (found.verdict, found.target_class, found.code) == ("poisoned", 2, "foreign-content")
+    assert found.flagged[wrong].mean() >= 0.9 and not found.flagged[LABELS != 2].any()
+    assert int(found.flagged.sum()) == SIZE - int(PARAMS.trusted * SIZE)
+    assert found.suspicion[found.flagged].min() > found.suspicion[~found.flagged].max() and found.suspicion.max() <= 1
+    assert found.suspicion[found.flagged].max() < settings().group("relabel_finetune", RelabelParams).remove_above, "a clean model may confirm them"
+    assert [f.label for f in found.foreign if f.proven] == [2] and "50 samples" in found.reason
+
+
+def test_each_round_trusts_its_share_of_every_class_and_the_first_goes_by_the_margin() -> None:
+    shows, margin = planted(0)
+    network = Network(shows)
+    look(network, margin)
+    assert len(network.kept) == PARAMS.rounds
+    for kept in network.kept:
+        assert np.bincount(LABELS[kept]).tolist() == [SIZE // 2] * CLASSES
+    for c in range(CLASSES):
+        mine = LABELS == c
+        assert margin[mine & network.kept[0]].max() <= margin[mine & ~network.kept[0]].min()
+
+
+def test_content_of_one_neighbour_is_left_alone() -> None:
+    shows, margin = planted(0, content=(5,))
+    found = look(Network(shows), margin)
+    assert (found.verdict, found.reason, found.flagged.any()) == ("no_evidence", "nothing", False)
+    assert found.foreign[2].share > 0.2 and found.foreign[2].spread == 0
+
+
+def test_wrong_labels_in_all_classes_alike_are_left_alone() -> None:
+    rng = np.random.default_rng(0)
+    shows = np.where(rng.random(len(LABELS)) < 0.3, rng.integers(0, CLASSES, len(LABELS)), LABELS)
+    found = look(Network(shows), rng.normal(0, 1, len(LABELS)))
+    assert not found.flagged.any() and min(f.share for f in found.foreign) > 0.1
+    assert look(Network(shows), rng.normal(0, 1, len(LABELS)), over_median=0.5).flagged.any(), "the median alone held it"
+
+
+def test_what_a_network_says_without_confidence_does_not_count() -> None:
+    shows, margin = planted(0)
+    assert not look(Network(shows, sure=PARAMS.confidence), margin).flagged.any()
+    assert look(Network(shows, sure=PARAMS.confidence + 0.01), margin).flagged.any()
+
+
+def test_no_rounds_or_too_few_classes_ask_no_network() -> None:
+    shows, margin = planted(0)
+    for changes in ({"rounds": 0}, {"min_classes": CLASSES + 1}):
+        network = Network(shows)
+        assert look(network, margin, **changes) is FIRST and network.kept == []
+
+
+def test_a_cap_that_is_reached_makes_it_inconclusive() -> None:
+    shows, margin = planted(0)
+    found = look(Network(shows), margin, split=dataclasses.replace(CAPS, cap_left=0.9))
+    assert found.verdict == "inconclusive" and "what is left of class 2" in found.reason and found.flagged.any()
+
+
+def test_the_share_and_the_spread_by_hand() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3])
+    called = np.array([0, 1, 2, 3, 1, 0, 2, 2, 3])
+    seen = np.full((9, 5), 0.0375)
+    seen[np.arange(9), called] = 0.85
+    params = dataclasses.replace(PARAMS, min_foreign=0.5, over_median=0.0)
+    found = foreign_content(seen, labels, 5, params)
+    assert found[0] == Foreign(0, 0.75, pytest.approx(1.0), True)
+    assert found[1] == Foreign(1, 0.5, 0.0, False)
+    assert found[2] == Foreign(2, 0.0, 0.0, False) and found[4] == Foreign(4, 0.0, 0.0, False), "a class without samples"
+
+
+def test_an_empty_set_and_an_absent_class_are_survived() -> None:
+    nothing = np.zeros(0)
+    first = dataclasses.replace(FIRST, flagged=nothing.astype(bool))
+    assert second_look(first, nothing, nothing.astype(np.int64), CLASSES, PARAMS, CAPS, Network(nothing, nothing)) is first
+    labels = LABELS[LABELS != 5]
+    shows, margin = planted(1, labels, content=(0, 1, 3, 4, 6, 7))
+    assert second_look(FIRST, margin, labels, CLASSES, PARAMS, CAPS, Network(shows, labels)).target_class == 2
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": -1}, {"trusted": 0.0}, {"trusted": 1.0}])
+def test_impossible_numbers_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected rounds"):
+        dataclasses.replace(PARAMS, **wrong)
