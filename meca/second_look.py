@@ -8,7 +8,7 @@ So a good network is trained in rounds on the part of every class that is truste
 side of `enhance`, then the part that the network of the round before gives its label most readily. It is trained briefly, because a rare trigger
 is learnt after the classes. A class into which samples of *many* other classes were put shows as one in which the last network sees
 other classes with confidence, and many of them: a clean class is confused with one or two neighbours, and wrong labels that came
-about by chance are in all classes alike. In such a class all but the trusted part is flagged. That takes many clean samples
+about by chance are in all classes alike. In such a class all but the better half is flagged. That takes many clean samples
 along; `relabel_finetune` takes those back whose label the clean model confirms. The caps hold for all of it.
 """
 
@@ -33,6 +33,7 @@ class SecondLookParams:
     rounds: int  # 0: no second look
     recipe: Recipe  # of one round
     trusted: float  # share of every class that a round is trained on
+    kept: float  # share of a proven class that is not flagged
     margin_weight: float  # of the rank of the margin beside the rank of the loss, from the second round on
     confidence: float  # of the last network, above which another class counts
     min_foreign: float  # share of a class that counts, times `spread`: from here on it is poison,
@@ -81,7 +82,7 @@ def second_look(first: Decision, margin: Floats, labels: Ints, classes: int, par
     proven = [f for f in found if f.proven]
     if not proven:
         return dataclasses.replace(first, foreign=found)
-    flagged = np.isin(labels, [f.label for f in proven]) & (order >= params.trusted)
+    flagged = np.isin(labels, [f.label for f in proven]) & (order >= params.kept)
     caps = caps_of(flagged, labels, classes, split)
     # Ranks, not probabilities. Those of the flagged stay below the limit from which `relabel_finetune` removes what the clean model confirms:
     # a picture of another class is not confirmed, and most of what is flagged here is clean.
@@ -96,7 +97,7 @@ def second_look(first: Decision, margin: Floats, labels: Ints, classes: int, par
         which = f"class {target.label}" if len(proven) == 1 else f"{len(proven)} classes"
         reason = (
             f"a network that was trained on the most trusted part sees many other classes in {target.share:.0%} of {which}; "
-            f"all but that part of it, {int(flagged.sum())} samples, is flagged, clean samples among them"
+            f"the {int(flagged.sum())} samples of it that it trusts least are flagged, clean ones among them"
         )
     return Decision(verdict, reason, flagged, suspicion, target.label, caps, first.evidence, "foreign-content", found)
 

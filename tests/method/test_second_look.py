@@ -16,7 +16,7 @@ LABELS = np.repeat(np.arange(CLASSES), SIZE)
 # Numbers of their own: those of params.yaml are tuned.
 PARAMS = dataclasses.replace(
     settings().group("second_look", SecondLookParams),
-    rounds=3, trusted=0.5, margin_weight=0.5, confidence=0.7, min_foreign=0.1, over_median=1.5, min_spread=0.9, min_classes=6,
+    rounds=3, trusted=0.5, kept=0.6, margin_weight=0.5, confidence=0.7, min_foreign=0.1, over_median=1.5, min_spread=0.9, min_classes=6,
 )  # fmt: skip
 CAPS = dataclasses.replace(settings().group("split", SplitParams), cap_flagged=0.3, cap_left=0.4)
 FIRST = Decision("no_evidence", "nothing", np.zeros(len(LABELS), bool), np.zeros(len(LABELS)), None, [], [])
@@ -60,10 +60,10 @@ def test_samples_of_many_other_classes_are_driven_out_of_the_trusted_part_and_fl
     assert [int((kept & wrong).sum()) for kept in network.kept][1:] < [int((network.kept[0] & wrong).sum())] * 2
     assert (found.verdict, found.target_class, found.code) == ("poisoned", 2, "foreign-content")
     assert found.flagged[wrong].mean() >= 0.9 and not found.flagged[LABELS != 2].any()
-    assert int(found.flagged.sum()) == SIZE - int(PARAMS.trusted * SIZE)
+    assert int(found.flagged.sum()) == SIZE - int(PARAMS.kept * SIZE)
     assert found.suspicion[found.flagged].min() > found.suspicion[~found.flagged].max() and found.suspicion.max() <= 1
     assert found.suspicion[found.flagged].max() < settings().group("relabel_finetune", RelabelParams).remove_above, "a clean model may confirm them"
-    assert [f.label for f in found.foreign if f.proven] == [2] and "50 samples" in found.reason
+    assert [f.label for f in found.foreign if f.proven] == [2] and "the 40 samples" in found.reason
 
 
 def test_each_round_trusts_its_share_of_every_class_and_the_first_goes_by_the_margin() -> None:

@@ -95,7 +95,7 @@ def test_where_nothing_stands_apart_a_second_look_is_taken_and_says_what_it_saw(
     labels = table["label"].to_numpy()
     assert proven == set(labels.tolist()) and {f["label"] for f in verdict["second_look"]} == proven
     kept = np.bincount(labels[words == "clean"]) / np.bincount(labels)
-    assert np.allclose(kept, 0.45, atol=0.05), "the trusted part of every class"
+    assert np.allclose(kept, 0.5, atol=0.05)
     assert {row[0] for row, word in zip(table["reasons"].to_pylist(), words, strict=True) if word == "poisoned"} == {"foreign-content"}
 
 
