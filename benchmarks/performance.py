@@ -101,7 +101,8 @@ def cuts(quality: Sequence[Row]) -> str:
     shown = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {cut}") for cut in CUTS)]
     less = list({(row["experiment"], row["attack"], row["seed"]): row for row in shown}.values())
     lines: list[str] = []
-    whole = {(row["experiment"], row["attack"], row["seed"], row["commit"]): row for row in quality if row["preset"] == "default"}
+    seen = ", seeds that were looked at while tuning"  # where rows go whose seed was
+    whole = {(row["experiment"].removesuffix(seen), row["attack"], row["seed"], row["commit"]): row for row in quality if row["preset"] == "default"}
     settings = sorted({(row["experiment"].split(", ")[0], row["attack"], row["seed"]) for row in less})
     for name, attack, seed in settings:
         mine = [row for row in less if (row["experiment"].split(", ")[0], row["attack"], row["seed"]) == (name, attack, seed)]
