@@ -8,7 +8,14 @@ So a good network is trained in rounds on the part of every class that is truste
 side of `enhance`, then the part that the network of the round before gives its label most readily. It is trained briefly, because a rare trigger
 is learnt after the classes. A class into which samples of *many* other classes were put shows as one in which the last network sees
 other classes with confidence, and many of them: a clean class is confused with one or two neighbours, and wrong labels that came
-about by chance are in all classes alike. In such a class all but the better half is flagged. That takes many clean samples
+about by chance are in all classes alike.
+
+Where the poison is too rare for that, what its samples have in common can still be asked about. The least trusted samples of a class are compared
+with trusted ones of the same content, the difference is added to pictures of other classes, and a network that was trained fully on everything
+says what it sees: it has learnt the trigger, however rare. Only what they have in common survives the mean of many. As in the first look,
+what the content of the class explains does not count.
+
+In such a class all but the better half is flagged. That takes many clean samples
 along; `relabel_finetune` takes those back whose label the clean model confirms. The caps hold for all of it.
 """
 
@@ -24,6 +31,9 @@ from meca.split import Bools, Decision, Floats, Ints, SplitParams, caps_of
 __all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
 
 Fit = Callable[[int, Bools], Floats]  # number of the round, samples to train on: probabilities of all samples [n classes]
+Carry = Callable[
+    [Bools, Bools, Ints], Floats
+]  # suspects, trusted samples, content of all samples: share of other pictures that are turned to each class
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,9 @@ class SecondLookParams:
     over_median: float  # if it is so many times the median of all classes: wrong labels by chance are everywhere
     min_spread: float  # and if the other classes are many: their entropy over that of all, in [0, 1]
     min_classes: int  # with fewer, two neighbours are all there are
+    suspects: float  # share of a class, the least trusted, whose common feature is added to other pictures
+    min_suspects: int  # samples, at least: the mean of fewer still shows single pictures; a class that is not five times as large is not asked
+    min_carried: float  # share of those that it turns to the class: from here on it is poison
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no round can be run."""
@@ -55,9 +68,12 @@ class Foreign:
     share: float  # of the class, in which it sees another class with confidence
     spread: float  # entropy of those classes over that of all others that have samples, in [0, 1]
     proven: bool
+    carried: float | None = None  # share of other pictures that the common feature of its least trusted samples turns to it; None where not asked
 
 
-def second_look(first: Decision, margin: Floats, labels: Ints, classes: int, params: SecondLookParams, split: SplitParams, fit: Fit) -> Decision:
+def second_look(
+    first: Decision, margin: Floats, labels: Ints, classes: int, params: SecondLookParams, split: SplitParams, fit: Fit, carry: Carry
+) -> Decision:
     """Return the decision after a second look, the first one where that finds nothing.
 
     Args:
@@ -68,8 +84,10 @@ def second_look(first: Decision, margin: Floats, labels: Ints, classes: int, par
         params: Rounds and limits.
         split: Caps.
         fit: Trains a network on some of the samples and returns what it sees in all.
+        carry: Adds what the suspects of each class have in common, beyond trusted samples of the same content, to pictures of other classes, and
+            returns the share that goes over to the class, float64 [classes]; asked only where the content of no class is foreign.
     """
-    if params.rounds == 0 or classes < params.min_classes or len(labels) == 0:
+    if params.rounds == 0 or len(labels) == 0:
         return first
     slow = _ranks(margin, labels)
     order, each = slow, np.arange(len(labels))
@@ -81,13 +99,17 @@ def second_look(first: Decision, margin: Floats, labels: Ints, classes: int, par
     found = foreign_content(seen, labels, classes, params)
     proven = [f for f in found if f.proven]
     if not proven:
+        turned = carry(_least_trusted(order, labels, params), (order < params.kept) & (seen.argmax(1) == labels), seen.argmax(1))
+        found = [dataclasses.replace(f, carried=float(t), proven=float(t) >= params.min_carried) for f, t in zip(found, turned, strict=True)]
+        proven = [f for f in found if f.proven]
+    if not proven:
         return dataclasses.replace(first, foreign=found)
     flagged = np.isin(labels, [f.label for f in proven]) & (order >= params.kept)
     caps = caps_of(flagged, labels, classes, split)
     # Ranks, not probabilities. Those of the flagged stay below the limit from which `relabel_finetune` removes what the clean model confirms:
     # a picture of another class is not confirmed, and most of what is flagged here is clean.
     suspicion = np.where(flagged, 0.5 + 0.3 * order, 0.4 * order)
-    target = max(proven, key=lambda f: f.share * f.spread)
+    target = max(proven, key=lambda f: f.share * f.spread if f.carried is None else f.carried)
     broken = next((cap for cap in caps if not cap["holds"]), None)
     if broken is not None:
         verdict = "inconclusive"
@@ -95,11 +117,23 @@ def second_look(first: Decision, margin: Floats, labels: Ints, classes: int, par
     else:
         verdict = "poisoned"
         which = f"class {target.label}" if len(proven) == 1 else f"{len(proven)} classes"
-        reason = (
-            f"a network that was trained on the most trusted part sees many other classes in {target.share:.0%} of {which}; "
-            f"the {int(flagged.sum())} samples of it that it trusts least are flagged, clean ones among them"
+        proof = (
+            f"a network that was trained on the most trusted part sees many other classes in {target.share:.0%} of {which}"
+            if target.carried is None
+            else f"what the least trusted samples of {which} have in common turns {target.carried:.0%} of other pictures to it"
         )
-    return Decision(verdict, reason, flagged, suspicion, target.label, caps, first.evidence, "foreign-content", found)
+        reason = f"{proof}; the {int(flagged.sum())} samples of it that are trusted least are flagged, clean ones among them"
+    return Decision(
+        verdict,
+        reason,
+        flagged,
+        suspicion,
+        target.label,
+        caps,
+        first.evidence,
+        "foreign-content" if target.carried is None else "common-feature",
+        found,
+    )
 
 
 def foreign_content(seen: Floats, labels: Ints, classes: int, params: SecondLookParams) -> list[Foreign]:
@@ -121,8 +155,16 @@ def foreign_content(seen: Floats, labels: Ints, classes: int, params: SecondLook
         shares = counts[counts > 0] / max(1.0, counts.sum())
         spread = abs(float((shares * np.log(shares)).sum())) / np.log(others)
         found.append(Foreign(c, float(counts.sum() / max(1, int(mine.sum()))), float(spread), False))
+    if classes < params.min_classes:
+        return found
     least = max(params.min_foreign, params.over_median * float(np.median([f.share * f.spread for f in found])))
     return [dataclasses.replace(f, proven=f.share * f.spread >= least and f.spread >= params.min_spread) for f in found]
+
+
+def _least_trusted(order: Floats, labels: Ints, params: SecondLookParams) -> Bools:
+    sizes = np.bincount(labels)[labels]
+    count = np.maximum(params.min_suspects, params.suspects * sizes)
+    return (order >= 1 - count / sizes) & (5 * count <= sizes)
 
 
 def _ranks(values: Floats, labels: Ints) -> Floats:

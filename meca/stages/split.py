@@ -11,20 +11,20 @@ import pyarrow as pa
 import torch
 
 from meca.augment import generator
-from meca.engine import EngineParams, predict, prepare, side_by_side, train
+from meca.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
 from meca.enhance import SIDES
 from meca.files import canonical_json, read_json
 from meca.metrics import wilson
 from meca.models import build, load_model, read_description
 from meca.partition import PartitionParams
-from meca.relabel import called, unexplained
+from meca.relabel import called, trigger_estimate, unexplained
 from meca.second_look import SecondLookParams, second_look
 from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table, write_parquet
 from meca.store import open_store
 
-GROUPS = ("seed", "preset", "engine", "partition", "split", "second_look")
+GROUPS = ("seed", "preset", "engine", "partition", "split", "second_look", "train_clean")
 
 
 def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) -> None:
@@ -41,7 +41,7 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
         decision = by_two_clusters(margins, labels, classes, params, networks.flips, networks.unseen, _fitted(partition))
         if not decision.flagged.any():
             again = ctx.params.group("second_look", SecondLookParams)
-            decision = second_look(decision, margins["behind"], labels, classes, again, params, partial(networks.fit, again))
+            decision = second_look(decision, margins["behind"], labels, classes, again, params, partial(networks.fit, again), networks.carry)
     else:
         predicted = column(scores, "predicted", len(labels)).astype(np.int64)
         decision = by_misclassification(predicted, column(scores, "suspicion", len(labels)).astype(np.float64), labels, classes)
@@ -127,6 +127,29 @@ class _Networks:
             with self.ctx.timed("train"):
                 train(model, self.images, self.labels, kept, params.recipe, self.ctx.seed, f"second look {number}", place, device=self.device)
         return predict(model.eval(), self.images).double().softmax(1).cpu().numpy()
+
+    def carry(self, suspects: np.ndarray, trusted: np.ndarray, content: np.ndarray) -> np.ndarray:
+        """Return per class the share of other pictures that the common feature of its suspects turns to it, in a network trained on everything."""
+        recipe, classes = self.ctx.params.group("train_clean", Recipe), len(self.description.class_names)
+        if len(suspects) < 2:
+            return np.zeros(classes)
+        self.ctx.progress("split: second look", 1, 1, "all samples")
+        model = build(self.description, generator(self.ctx.seed, "second look", "everything")).to(self.device.name)
+        everything, place = torch.ones_like(self.labels, dtype=torch.bool), self.ctx.checkpoints / "everything.safetensors"
+        with self.ctx.timed("train"):
+            train(model, self.images, self.labels, everything, recipe, self.ctx.seed, "second look everything", place, device=self.device)
+        flagged, clean, seen = (torch.from_numpy(values).to(self.device.name) for values in (suspects, trusted, content))
+        shares = np.zeros(classes)
+        for c in range(classes):
+            mine, alike, others = flagged & (self.labels == c), clean & (self.labels == c), torch.nonzero(clean & (self.labels != c))[:, 0]
+            if not bool(mine.any()) or not bool(alike.any()) or len(others) == 0:
+                continue
+            order = torch.randperm(len(others), generator=generator(self.ctx.seed, "second look", "pictures", c))
+            pictures = self.images[others[order[: self.probe].to(others.device)]]
+            shared = trigger_estimate(self.images, mine, clean, seen, classes)
+            content = self._mean(torch.nonzero(alike)[:, 0]) - self._mean(others)
+            shares[c] = max(0.0, unexplained(model, pictures, shared, content, c, called(model, pictures, c)))
+        return shares
 
 
 def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predicted: np.ndarray | None, early: np.ndarray) -> pa.Table:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from meca.relabel import RelabelParams
-from meca.second_look import Foreign, SecondLookParams, foreign_content, second_look
+from meca.second_look import Carry, Foreign, SecondLookParams, foreign_content, second_look
 from meca.split import Decision, SplitParams
 from tests.making import settings
 
@@ -17,6 +17,7 @@ LABELS = np.repeat(np.arange(CLASSES), SIZE)
 PARAMS = dataclasses.replace(
     settings().group("second_look", SecondLookParams),
     rounds=3, trusted=0.5, kept=0.6, margin_weight=0.5, confidence=0.7, min_foreign=0.1, over_median=1.5, min_spread=0.9, min_classes=6,
+    suspects=0.1, min_suspects=5, min_carried=0.2,
 )  # fmt: skip
 CAPS = dataclasses.replace(settings().group("split", SplitParams), cap_flagged=0.3, cap_left=0.4)
 FIRST = Decision("no_evidence", "nothing", np.zeros(len(LABELS), bool), np.zeros(len(LABELS)), None, [], [])
@@ -47,8 +48,14 @@ class Network:
         return seen
 
 
-def look(network: Network, margin: np.ndarray, labels: np.ndarray = LABELS, split: SplitParams = CAPS, **changes: Any) -> Decision:
-    return second_look(FIRST, margin, labels, CLASSES, dataclasses.replace(PARAMS, **changes), split, network)
+def nothing_in_common(suspects: np.ndarray, trusted: np.ndarray, content: np.ndarray) -> np.ndarray:
+    return np.zeros(CLASSES)
+
+
+def look(
+    network: Network, margin: np.ndarray, labels: np.ndarray = LABELS, split: SplitParams = CAPS, carry: Carry = nothing_in_common, **changes: Any
+) -> Decision:
+    return second_look(FIRST, margin, labels, CLASSES, dataclasses.replace(PARAMS, **changes), split, network, carry)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -99,11 +106,63 @@ def test_what_a_network_says_without_confidence_does_not_count() -> None:
     assert look(Network(shows, sure=PARAMS.confidence + 0.01), margin).flagged.any()
 
 
-def test_no_rounds_or_too_few_classes_ask_no_network() -> None:
+def test_no_rounds_ask_no_network() -> None:
     shows, margin = planted(0)
-    for changes in ({"rounds": 0}, {"min_classes": CLASSES + 1}):
-        network = Network(shows)
-        assert look(network, margin, **changes) is FIRST and network.kept == []
+    network = Network(shows)
+    assert look(network, margin, rounds=0) is FIRST and network.kept == []
+
+
+def test_with_few_classes_foreign_content_is_not_asked_but_a_common_feature_is() -> None:
+    shows, margin = planted(0)
+    assert not look(Network(shows), margin, min_classes=CLASSES + 1).flagged.any()
+    found = look(Network(shows), margin, carry=lambda *_: np.eye(CLASSES)[2], min_classes=CLASSES + 1)
+    assert found.verdict == "poisoned" and found.target_class == 2
+
+
+def test_a_common_feature_of_the_least_trusted_samples_is_asked_about_where_no_content_is_foreign() -> None:
+    rng = np.random.default_rng(0)
+    asked: list[tuple[np.ndarray, ...]] = []
+
+    def carry(suspects: np.ndarray, trusted: np.ndarray, content: np.ndarray) -> np.ndarray:
+        asked.append((suspects, trusted, content))
+        return np.array([0.1, 0.0, 0.0, 0.0, PARAMS.min_carried, 0.19, 0.0, 0.0])
+
+    network = Network(LABELS)
+    found = look(network, rng.normal(0, 1, len(LABELS)), carry=carry)
+    assert (found.verdict, found.target_class, found.code) == ("poisoned", 4, "common-feature")
+    assert "turns 20% of other pictures to it" in found.reason and "the 40 samples" in found.reason
+    assert np.bincount(LABELS[found.flagged], minlength=CLASSES).tolist() == [0, 0, 0, 0, 40, 0, 0, 0]
+    ((suspects, trusted, content),) = asked
+    assert np.bincount(LABELS[suspects]).tolist() == [10] * CLASSES and np.bincount(LABELS[trusted]).tolist() == [60] * CLASSES
+    assert not (suspects & trusted).any() and np.array_equal(content, LABELS)
+    assert found.suspicion[suspects & (LABELS == 4)].min() >= found.suspicion.max() - 0.1
+    assert [f.carried for f in found.foreign] == [0.1, 0.0, 0.0, 0.0, 0.2, 0.19, 0.0, 0.0]
+    quiet = look(Network(LABELS), rng.normal(0, 1, len(LABELS)), carry=lambda *_: np.full(CLASSES, PARAMS.min_carried - 0.01))
+    assert (quiet.verdict, quiet.flagged.any()) == ("no_evidence", False)
+
+
+def test_of_a_small_class_more_is_asked_about_and_of_a_smaller_one_nothing() -> None:
+    labels = np.repeat(np.arange(CLASSES), [24, 25, 40, 100, 100, 100, 100, 100])
+    asked: list[np.ndarray] = []
+    margin = np.random.default_rng(0).normal(0, 1, len(labels))
+    look(Network(labels, labels), margin, labels, carry=lambda suspects, *_: asked.append(suspects) or np.zeros(CLASSES))
+    assert np.bincount(labels[asked[0]], minlength=CLASSES).tolist() == [0, 5, 5, 10, 10, 10, 10, 10]
+
+
+def test_what_foreign_content_proves_needs_no_common_feature() -> None:
+    shows, margin = planted(0)
+
+    def never(*_: np.ndarray) -> np.ndarray:
+        raise AssertionError
+
+    assert look(Network(shows), margin, carry=never).verdict == "poisoned"
+
+
+def test_only_trusted_samples_that_look_like_their_class_are_compared_with() -> None:
+    shows, margin = planted(0, content=(5,))
+    asked: list[np.ndarray] = []
+    look(Network(shows), margin, carry=lambda suspects, trusted, content: asked.append(trusted & (content != LABELS)) or np.zeros(CLASSES))
+    assert not asked[0].any()
 
 
 def test_a_cap_that_is_reached_makes_it_inconclusive() -> None:
@@ -117,7 +176,7 @@ def test_the_share_and_the_spread_by_hand() -> None:
     called = np.array([0, 1, 2, 3, 1, 0, 2, 2, 3])
     seen = np.full((9, 5), 0.0375)
     seen[np.arange(9), called] = 0.85
-    params = dataclasses.replace(PARAMS, min_foreign=0.5, over_median=0.0)
+    params = dataclasses.replace(PARAMS, min_foreign=0.5, over_median=0.0, min_classes=2)
     found = foreign_content(seen, labels, 5, params)
     assert found[0] == Foreign(0, 0.75, pytest.approx(1.0), True)
     assert found[1] == Foreign(1, 0.5, 0.0, False)
@@ -127,10 +186,10 @@ def test_the_share_and_the_spread_by_hand() -> None:
 def test_an_empty_set_and_an_absent_class_are_survived() -> None:
     nothing = np.zeros(0)
     first = dataclasses.replace(FIRST, flagged=nothing.astype(bool))
-    assert second_look(first, nothing, nothing.astype(np.int64), CLASSES, PARAMS, CAPS, Network(nothing, nothing)) is first
+    assert second_look(first, nothing, nothing.astype(np.int64), CLASSES, PARAMS, CAPS, Network(nothing, nothing), nothing_in_common) is first
     labels = LABELS[LABELS != 5]
     shows, margin = planted(1, labels, content=(0, 1, 3, 4, 6, 7))
-    assert second_look(FIRST, margin, labels, CLASSES, PARAMS, CAPS, Network(shows, labels)).target_class == 2
+    assert second_look(FIRST, margin, labels, CLASSES, PARAMS, CAPS, Network(shows, labels), nothing_in_common).target_class == 2
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": -1}, {"trusted": 0.0}, {"trusted": 1.0}])

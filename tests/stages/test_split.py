@@ -104,3 +104,15 @@ def test_the_first_look_is_the_last_word_where_it_finds_something_or_the_second_
     folder = with_inputs("split", finished(), tmp_path)
     step("split", folder, quick(split__min_range=1e9, second_look__rounds=0))
     assert (read(folder)[1]["verdict"], read(folder)[1]["second_look"]) == ("no_evidence", [])
+
+
+def test_the_least_trusted_samples_of_a_class_are_asked_what_they_have_in_common(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("split", finished(), tmp_path)
+    asked = {"split__min_range": 1e9, "second_look__min_foreign": 2.0, "second_look__suspects": 0.2, "second_look__min_suspects": 2}
+    step("split", folder, quick(**asked, second_look__min_carried=0.0))
+    table, verdict = read(folder)
+    assert all(0 <= f["carried"] <= 1 and f["proven"] for f in verdict["second_look"])
+    assert verdict["target_class"] == max(verdict["second_look"], key=lambda f: f["carried"])["label"]
+    assert {row[0] for row in table["reasons"].to_pylist() if row} == {"common-feature"}
+    step("split", again := with_inputs("split", finished(), tmp_path / "again"), quick(**asked, second_look__min_carried=1.1))
+    assert read(again)[1]["verdict"] == "no_evidence"
