@@ -147,8 +147,8 @@ class _Networks:
             order = torch.randperm(len(others), generator=generator(self.ctx.seed, "second look", "pictures", c))
             pictures = self.images[others[order[: self.probe].to(others.device)]]
             shared = trigger_estimate(self.images, mine, clean, seen, classes)
-            content = self._mean(torch.nonzero(alike)[:, 0]) - self._mean(others)
-            shares[c] = max(0.0, unexplained(model, pictures, shared, content, c, called(model, pictures, c)))
+            looks = self._mean(torch.nonzero(alike)[:, 0]) - self._mean(others)
+            shares[c] = max(0.0, unexplained(model, pictures, shared, looks, c, called(model, pictures, c)))
         return shares
 
 
