@@ -209,7 +209,7 @@ def _rows(decision: Decision, by_source: Mapping[str, int], by_id: Mapping[str, 
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
         more = f"; {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise InputRefused(f"The decisions were refused and nothing was written: {'; '.join(problems[:SHOWN])}{more}.")
+        raise InputRefused(f"The decisions were refused: {'; '.join(problems[:SHOWN])}{more}.")
 
 
 def decide(verdicts: pa.Table, class_names: Sequence[str], decisions: Sequence[Decision], inconclusive: bool = False) -> pa.Table:
@@ -225,16 +225,21 @@ def decide(verdicts: pa.Table, class_names: Sequence[str], decisions: Sequence[D
         InputRefused: The decisions do not fit the set, leave a sample of an inconclusive set open, or leave none in the set.
     """
     found = resolve(verdicts, class_names, decisions)
-    lines: list[dict[str, Any]] = verdicts.to_pylist()
-    for at, values in found.items():
-        lines[at] |= values
-        lines[at]["new_label_name"] = None if values["new_label"] is None else class_names[values["new_label"]]
-    if inconclusive and (open_ := [line["source"] for line in lines if line["verdict"] != "quarantined" and line["review_decision"] is None]):
+    believed = verdicts["verdict"].to_pylist()
+    if inconclusive and (open_ := [at for at, verdict in enumerate(believed) if verdict != "quarantined" and at not in found]):
         raise InputRefused(
-            f"The verdict was inconclusive, so every sample needs a decision: {len(open_)} of {len(lines)} have none, "
-            f"the first is {plain(open_[0], 80)!r}. Nothing was written."
+            f"The verdict was inconclusive, so every sample needs a decision: {len(open_)} of {len(believed)} have none, "
+            f"the first is {plain(verdicts['source'][open_[0]].as_py(), 80)!r}. Nothing was written."
         )
-    table = pa.Table.from_pylist(lines, schema=SCHEMA)
+    for values in found.values():
+        values["new_label_name"] = None if values["new_label"] is None else class_names[values["new_label"]]
+    table = verdicts
+    for name in (*DECISION_COLUMNS, "new_label_name"):  # column by column: the others may be large
+        column = verdicts[name].to_pylist()
+        for at, values in found.items():
+            column[at] = values[name]
+        field = SCHEMA.field(name)
+        table = table.set_column(SCHEMA.get_field_index(name), field, pa.array(column, field.type))
     counts = count(table)
     if counts["kept"] + counts["relabelled"] == 0:
         raise InputRefused(f"These decisions would leave none of the {counts['input']} samples in the set. Nothing was written.")

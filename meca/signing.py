@@ -9,6 +9,7 @@ comes from and that nobody changed it; it does not prove that the data are clean
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -61,8 +62,12 @@ def sign(folder: Path, key: "Ed25519PrivateKey", attestation: Path | None = None
         now: The time that the statement gives; information only, nothing is decided by it.
 
     Raises:
+        UsageError: `attestation` would be a file of the folder, or is there and is no envelope.
         InputRefused: The folder is not as it was published.
     """
+    file = attestation or folder / ATTESTATION
+    if attestation is not None:
+        _check_place(attestation, folder)
     if wrong := verify(folder):
         raise InputRefused(f"Not signed, because {folder} is not as it was published: {wrong[0]}")
     time = (now or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -70,8 +75,20 @@ def sign(folder: Path, key: "Ed25519PrivateKey", attestation: Path | None = None
     name = key_id(key.public_key())
     signature = {"keyid": name, "sig": base64.b64encode(key.sign(_encoding(PAYLOAD_TYPE, payload))).decode()}
     envelope = {"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(payload).decode(), "signatures": [signature]}
-    atomic_write(attestation or folder / ATTESTATION, canonical_json(envelope))
+    atomic_write(file, canonical_json(envelope))
     return name
+
+
+def _check_place(file: Path, folder: Path) -> None:
+    place = file.resolve()
+    if place.is_relative_to(folder.resolve()) and place != (folder / ATTESTATION).resolve():
+        raise UsageError(f"Expected --attestation outside of {folder}, or {ATTESTATION} in it: the folder holds only what its manifest lists.")
+    if file.exists():
+        # The name of the key given twice would be the end of the key.
+        with contextlib.suppress(MecaError):
+            if read_object(file).get("payloadType") == PAYLOAD_TYPE:
+                return
+        raise UsageError(f"{plain(file)} exists and is no signed statement; choose another --attestation.")
 
 
 def check(folder: Path, key: "Ed25519PublicKey", attestation: Path | None = None) -> list[str]:

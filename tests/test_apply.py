@@ -175,6 +175,11 @@ def change_decision(folder: Path, old: str, new: str) -> None:
     (folder / "decisions.jsonl").write_text(text.replace(old, new), encoding="utf-8")
 
 
+def change_said(folder: Path, **changes: Any) -> None:
+    summary = read_json(folder / "summary.json")
+    (folder / "summary.json").write_text(json.dumps({**summary, "decisions": {**summary["decisions"], **changes}}))
+
+
 MANIPULATED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: change_decision(f, "R. Eader", "S. Omeone"), "train/cat/0.jpeg is not decided in verdicts.parquet as in decisions.jsonl"),
     (lambda f: change_decision(f, "looked at it", "was told to"), "train/cat/0.jpeg is not decided in verdicts.parquet as in"),
@@ -185,6 +190,8 @@ MANIPULATED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: change_row(f, "review_decision", 3, "keep"), "train/cat/3.jpeg is not decided in verdicts.parquet as in"),
     (lambda f: (f / "decisions.jsonl").unlink(), "manifest.json says decided_by person, but decisions.jsonl is missing"),
     (lambda f: (f / "decisions.jsonl").write_bytes(b""), "holds none"),
+    (lambda f: change_said(f, removed=0), "What summary.json says about decisions is not what decisions.jsonl and verdicts.parquet hold"),
+    (lambda f: change_said(f, reviewers=["S. Omeone"]), "What summary.json says about decisions is not"),
 ]  # fmt: skip
 
 

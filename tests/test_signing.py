@@ -328,6 +328,12 @@ def test_a_statement_may_stand_elsewhere(out: Path, keys: tuple[str, str], tmp_p
     assert cli.run(["sign", str(out), "--key", private, "--attestation", apart]) == 0
     assert listing(out) == before and not (out / "attestation.json").exists()
     assert cli.run(["verify", str(out), "--key", public, "--attestation", apart]) == 0
+    assert cli.run(["sign", str(out), "--key", private, "--attestation", apart]) == 0, "a statement may be replaced"
+    held = Path(private).read_bytes()
+    assert cli.run(["sign", str(out), "--key", private, "--attestation", private]) == 4
+    assert "exists and is no signed statement" in capsys.readouterr().err and Path(private).read_bytes() == held
+    assert cli.run(["sign", str(out), "--key", private, "--attestation", str(out / "data" / "a.json")]) == 4
+    assert "Expected --attestation outside of" in capsys.readouterr().err and listing(out) == before
     assert cli.run(["verify", str(out), "--attestation", apart]) == 4
     assert "Expected --key beside --attestation" in capsys.readouterr().err
 
