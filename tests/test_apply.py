@@ -245,6 +245,33 @@ def test_a_failure_on_the_way_leaves_the_old_folder(dies_in: str, out: Path, tmp
     assert sha256_tree(out) == old and not (tmp_path / ".out.tmp").exists()
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from meca import files, pipeline
+
+out, decisions, where = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if where == "before the swap":
+    files._exchange = die
+else:
+    sync = files.sync
+    files.sync = lambda path: die() if path == out.parent else sync(path)
+pipeline.apply(out, decisions)
+"""
+
+
+@pytest.mark.parametrize("where", ["before the swap", "after the swap"])
+def test_a_kill_leaves_the_old_folder_or_the_new_one(where: str, out: Path, tmp_path: Path) -> None:
+    old, file = sha256_tree(out), write(tmp_path / "d.jsonl", *DECIDED)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(out), str(file), where], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    assert verify(out) == [] and (sha256_tree(out) == old) == (where == "before the swap")
+    pipeline.apply(out, file)
+    assert verify(out) == [] and not (tmp_path / ".out.tmp").exists(), "started again it finishes, and clears away what was left"
+    assert read_json(out / "summary.json")["decisions"]["samples"] == 3
+
+
 def test_a_result_that_does_not_verify_replaces_nothing(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = sha256_tree(out)
     monkeypatch.setattr("meca.stages.publish.entries", lambda *_: [])
