@@ -305,9 +305,10 @@ def test_a_workspace_needs_an_output_apart_from_its_stages(out: Path, tmp_path: 
     assert verify(run / "decided") == []
 
 
-def test_clean_does_not_write_over_what_a_person_decided(applied: Path, tmp_path: Path) -> None:
+def test_clean_does_not_write_over_what_a_person_decided(applied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from meca.params import read_params
 
+    monkeypatch.setattr(pipeline, "run", lambda *_: pytest.fail("the work began"))
     with pytest.raises(UsageError, match="holds what a person decided, which would be lost"):
         pipeline.clean("shapes", applied, read_params())
 
