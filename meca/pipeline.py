@@ -173,7 +173,7 @@ def _place_of(run: Path, folder: Path, out: Path | None) -> Path:
     if out is None:
         if folder == run:
             raise UsageError(f"Expected --output: {run / 'published'} belongs to the stage that wrote it.")
-        return run
+        out = run
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _ours(out))):
         raise UsageError(f"Expected {out} to be new, empty, or an earlier output of meca, but it holds other files; choose another --output.")
     target, held = out.resolve(), [(folder / name).resolve() for name in (".meca", "data", "work", "published", "report")]

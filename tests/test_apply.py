@@ -305,6 +305,13 @@ def test_a_workspace_needs_an_output_apart_from_its_stages(out: Path, tmp_path: 
     assert verify(run / "decided") == []
 
 
+def test_a_file_that_meca_did_not_write_is_not_lost(out: Path, tmp_path: Path) -> None:
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="but it holds other files"):
+        pipeline.apply(out, write(tmp_path / "d.jsonl", *DECIDED))
+    assert (out / "notes.txt").read_text() == "mine"
+
+
 def test_clean_does_not_write_over_what_a_person_decided(applied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from meca.params import read_params
 
