@@ -55,6 +55,7 @@ Settings = Annotated[
 ]
 Preset = Annotated[Literal["default", "paper"] | None, Parameter(help="Which set of parameters; `paper` is arXiv 2405.12719 to the letter.")]
 ParamsFile = Annotated[Path | None, Parameter(name="--params", help="A params.yaml; without it the packaged one.")]
+Sign = Annotated[Path | None, Parameter(name="--sign", help="An Ed25519 private key (PEM): the folder is signed before it appears.")]
 Format = Annotated[str, Parameter(help="auto, or the name that `meca inspect` shows.")]
 
 
@@ -81,6 +82,7 @@ def clean(
     preset: Preset = None,
     params: ParamsFile = None,
     settings: Settings = (),
+    sign: Sign = None,
     as_json: Json = False,
     exit_zero: ExitZero = False,
 ) -> int:
@@ -91,12 +93,13 @@ def clean(
 
     _existing(path)
     chosen = _params(params, preset, settings, {"ingest.format": format})
+    key = _private_key(sign)  # before hours of work
     with Progress() as progress:
 
         def told(stage: str, seconds: float | None) -> None:
             progress.say(f"{stage:<17} {'unchanged' if seconds is None else f'{seconds:8.1f} s'}")
 
-        summary = pipeline.clean(path, output, chosen, progress, told)
+        summary = pipeline.clean(path, output, chosen, progress, told, key)
     if as_json:
         _json(summary)
     else:
@@ -107,6 +110,28 @@ def clean(
             f"Report        {output / 'report.html'}",
         )
     return DONE if exit_zero else VERDICTS[summary["verdict"]]
+
+
+@app.command
+def apply(
+    run: Annotated[Path, Parameter(help="The output of `clean`, or a workspace.")],
+    /,
+    *,
+    decisions: Annotated[Path, Parameter(help="JSON lines: source or sample_id, action (keep, remove, relabel with new_label), who, when, why.")],
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Folder to write; without it the output of `clean` itself.")] = None,
+    sign: Sign = None,
+    as_json: Json = False,
+) -> int:
+    """Write the sanitized set again as people decided about single samples. Takes no GPU and trains nothing."""
+    from meca import pipeline
+    from meca.report.console import accounting_line, verdict_lines
+
+    summary = pipeline.apply(run, decisions, output, _private_key(sign))
+    if as_json:
+        _json(summary)
+    else:
+        _say(*verdict_lines(summary), accounting_line(summary["counts"]), f"Published     {output or run}")
+    return DONE
 
 
 @app.command
@@ -161,25 +186,73 @@ def report(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Where to write the page; without it the place it had.")] = None,
 ) -> int:
     """Write the report page of a finished run again and print its path."""
+    from meca.decisions import DECISIONS
     from meca.files import atomic_write
     from meca.pipeline import find_run, render
 
     page = output or (run / "report.html" if find_run(run) != run else run / "report" / "report.html")
-    atomic_write(page, render(find_run(run)))
+    atomic_write(page, render(find_run(run), run if (run / DECISIONS).is_file() else None))
     _say(page)
     return DONE
 
 
 @app.command
-def verify(out: Annotated[Path, Parameter(help="A published folder.")], /, *, as_json: Json = False) -> int:
-    """Check hashes and accounting of a published folder. Needs no network, no account and no torch."""
+def keygen(
+    private: Annotated[Path, Parameter(help="The file for the private key; the public one is written beside it, as .pub.pem.")],
+    /,
+) -> int:
+    """Make a pair of Ed25519 keys (PEM) for `sign`. With MECA_KEY_PASSPHRASE the private one is encrypted."""
+    from meca.signing import make_keys
+
+    public = private.with_suffix(".pub.pem")
+    name = make_keys(private, public, _passphrase())
+    _say(f"Private key   {private}", f"Public key    {public}", f"Key id        {name}")
+    return DONE
+
+
+Attestation = Annotated[Path | None, Parameter(name="--attestation", help="The signed statement; without it attestation.json in the folder.")]
+
+
+@app.command
+def sign(
+    out: Annotated[Path, Parameter(help="A published folder.")],
+    /,
+    *,
+    key: Annotated[Path, Parameter(help="The Ed25519 private key (PEM); its passphrase, if it has one, comes from MECA_KEY_PASSPHRASE.")],
+    attestation: Attestation = None,
+) -> int:
+    """Sign a published folder: an in-toto statement about set, model and verdict, in a DSSE envelope."""
+    from meca.signing import sign as write
+
+    name = write(_folder(out), _needed_key(key), attestation)
+    _say(f"Signed        {attestation or out / 'attestation.json'}", f"Key id        {name}")
+    return DONE
+
+
+@app.command
+def verify(
+    out: Annotated[Path, Parameter(help="A published folder.")],
+    /,
+    *,
+    key: Annotated[Path | None, Parameter(help="The Ed25519 public key (PEM) that must have signed; without it no signature is checked.")] = None,
+    attestation: Attestation = None,
+    as_json: Json = False,
+) -> int:
+    """Check hashes and accounting of a published folder, and with --key its signature. Needs no network, no account and no torch."""
     from meca.verification import verify as check
 
-    mismatches = [str(found) for found in check(_folder(out))]
+    if attestation is not None and key is None:
+        raise UsageError("Expected --key beside --attestation: without a key nothing can be said about a signature.")
+    mismatches = [str(found) for found in check(_folder(out), key, attestation)]
+    signature = "unchecked" if key is None else "invalid" if mismatches else "valid"
     if as_json:
-        _json({"verified": not mismatches, "mismatches": mismatches})
+        _json({"verified": not mismatches, "mismatches": mismatches, "signature": signature})
     else:
         _say(*mismatches, f"{len(mismatches)} mismatches in {out}." if mismatches else f"Everything in {out} is as it was published.")
+        if signature == "valid":
+            _say("It was signed with the given key.")
+        elif key is None and (out / "attestation.json").exists():
+            _say("It carries a signature, which was not checked: give the signer's public key with --key.")
     return POISONED if mismatches else DONE
 
 
@@ -356,6 +429,21 @@ def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise UsageError(f"Expected a folder, found none at {plain(path)}; check the path.")
     return path
+
+
+def _passphrase() -> bytes | None:
+    # Not an option: the command line of a process can be read by others.
+    return os.environ["MECA_KEY_PASSPHRASE"].encode() if os.environ.get("MECA_KEY_PASSPHRASE") else None
+
+
+def _needed_key(file: Path) -> Any:
+    from meca.signing import read_private_key
+
+    return read_private_key(file, _passphrase())
+
+
+def _private_key(file: Path | None) -> Any:
+    return None if file is None else _needed_key(file)
 
 
 def _settings(given: Iterable[str]) -> dict[str, Any]:

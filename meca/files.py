@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old bytes or the new ones, never half."""
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -59,21 +60,37 @@ def read_json(path: Path) -> Any:
 def replace_folder(temporary: Path, final: Path) -> None:
     """Put a finished folder in the place of an older one.
 
-    Between the two renames a reader finds no folder, never a mixed one.
+    A reader sees the old folder or the new one, at any moment and after any kill. Where the system cannot swap two folders
+    (other than Linux, some network file systems) there is a moment in which it finds none, never a mixed one.
     """
     for file in sorted(temporary.rglob("*")):
         if file.is_file():
             sync(file)
     final.parent.mkdir(parents=True, exist_ok=True)
-    if final.exists():
+    if not final.exists():
+        os.replace(temporary, final)
+    elif _exchange(temporary, final):
+        sync(final.parent)  # the old one goes only when the swap is on the disk
+        shutil.rmtree(temporary)
+    else:
         old = final.with_name(final.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(final, old)
         os.replace(temporary, final)
         shutil.rmtree(old)
-    else:
-        os.replace(temporary, final)
     sync(final.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step and return True, or return False where that is not possible."""
+    if first.is_symlink() or second.is_symlink():
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def sha256_file(path: Path) -> str:

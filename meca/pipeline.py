@@ -13,14 +13,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from meca.decisions import DECISIONS
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder, sha256_file, sha256_tree
 from meca.params import Params, with_settings
 from meca.progress import Progress
 
-__all__ = ["STEPS", "clean", "find_run", "paths_of", "plant", "refuse_test_split", "render", "run", "run_folder"]
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+__all__ = ["STEPS", "apply", "clean", "find_run", "paths_of", "plant", "refuse_test_split", "render", "run", "run_folder"]
 
 STORE = "data/store"
 FIRST = "ingest"  # the one stage that reads something outside of the run folder
@@ -72,17 +76,27 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
     return read_json(folder / "published" / "summary.json")
 
 
-def clean(source: str, out: Path, params: Params, progress: Progress | None = None, told: Told | None = None) -> dict[str, Any]:
+def clean(
+    source: str,
+    out: Path,
+    params: Params,
+    progress: Progress | None = None,
+    told: Told | None = None,
+    key: "Ed25519PrivateKey | None" = None,
+) -> dict[str, Any]:
     """Sanitize the data at `source` into the folder `out` and return the summary.
 
-    `out` is replaced in one step, at the end. What the stages wrote stays beside it (`run_folder`), for a resume.
+    `out` is replaced in one step, at the end. What the stages wrote stays beside it (`run_folder`), for a resume. With a `key`
+    it is signed before it appears.
 
     Raises:
-        UsageError: `out` holds something that meca did not write, or lies inside the input.
+        UsageError: `out` holds something that meca did not write or that a person decided about, or lies inside the input.
         InputRefused: The source is a test split.
     """
     refuse_test_split(source)
     _check_out(source, out, _ours)
+    if (out / DECISIONS).exists():
+        raise UsageError(f"{out} holds what a person decided, which would be lost; choose another --output, or move {DECISIONS} away first.")
     # Nothing is planted here: neither an attack nor what goes with any attack.
     untouched = {"poison.attack": "none", "poison.label_noise": 0.0, "poison.imbalance": 1.0}
     settings = {**untouched, "ingest.source": str(Path(source).resolve()) if Path(source).exists() else source}
@@ -92,8 +106,87 @@ def clean(source: str, out: Path, params: Params, progress: Progress | None = No
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(folder / "published", temporary, copy_function=_link_or_copy)
     _link_or_copy(folder / "report" / "report.html", temporary / "report.html")
+    _sign(temporary, key)
     replace_folder(temporary, out)
     return summary
+
+
+def apply(run: Path, decisions: Path, out: Path | None = None, key: "Ed25519PrivateKey | None" = None) -> dict[str, Any]:
+    """Write the sanitized set again, as people decided about single samples, and return its summary. Trains nothing.
+
+    What meca decided is read from the run and never changed, so the result depends on the run and on the decisions alone, not on
+    decisions that were applied before. `out` is replaced in one step, and only by a folder that `verify` accepts.
+
+    Args:
+        run: A workspace, or the output of `clean`.
+        decisions: A file as `meca.decisions` reads it.
+        out: The folder to write; if None the output of `clean` itself.
+        key: Signs the folder before it appears.
+
+    Raises:
+        UsageError: There is no run, no file of decisions, or no place to write to.
+        InputRefused: The decisions do not fit the set; the message has the numbers of the lines.
+        MecaError: The run is not what its stages wrote.
+    """
+    from meca.decisions import decide, parse, read
+    from meca.params import read_params
+    from meca.stages.publish import PublishParams, write
+    from meca.store import open_store, read_parquet
+    from meca.verification import verify
+
+    folder = find_run(run)
+    out = _place_of(run, folder, out).resolve()
+    data = read(decisions)
+    decided = parse(data)
+    temporary = out.with_name(f".{out.name}.tmp")
+    with lock(folder / ".meca" / "locks" / "run", f"The run in {folder}"):
+        published = folder / "published"
+        if wrong := verify(published):
+            raise MecaError(f"The run in {folder} is not what its stages wrote: {wrong[0]} Run `meca clean` again.")
+        store, summary = open_store(folder / STORE), read_json(published / "summary.json")
+        if summary["input_sha256"] != store.info.root or summary["decisions"] is not None:
+            raise MecaError(f"{published} is not what stage publish made of {store.path}; run `meca clean` again.")
+        inconclusive = summary["verdict"] == "inconclusive"
+        verdicts = decide(read_parquet(published / "verdicts.parquet"), store.info.class_names, decided, inconclusive)
+        record = folder / "work" / "receipts" / "publish.json"
+        params = Params(read_json(record)["params"], record.name) if record.is_file() else read_params()
+        target = summary["target_class"]
+        verdict = {**summary, "target_class": None if target is None else target["label"]}
+        facts = {name: summary[name] for name in ("preset", "seed", "params_sha256", "code_sha256", "meca_version")}
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            model = None if inconclusive else published / "model"
+            summary = write(temporary, store, verdicts, verdict, params.group("publish", PublishParams), facts, model, data)
+            if wrong := verify(temporary):
+                raise MecaError(f"What was written does not verify: {wrong[0]} Nothing was replaced; this is a bug, please report it.")
+            atomic_write(temporary / "report.html", render(folder, temporary))
+            _sign(temporary, key)
+            replace_folder(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return summary
+
+
+def _place_of(run: Path, folder: Path, out: Path | None) -> Path:
+    """Return where `apply` writes."""
+    if out is None:
+        if folder == run:
+            raise UsageError(f"Expected --output: {run / 'published'} belongs to the stage that wrote it.")
+        out = run
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _ours(out))):
+        raise UsageError(f"Expected {out} to be new, empty, or an earlier output of meca, but it holds other files; choose another --output.")
+    target, held = out.resolve(), [(folder / name).resolve() for name in (".meca", "data", "work", "published", "report")]
+    if any(target == place or target in place.parents or place in target.parents for place in held):
+        raise UsageError(f"Expected --output apart from what the stages wrote in {folder}, got {out}.")
+    return out
+
+
+def _sign(folder: Path, key: "Ed25519PrivateKey | None") -> None:
+    if key is not None:
+        from meca.signing import sign  # needs `cryptography`, which a run without a key does not
+
+        sign(folder, key)
 
 
 def plant(source: str, out: Path, params: Params, progress: Progress | None = None) -> dict[str, Any]:
@@ -132,8 +225,13 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
     return read_json(out / "truth" / "attack.json")
 
 
-def render(folder: Path) -> str:
-    """Return the report page of the run in `folder`, as its parameters want it."""
+def render(folder: Path, published: Path | None = None) -> str:
+    """Return the report page of the run in `folder`, as its parameters want it.
+
+    Args:
+        folder: A run folder or a workspace.
+        published: What `apply` wrote from the run, if the page is to show that.
+    """
     from meca.params import read_params
     from meca.report import page
     from meca.stages import report
@@ -142,6 +240,8 @@ def render(folder: Path) -> str:
     params = Params(read_json(record)["params"], record.name) if record.is_file() else read_params()
     paths = paths_of(report, "report", folder)
     found = page.read_run(**{Path(path).name: paths[Path(path).name] for path in STEPS["report"][0]})
+    if published is not None:
+        found = page.with_verdicts(found, published)
     return page.render(found, params.seed, params.group("report", page.Pictures))
 
 
@@ -262,7 +362,7 @@ def _check_out(source: str, out: Path, ours: Callable[[Path], bool]) -> None:
 
 
 def _ours(out: Path) -> bool:
-    known = {"data", "model", "verdicts.parquet", "summary.json", "README.md", "manifest.json", "report.html"}
+    known = {"data", "model", "verdicts.parquet", "summary.json", "README.md", "manifest.json", "report.html", DECISIONS, "attestation.json"}
     return (out / "summary.json").is_file() and all(path.name in known for path in out.iterdir())
 
 

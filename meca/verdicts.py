@@ -38,6 +38,11 @@ SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("bytes", pa.int64()),
+        # Null unless a person decided about the sample (decisions.jsonl); `action` is then what was decided.
+        ("reviewer", pa.string()),
+        ("review_decision", pa.string()),  # keep, relabel, remove
+        ("review_time", pa.string()),
+        ("review_note", pa.string()),
     ]
 )
 
@@ -147,14 +152,17 @@ def count_by_class(verdicts: pa.Table, class_names: Sequence[str]) -> list[dict[
     return classes
 
 
-def summarize(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+def summarize(
+    store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decisions: Mapping[str, Any] | None = None, **facts: Any
+) -> dict[str, Any]:
     """Return summary.json: the answer for the whole set.
 
     Args:
         store: What was judged.
-        verdicts: What `build` returned.
+        verdicts: What `build` returned, or `meca.decisions.decide` made of it.
         verdict: The final verdict.json.
-        facts: `preset`, `seed`, `params_sha256` and `sanitized_sha256`.
+        decisions: What `meca.decisions.describe` returned; None where no person decided.
+        facts: `preset`, `seed`, `params_sha256`, `code_sha256` and `sanitized_sha256`.
     """
     classes = count_by_class(verdicts, store.info.class_names)
     target = verdict.get("target_class")
@@ -162,7 +170,7 @@ def summarize(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], **fa
     return {
         "$schema": "meca.summary/1",
         "verdict": verdict["verdict"],
-        "sentence": _sentence(store, verdicts, verdict),
+        "sentence": _sentence(store, verdicts, verdict, decisions is not None),
         "reason": verdict["reason"],
         "counts": count(verdicts),
         "classes": classes,
@@ -170,7 +178,8 @@ def summarize(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], **fa
         "estimated_rate": verdict.get("estimated_rate"),
         "leak": verdict.get("leak"),
         "caps": verdict.get("caps") or [],
-        "warnings": _warnings(store, verdicts, classes, verdict),
+        "warnings": _warnings(store, verdicts, classes, verdict, decisions),
+        "decisions": None if decisions is None else dict(decisions),
         "input_sha256": store.info.root,
         "source": {
             **{key: store.info.source.get(key) for key in ("kind", "format", "name")},
@@ -181,10 +190,12 @@ def summarize(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], **fa
     }
 
 
-def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any]) -> str:
+def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided: bool) -> str:
     n = verdicts.num_rows
     if verdict["verdict"] == "no_evidence":
         return f"In {n} training samples no evidence of a backdoor was found; this does not prove that there is none."
+    if verdict["verdict"] == "inconclusive" and decided:
+        return f"For these {n} training samples meca found no answer that can be defended; what is published is what a person decided."
     if verdict["verdict"] == "inconclusive":
         return f"For these {n} training samples no answer can be defended; nothing was relabelled, removed or published."
     flagged = verdicts["verdict"].to_pylist().count("poisoned")
@@ -195,15 +206,26 @@ def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any]) -> s
     return f"Poison was found: {flagged} of {n} training samples carry signs of a backdoor{leads}{estimate}."
 
 
-def _warnings(store: Store, verdicts: pa.Table, classes: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -> list[str]:
+def _warnings(
+    store: Store,
+    verdicts: pa.Table,
+    classes: Sequence[Mapping[str, Any]],
+    verdict: Mapping[str, Any],
+    decisions: Mapping[str, Any] | None,
+) -> list[str]:
     said: list[str] = []
+    if decisions:
+        parts = ", ".join(f"{decisions[word]} {word}" for word in ("kept", "relabelled", "removed"))
+        said.append(f"A person decided about {decisions['samples']} samples ({parts}); decisions.jsonl says who, when and why.")
+        if verdict["verdict"] != "inconclusive":
+            said.append("The model was trained before these decisions and knows nothing of them.")
     unreadable = verdicts["verdict"].to_pylist().count("quarantined")
     if unreadable:
         said.append(f"{unreadable} samples could not be read and are quarantined; verdicts.parquet names them.")
     conflicts = sum("label-conflict" in (reasons or []) for reasons in verdicts["reasons"].to_pylist())
     if conflicts:
         said.append(f"{conflicts} samples are copies of one image under different labels (reason label-conflict).")
-    if verdict["verdict"] != "inconclusive":
+    if verdict["verdict"] != "inconclusive" or decisions:
         for line in classes:
             if line["kept"] + line["relabelled_in"] == 0:
                 said.append(f"Class {line['name']!r} is empty after sanitizing: {line['input']} samples came in.")

@@ -1,4 +1,4 @@
-"""What a receiver runs on a published folder: hashes, accounting, and the data against the verdicts. Needs no torch."""
+"""What a receiver runs on a published folder: hashes, accounting, the data against the verdicts, the signature. Needs no torch."""
 
 import hashlib
 import json
@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from meca.decisions import DECISION_COLUMNS, DECISIONS, describe, parse, resolve
 from meca.errors import MecaError
 from meca.files import sha256_file
 from meca.store import pixel_id, read_parquet
 from meca.verdicts import SCHEMA, count, count_by_class
 
-__all__ = ["listing", "root_of", "verify"]
+__all__ = ["ATTESTATION", "listing", "read_object", "root_of", "verify"]
 
-# The manifest cannot list itself; the report is added by `meca clean` and shows what the other files hold.
-NOT_LISTED = {"manifest.json", "report.html"}
+ATTESTATION = "attestation.json"  # the signed statement (meca/signing.py)
+# The manifest cannot list itself, nor the signature over it; the report is added by `meca clean` and shows what the other files hold.
+NOT_LISTED = {"manifest.json", "report.html", ATTESTATION}
 MAX_JSON = 256 * 2**20
 
 
@@ -34,16 +36,34 @@ def root_of(files: Mapping[str, str]) -> str | None:
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
-def verify(path: Path) -> list[str]:
-    """Return what does not match in a published folder, a sentence each; nothing where everything matches."""
+def verify(path: Path, key: Path | None = None, attestation: Path | None = None) -> list[str]:
+    """Return what does not match in a published folder, a sentence each; nothing where everything matches.
+
+    Args:
+        path: The published folder.
+        key: File of an Ed25519 public key (PEM). With it the folder must be signed by that key; without it no signature is looked at.
+        attestation: Where the signed statement stands; `attestation.json` in the folder if None.
+
+    Raises:
+        UsageError: The key cannot be read, or is none.
+    """
+    wrong: list[str] = []
+    if key is not None:
+        from meca import signing  # needs `cryptography`, which a check of hashes does not
+
+        wrong = signing.check(path, signing.read_public_key(key), attestation)
+    return wrong + _contents(path)
+
+
+def _contents(path: Path) -> list[str]:
     try:
-        manifest = _object(path / "manifest.json")
+        manifest = read_object(path / "manifest.json")
         wrong = list(_files(path, manifest))
         if not wrong:
             # Each check stands on those before it.
-            summary = _object(path / "summary.json")
+            summary = read_object(path / "summary.json")
             verdicts = read_parquet(path / "verdicts.parquet")
-            wrong = list(_accounts(summary, verdicts)) or list(_samples(path, summary, verdicts))
+            wrong = list(_accounts(summary, verdicts)) or list(_decided(path, manifest, summary, verdicts)) or list(_samples(path, summary, verdicts))
     except (MecaError, pa.ArrowException) as error:
         return [str(error).splitlines()[0]]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -51,7 +71,12 @@ def verify(path: Path) -> list[str]:
     return wrong
 
 
-def _object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file that others may have written.
+
+    Raises:
+        MecaError: The file is missing, larger than 256 MiB, or holds no JSON object.
+    """
     try:
         if file.stat().st_size > MAX_JSON:
             raise MecaError(f"{file.name} is larger than {MAX_JSON // 2**20} MiB.")
@@ -83,6 +108,8 @@ def _files(path: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         name = file.relative_to(path).as_posix()
         if name not in listed and name not in NOT_LISTED and (file.is_symlink() or not file.is_dir()):
             yield f"{name} is not listed in manifest.json."
+        elif name in NOT_LISTED and file.is_symlink():
+            yield f"{name} is a link."
     for name in ("summary.json", "verdicts.parquet", "README.md"):
         if name not in listed:
             yield f"manifest.json does not list {name}."
@@ -104,12 +131,32 @@ def _accounts(summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
         yield "verdicts.parquet is not sorted by source, or names a sample twice."
     if set(verdicts["split"].to_pylist()) - {"train"}:
         yield "verdicts.parquet judges samples of another split than train."
-    columns = (verdicts[name].to_pylist() for name in ("verdict", "action", "new_label"))
-    for source, verdict, action, new_label in zip(sources, *columns, strict=True):
+    columns = (verdicts[name].to_pylist() for name in ("verdict", "action", "new_label", "review_decision"))
+    for source, verdict, action, new_label, decided in zip(sources, *columns, strict=True):
         if (action == "relabel") != (new_label is not None):
             yield f"{source} has the action {action} and the new label {new_label}."
-        if verdict in ("review", "quarantined") and action != "quarantine":
+        if verdict in ("review", "quarantined") and action != "quarantine" and decided is None:
             yield f"{source} has the verdict {verdict} and the action {action}."
+
+
+def _decided(path: Path, manifest: Mapping[str, Any], summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
+    """Compare what the folder says about people's decisions with the decisions themselves."""
+    there = (path / DECISIONS).is_file()
+    if manifest["decided_by"] != ("person" if there else "meca"):
+        yield f"manifest.json says decided_by {manifest['decided_by']}, but {DECISIONS} is {'there' if there else 'missing'}."
+    data = (path / DECISIONS).read_bytes() if there else b""
+    names = [line["name"] for line in summary["classes"]]
+    expected = resolve(verdicts, names, parse(data)) if there else {}
+    if summary["decisions"] != (describe(verdicts, data) if there else None):
+        yield f"What summary.json says about decisions is not what {DECISIONS} and verdicts.parquet hold."
+    nothing = dict.fromkeys(DECISION_COLUMNS)
+    columns = [verdicts[name].to_pylist() for name in ("source", "verdict", *DECISION_COLUMNS)]
+    for at, (source, verdict, *values) in enumerate(zip(*columns, strict=True)):
+        found, wanted = dict(zip(DECISION_COLUMNS, values, strict=True)), expected.get(at, nothing)
+        if any(found[name] != wanted[name] for name in DECISION_COLUMNS if at in expected or name.startswith("review")):
+            yield f"{source} is not decided in verdicts.parquet as in {DECISIONS}."
+        if there and summary["verdict"] == "inconclusive" and at not in expected and verdict != "quarantined":
+            yield f"The verdict is inconclusive, but {DECISIONS} has no decision about {source}."
 
 
 def _samples(path: Path, summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
@@ -122,7 +169,7 @@ def _samples(path: Path, summary: Mapping[str, Any], verdicts: pa.Table) -> Iter
     )
     if summary["verdict"] == "inconclusive":
         for name in ("data", "model"):
-            if (path / name).exists():
+            if (path / name).exists() and (name == "model" or summary["decisions"] is None):
                 yield f"The verdict is inconclusive, but {name}/ is there."
     if (path / "data").is_dir() and expected:
         found = _published(path / "data", summary)

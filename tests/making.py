@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,13 @@ def publish_store(store: Store, folder: Path, changed: Decisions, verdict: str =
     paths = {"store": store.path, **decide(store, folder / "work", changed, verdict), "out": folder / "published"}
     execute(publish, paths, settings(), scratch=folder / "scratch")
     return folder / "published"
+
+
+def make_cleaned(folder: Path, source: Path | str, changed: Decisions, verdict: str = "poisoned") -> Path:
+    """Write what `meca clean` leaves behind, the published folder `out` and the run folder beside it, and return `out`."""
+    out, run = folder / "out", folder / ".out.meca"
+    small = {"train_limit": 20, "test_limit": 10} if isinstance(source, str) else {}
+    publish_store(ingest(source, run / "data" / "store", **small), run, changed, verdict)
+    shutil.copytree(run / "published", out)
+    (out / "report.html").write_text("the page of the run")
+    return out

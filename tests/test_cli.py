@@ -50,6 +50,9 @@ def imported(*argv):
         (["demo", "--help"], 0),
         (["poison", "--help"], 0),
         (["benchmark", "--help"], 0),
+        (["apply", "--help"], 0),
+        (["sign", "--help"], 0),
+        (["apply", "x"], 4),
         (["clen"], 4),
         (["clean", "x"], 4),
         (["clean", "x", "-o", "y", "--preset", "best"], 4),
@@ -82,7 +85,7 @@ def cleaned(monkeypatch, tmp_path):
     calls = []
 
     def use(result):
-        def clean(source, out, params, progress, told):
+        def clean(source, out, params, progress, told, key=None):
             calls.append((source, out, params))
             if isinstance(result, BaseException):
                 raise result

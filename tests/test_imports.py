@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(meca.__path__, "meca."))
 FORBIDDEN = ("prefect", "mlflow", "dvc", "boto3", "botocore", "aiobotocore", "s3fs", "flows", "tasks")
 LIGHT = ["meca", "meca.errors", "meca.files", "meca.params", "meca.store", "meca.metrics", "meca.split", "meca.poisoning", "meca.verification",
+         "meca.decisions", "meca.signing",
          "meca.pipeline", "meca.attacks", "meca.stages.ingest", "meca.stages.poison", "meca.stages.publish", "meca.stages.report"]  # fmt: skip
 
 

@@ -57,6 +57,7 @@ PLAIN: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / FIRST).unlink(), f"{FIRST} is missing"),
     (lambda f: (f / "data" / "more.txt").write_text("x"), "data/more.txt is not listed"),
     (lambda f: (f / "extra").symlink_to("/etc"), "extra is not listed"),
+    (lambda f: (f / "report.html").symlink_to("/etc/passwd"), "report.html is a link"),
     (lambda f: ((f / FIRST).unlink(), (f / FIRST).symlink_to("/etc/passwd")), f"{FIRST} is, or lies behind, a link"),
     (
         lambda f: ((f / "model").rename(f.parent / "model"), (f / "model").symlink_to(f.parent / "model")),

@@ -6,7 +6,7 @@ from typing import Any
 from meca.report.numbers import interval, percent
 from meca.report.text import plain
 
-__all__ = ["attack_lines", "evaluation_lines", "inspection_lines", "verdict_lines"]
+__all__ = ["accounting_line", "attack_lines", "evaluation_lines", "inspection_lines", "verdict_lines"]
 
 
 def inspection_lines(found: Mapping[str, Any]) -> list[str]:
@@ -51,6 +51,12 @@ def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("target_class"):
         lines.append(f"Target class  {plain(summary['target_class']['name'])} (label {summary['target_class']['label']})")
     return lines + [f"Warning       {warning}" for warning in summary.get("warnings") or ()]
+
+
+def accounting_line(counts: Mapping[str, int]) -> str:
+    """Return the sum that must hold: `kept + relabelled + removed + quarantined = input`, in rows."""
+    words = ("kept", "relabelled", "removed", "quarantined")
+    return f"Accounting    {' + '.join(f'{counts[word]} {word}' for word in words)} = {counts['input']} in the input"
 
 
 def attack_lines(record: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from meca.report import plots
 from meca.report.numbers import count, interval, percent
 from meca.report.pictures import Estimate, block_features, diverging, estimate_trigger, nearest, picture, shown
 from meca.report.text import plain
-from meca.store import Store, open_store
+from meca.store import Store, open_store, read_parquet
 
-__all__ = ["MAX_BYTES", "Pictures", "Run", "build", "read_run", "render"]
+__all__ = ["MAX_BYTES", "Pictures", "Run", "build", "read_run", "render", "with_verdicts"]
 
 MAX_BYTES = 5_000_000  # of the page; MLflow's viewer and mail programs choke on larger ones
 PICTURE_BYTES = 4_200_000  # of all thumbnails together, so that the rest fits
@@ -105,6 +105,19 @@ def read_run(store: Path, published: Path, partition: Path, enhance: Path, relab
         suspicion=_suspicion(table, (enhance, partition), n),
         reasons=reasons,
     )
+
+
+def with_verdicts(run: Run, published: Path) -> Run:
+    """Return the run with the summary of a published folder, and with the actions and new labels of its verdicts.
+
+    Raises:
+        MecaError: The verdicts cannot be read.
+    """
+    columns = [read_parquet(published / "verdicts.parquet")[name].to_pylist() for name in ("source", "action", "new_label")]
+    said = {source: (action, -1 if label is None else label) for source, action, label in zip(*columns, strict=True)}
+    rows = [said[source] for source in run.store.readable["source"].to_pylist()[: run.store.info.n_train]]
+    action, new_label = np.array([a for a, _ in rows], dtype=object), np.array([label for _, label in rows], np.int64)
+    return replace(run, summary=read_json(published / "summary.json"), action=action, new_label=new_label)
 
 
 def render(run: Run, seed: int, pictures: Pictures) -> str:

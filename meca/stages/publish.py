@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from meca.decisions import DECISIONS, describe
 from meca.errors import MecaError, UsageError
 from meca.files import canonical_json, read_json
 from meca.report.text import plain
-from meca.stages.runtime import Context, main
+from meca.stages.runtime import Context, code_digest, main
 from meca.store import Store, open_store, read_parquet
 from meca.verdicts import build, summarize
 from meca.verification import listing, root_of
@@ -54,31 +55,67 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, split: Path, 
     inconclusive = verdict["verdict"] == "inconclusive"
     scores = {name: read_parquet(folder / "scores.parquet") for name, folder in (("partition", partition), ("enhance", enhance))}
     verdicts = build(data, read_parquet(relabel_finetune / "decisions.parquet"), scores, inconclusive)
-    pq.write_table(verdicts, out / "verdicts.parquet", compression="zstd")
-    if not inconclusive:
-        with ctx.timed("write"):
-            write_sanitized(data, entries(data, verdicts), out / "data")
-        (out / "model").mkdir()
-        for name in MODEL:
-            if not (relabel_finetune / name).is_file():
-                raise MecaError(f"Expected the file {relabel_finetune / name}, which does not exist; run stage relabel_finetune again.")
-            shutil.copyfile(relabel_finetune / name, out / "model" / name)
-    summary = summarize(
-        data,
-        verdicts,
-        verdict,
-        preset=ctx.params.preset,
-        seed=ctx.seed,
-        params_sha256=_digest(
+    facts = {
+        "preset": ctx.params.preset,
+        "seed": ctx.seed,
+        "params_sha256": _digest(
             {group: ctx.params.tree.get(group) if group in ("seed", "preset") else dict(ctx.params.raw(group)) for group in GROUPS}
         ),
-        sanitized_sha256=root_of(listing(out)),
-    )
+        "code_sha256": code_digest(),
+    }
+    with ctx.timed("write"):
+        write(out, data, verdicts, verdict, params, facts, None if inconclusive else relabel_finetune)
+
+
+def write(
+    out: Path,
+    store: Store,
+    verdicts: pa.Table,
+    verdict: Mapping[str, Any],
+    params: PublishParams,
+    facts: Mapping[str, Any],
+    model: Path | None,
+    decisions: bytes | None = None,
+) -> dict[str, Any]:
+    """Write everything that a published folder holds into the empty folder `out`, the manifest last, and return the summary.
+
+    Args:
+        out: An empty folder.
+        store: What was judged.
+        verdicts: A line for every training sample (`meca.verdicts.SCHEMA`).
+        verdict: The final verdict.json. Where it is inconclusive, samples are published only if a person decided.
+        params: Name and licence for the card.
+        facts: What `summarize` wants to know of the run.
+        model: Folder of the model to publish; None publishes none.
+        decisions: The bytes of decisions.jsonl, if a person decided.
+
+    Raises:
+        MecaError: The model is incomplete.
+    """
+    pq.write_table(verdicts, out / "verdicts.parquet", compression="zstd")
+    if decisions is not None:
+        (out / DECISIONS).write_bytes(decisions)
+    if decisions is not None or verdict["verdict"] != "inconclusive":
+        write_sanitized(store, entries(store, verdicts), out / "data")
+    if model is not None:
+        (out / "model").mkdir()
+        for name in MODEL:
+            if not (model / name).is_file():
+                raise MecaError(f"Expected the file {model / name}, which does not exist; run stage relabel_finetune again.")
+            shutil.copyfile(model / name, out / "model" / name)
+    said = None if decisions is None else describe(verdicts, decisions)
+    summary = summarize(store, verdicts, verdict, said, sanitized_sha256=root_of(listing(out)), **facts)
     (out / "summary.json").write_text(canonical_json(summary), encoding="utf-8")
-    (out / "README.md").write_text(card(data, summary, params), encoding="utf-8")
+    (out / "README.md").write_text(card(store, summary, params), encoding="utf-8")
     files = listing(out)
-    manifest = {"schema": "meca.manifest/1", "files": files, "sanitized_sha256": root_of(files)}
+    manifest = {
+        "schema": "meca.manifest/1",
+        "files": files,
+        "sanitized_sha256": root_of(files),
+        "decided_by": "meca" if decisions is None else "person",
+    }
     (out / "manifest.json").write_text(canonical_json(manifest), encoding="utf-8")
+    return summary
 
 
 def _verdict(final: Path, split: Path) -> dict[str, Any]:
@@ -110,7 +147,8 @@ def entries(store: Store, verdicts: pa.Table) -> list[Entry]:
 
 def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str:
     """Return the data set card: the header that Hugging Face reads, and what was done to the data."""
-    published = summary["verdict"] != "inconclusive"
+    decided = summary["decisions"]
+    published = summary["verdict"] != "inconclusive" or decided is not None
     written = format_of(store.info.source["format"])
     header: dict[str, Any] = {"license": params.license, "pretty_name": params.name, "task_categories": ["image-classification"], "tags": ["meca"]}
     if published and written == "parquet":
@@ -128,6 +166,11 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
         lines += ["Samples that were kept have the bytes that they came with; a relabelled sample differs in its label alone."]
     else:
         lines += ["No sample and no model is published, so that an older set cannot pass for this one."]
+    if decided:
+        lines += [
+            f"A person decided about {decided['samples']} of the samples: {decided['kept']} kept, {decided['relabelled']} relabelled, "
+            f"{decided['removed']} removed. `decisions.jsonl` says who, when and why; the columns `review_*` of `verdicts.parquet` say it by sample."
+        ]
     lines += ["", "| input | kept | relabelled | removed | quarantined |", "|---|---|---|---|---|"]
     lines += ["| " + " | ".join(str(counts[key]) for key in ("input", "kept", "relabelled", "removed", "quarantined")) + " |", ""]
     lines += ["| class | input | kept | relabelled in | relabelled out | removed | quarantined |", "|---|---|---|---|---|---|---|"]

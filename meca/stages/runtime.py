@@ -30,7 +30,7 @@ from meca.files import atomic_write, canonical_json, lock, replace_folder, sha25
 from meca.params import Params, read_params
 from meca.progress import Progress
 
-__all__ = ["Context", "describe", "execute", "main", "stage_key"]
+__all__ = ["Context", "code_digest", "describe", "execute", "main", "stage_key"]
 
 
 @dataclasses.dataclass
@@ -83,8 +83,8 @@ def describe(module: ModuleType) -> Described:
     return Described(name, tuple(n for n in names if n not in outputs), outputs, module.GROUPS)
 
 
-def _code_digest() -> str:
-    """Hash the source of meca: any change of code is a change of key. Only DVC knows which stage a file matters to."""
+def code_digest() -> str:
+    """Return the SHA-256 of meca's source: any change of code is a change of key. Only DVC knows which stage a file matters to."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -95,7 +95,7 @@ def _code_digest() -> str:
 def stage_key(stage: Described, hashes: Mapping[str, str], params: Params) -> str:
     """Return the name of a stage's result: hash of stage, input hashes, parameters in force and code."""
     numbers = {group: params.tree.get(group) if group in ("seed", "preset") else params.raw(group) for group in stage.groups}
-    content = [stage.name, dict(hashes), numbers, _code_digest()]
+    content = [stage.name, dict(hashes), numbers, code_digest()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
