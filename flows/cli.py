@@ -59,14 +59,21 @@ Format = Annotated[str, Parameter(help="auto, or the name that `meca inspect` sh
 
 
 @app.command
-def inspect(path: Annotated[str, Parameter(help="The data.")], /, *, format: Format = "auto", as_json: Json = False) -> int:
+def inspect(
+    path: Annotated[str, Parameter(help="The data.")],
+    /,
+    *,
+    format: Format = "auto",
+    label_column: Annotated[str, Parameter(help="The column of the label, where more than one could be meant.")] = "auto",
+    as_json: Json = False,
+) -> int:
     """Look at data without changing it: format, counts per class and split, odd files. Takes seconds."""
     from dataclasses import asdict
 
     from meca.inspection import inspect as look
     from meca.report.console import inspection_lines
 
-    found = asdict(look(_existing(path), format))
+    found = asdict(look(_existing(path), format, label_column))
     _json(found) if as_json else _say(*inspection_lines(found))
     return DONE
 

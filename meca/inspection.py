@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from meca.errors import UsageError
-from meca.readers import NAMES, IngestParams, detect, open_source
+from meca.readers import FORMATS, NAMES, IngestParams, detect, open_source
 from meca.readers.decode import Unreadable, decode
 from meca.readers.files import text
 
@@ -49,19 +49,19 @@ class Inspection:
     warnings: list[str]
 
 
-def inspect(path: str | Path, format: str = "auto") -> Inspection:
-    """Look at the data at `path`, or at a data set known by name.
+def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") -> Inspection:
+    """Look at the data at `path`, or at a data set known by name; `label_column` is that of params.yaml.
 
     Raises:
         InputRefused: It cannot be read.
         UsageError: Its format is not clear, or `format` is not known.
     """
     source = str(path)
-    if format not in ("auto", "imagefolder", "parquet", "cifar-batches", "idx"):
-        raise UsageError(f"Expected --format to be auto, imagefolder, parquet, cifar-batches or idx, got {format!r}.")
+    if format not in ("auto", *FORMATS):
+        raise UsageError(f"Expected --format to be auto, {', '.join(list(FORMATS)[:-1])} or {list(FORMATS)[-1]}, got {format!r}.")
     if source not in NAMES and format == "auto":
         format = detect(Path(source))  # pyright: ignore[reportAssignmentType]
-    params = IngestParams(source, "", format, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
+    params = IngestParams(source, "", format, label_column, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
     found = open_source(params, 0)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from meca.errors import MecaError
 from meca.store import Store
-from meca.writers import cifar, idx, imagefolder, parquet
+from meca.writers import cifar, idx, imagefolder, listed, parquet
 from meca.writers.entry import Entry
 
 __all__ = ["WRITERS", "Entry", "format_of", "write_sanitized"]
@@ -17,6 +17,8 @@ Writer = Callable[[Store, Sequence[Entry], Path], None]
 
 WRITERS: dict[str, tuple[str, Writer]] = {  # format of the source: format that is written, and by what
     "imagefolder": ("imagefolder", imagefolder.write),
+    "metadata": ("metadata", listed.write),
+    "manifest": ("manifest", listed.write),
     "parquet": ("parquet", parquet.write),
     "cifar-batches": ("cifar-batches", cifar.write),
     "idx": ("idx", idx.write),
