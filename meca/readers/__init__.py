@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from meca.errors import InputRefused, UsageError
-from meca.readers import cifar, idx, imagefolder, listed, parquet
+from meca.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
 from meca.readers import rows as rows_of
 from meca.readers.decode import Unreadable, resize
 from meca.readers.decode import decode as decode_image
@@ -33,19 +33,31 @@ FORMATS: dict[str, Callable[[Path], Source]] = {
     "imagefolder": imagefolder.open_imagefolder,
     "metadata": listed.open_metadata,
     "manifest": listed.open_manifest,
+    "zip": archive.open_zip,
+    "tar": archive.open_tar,
+    "webdataset": webdataset.open_webdataset,
     "parquet": parquet.open_parquet,
     "cifar-batches": cifar.open_cifar,
+    "cifar-binary": cifar_binary.open_cifar_binary,
     "idx": idx.open_idx,
 }
 LABELLED: dict[str, Callable[[Path, str], Source]] = {  # whose label stands in a column that can be named
     "metadata": listed.open_metadata,
     "manifest": listed.open_manifest,
+    "webdataset": webdataset.open_webdataset,
     "parquet": parquet.open_parquet,
 }
-BY_NAME = ("imagefolder", "metadata", "manifest")  # whose classes are the names that occur: one that loses all its samples is gone
+BY_NAME = (
+    "imagefolder",
+    "metadata",
+    "manifest",
+    "zip",
+    "tar",
+    "webdataset",
+)  # whose classes are the names that occur: one that loses all its samples is gone
 REFUSED = {  # suffix: why
     **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle", ".bin", ".joblib"), "such files can run code when they are loaded"),
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive and point to the folder"),
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack the archive and point to the folder, or pack it as zip, tar or tar.gz"),
     **dict.fromkeys((".npy", ".npz"), "write the images as a folder or as parquet"),
     **dict.fromkeys((".json", ".txt"), "write a list of files as CSV or JSON lines, with the columns path and label"),
 }
@@ -59,7 +71,7 @@ class IngestParams:
 
     source: str
     watch: str  # read by DVC alone
-    format: Literal["auto", "imagefolder", "metadata", "manifest", "parquet", "cifar-batches", "idx"]
+    format: Literal["auto", "imagefolder", "metadata", "manifest", "zip", "tar", "webdataset", "parquet", "cifar-batches", "cifar-binary", "idx"]
     label_column: str
     size: int
     train_limit: int
@@ -88,6 +100,8 @@ def detect(path: Path) -> str:
         InputRefused: Nothing that can be read lies there.
         UsageError: Two formats are plausible.
     """
+    if webdataset.is_pattern(path):
+        return "webdataset"
     if path.is_file():
         signs = _signs_of_file(path)
         if not any(signs.values()):
@@ -116,7 +130,12 @@ def _signs_of_file(path: Path) -> dict[str, bool]:
         # Columns of images are needed for one reading, a column of paths for the other; a file without either is damaged.
         return {"parquet": images or not rows, "metadata": rows and of_folder, "manifest": rows and not of_folder}
     of_folder = bool(listed.metadata_of(path))
-    return {"metadata": of_folder, "manifest": suffix in rows_of.SUFFIXES and not of_folder}
+    lists = {"metadata": of_folder, "manifest": suffix in rows_of.SUFFIXES and not of_folder}
+    return {**lists, "zip": suffix == ".zip", **_signs_of_tars(archive.archives_of(path, archive.TARS))}
+
+
+def _signs_of_tars(tars: list[Path]) -> dict[str, bool]:
+    return archive.looks_of(tars[0]) if tars else {}
 
 
 def _signs_of_folder(path: Path) -> dict[str, bool]:
@@ -131,7 +150,10 @@ def _signs_of_folder(path: Path) -> dict[str, bool]:
         "imagefolder": bool(folders),
         **lists,
         "parquet": any(parquet.holds_images(shard) or not rows_of.is_list(shard) for shard in shards),
+        "zip": bool(archive.archives_of(path, (".zip",))),
+        **_signs_of_tars(archive.archives_of(path, archive.TARS)),
         "cifar-batches": cifar.folder_of(path) is not None,
+        "cifar-binary": cifar_binary.folder_of(path) is not None,
         "idx": idx.folder_of(path) is not None,
     }
 
@@ -162,7 +184,7 @@ def open_source(params: IngestParams, seed: int) -> Source:
 
 def _open_path(path: Path, format: str, label_column: str) -> Source:
     found = detect(path) if format == "auto" else format
-    if not path.exists():
+    if not path.exists() and not webdataset.is_pattern(path):
         raise InputRefused(f"Nothing found at {path}; expected data in the format {found}.")
     if label_column != "auto" and found not in LABELLED:
         raise UsageError(
