@@ -353,8 +353,9 @@ def _platform() -> None:
 def _existing(path: str) -> str:
     """Return the path; data sets known by name (shapes, digits, …) need no file."""
     from meca.readers import NAMES
+    from meca.readers.webdataset import is_pattern
 
-    if path not in NAMES and not Path(path).exists():
+    if path not in NAMES and not Path(path).exists() and not is_pattern(Path(path)):
         raise UsageError(f"Expected a file or folder, found nothing at {plain(path)}; check the path.")
     return path
 

@@ -88,7 +88,7 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
     return Inspection(
         name=found.name,
         format=found.format,
-        option=f"--format {found.format}" if found.format not in NAMES else "",
+        option=_option(found.format, label_column),
         samples={split: len(labels) for split, labels in found.labels.items()},
         classes={
             split: {name: int((labels == label).sum()) for label, name in enumerate(found.class_names)}
@@ -104,6 +104,12 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
         n_odd=len(found.odd),
         warnings=_warnings(Path(source), found.labels, found.class_names),
     )
+
+
+def _option(format: str, label_column: str) -> str:
+    if format in NAMES:
+        return ""
+    return f"--format {format}" + (f" --set ingest.label_column={label_column}" if label_column != "auto" else "")
 
 
 def _warnings(path: Path, labels: object, class_names: tuple[str, ...]) -> list[str]:

@@ -64,7 +64,7 @@ def shards_of(path: Path) -> list[Path]:
         raise InputRefused(f"Expected one rising range in {text(path.name)!r}, as in train-{{000000..000009}}.tar.")
     width = len(found[1])
     shards = [path.with_name(f"{path.name[: found.start()]}{number:0{width}d}{path.name[found.end() :]}") for number in range(first, last + 1)]
-    missing = next((shard for shard in shards if not shard.is_file()), None)
+    missing = next((shard for shard in shards if not shard.is_file() or shard.is_symlink()), None)
     if missing is not None:
         raise InputRefused(f"Expected the shard {text(missing.name)}, found none; check the range in {text(path.name)!r}.")
     return shards

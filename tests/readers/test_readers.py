@@ -475,7 +475,7 @@ def test_what_is_no_source_is_refused_with_advice(tmp_path: Path) -> None:
         ingest(tmp_path, tmp_path / "store")
     for name, advice in (
         ("x.pt", "can run code"),
-        ("x.zip", "unpack the archive"),
+        ("x.7z", "unpack the archive"),
         ("x.npz", "as a folder or as parquet"),
         ("x", "point to a parquet file"),
     ):
