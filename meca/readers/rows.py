@@ -33,12 +33,12 @@ MAX_BYTES = 4 * 2**30  # of a parquet list, unpacked
 BOM = "\ufeff"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rows:
     """A list of files, in its own order."""
 
     kind: str  # csv, jsonl or parquet
-    head: str  # csv: everything before the first row, as it came
+    head: str  # csv, jsonl: everything before the first row, as it came
     delimiter: str  # csv
     path_column: str
     label_column: str
@@ -179,6 +179,8 @@ def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
 def _append(rows: Rows, raw: str) -> None:
     if rows.raw:
         rows.raw[-1] += raw
+    else:
+        rows.head += raw
 
 
 def _add(rows: Rows, name: str, number: int, path: object, label: object, split: object, raw: str | None) -> None:
@@ -247,10 +249,13 @@ def _no_constant(word: str) -> None:
 def _read_json(path: Path, name: str, label_column: str) -> Rows:
     seen: list[str] = []
     rows: Rows | None = None
+    head = ""
     with open_regular(path) as file:
         for number, line in enumerate(_lines(file, name, seen), 1):
             if not line.strip():
-                if rows is not None:
+                if rows is None:
+                    head += line
+                else:
                     _append(rows, line)
                 continue
             try:
@@ -260,7 +265,7 @@ def _read_json(path: Path, name: str, label_column: str) -> Rows:
             if rows is None:
                 names = list(members)
                 chosen = _column(names, PATHS, name, "path"), _label(names, name, label_column)
-                rows = Rows("jsonl", "", "", *chosen, (), [], [], [] if SPLIT in members and chosen[1] != SPLIT else None, [], "")
+                rows = Rows("jsonl", head, "", *chosen, (), [], [], [] if SPLIT in members and chosen[1] != SPLIT else None, [], "")
             _add(rows, name, number, members.get(rows.path_column), members.get(rows.label_column), members.get(SPLIT), line)
     if rows is None:
         raise InputRefused(f"Expected rows in {name}, found none.")
