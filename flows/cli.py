@@ -60,14 +60,21 @@ Format = Annotated[str, Parameter(help="auto, or the name that `meca inspect` sh
 
 
 @app.command
-def inspect(path: Annotated[str, Parameter(help="The data.")], /, *, format: Format = "auto", as_json: Json = False) -> int:
+def inspect(
+    path: Annotated[str, Parameter(help="The data.")],
+    /,
+    *,
+    format: Format = "auto",
+    label_column: Annotated[str, Parameter(help="The column of the label, where more than one could be meant.")] = "auto",
+    as_json: Json = False,
+) -> int:
     """Look at data without changing it: format, counts per class and split, odd files. Takes seconds."""
     from dataclasses import asdict
 
     from meca.inspection import inspect as look
     from meca.report.console import inspection_lines
 
-    found = asdict(look(_existing(path), format))
+    found = asdict(look(_existing(path), format, label_column))
     _json(found) if as_json else _say(*inspection_lines(found))
     return DONE
 
@@ -419,8 +426,9 @@ def _platform() -> None:
 def _existing(path: str) -> str:
     """Return the path; data sets known by name (shapes, digits, …) need no file."""
     from meca.readers import NAMES
+    from meca.readers.webdataset import is_pattern
 
-    if path not in NAMES and not Path(path).exists():
+    if path not in NAMES and not Path(path).exists() and not is_pattern(Path(path)):
         raise UsageError(f"Expected a file or folder, found nothing at {plain(path)}; check the path.")
     return path
 

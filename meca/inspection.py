@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from meca.errors import UsageError
-from meca.readers import NAMES, IngestParams, detect, open_source
+from meca.readers import FORMATS, NAMES, IngestParams, detect, open_source
 from meca.readers.decode import Unreadable, decode
 from meca.readers.files import text
 
@@ -49,19 +49,19 @@ class Inspection:
     warnings: list[str]
 
 
-def inspect(path: str | Path, format: str = "auto") -> Inspection:
-    """Look at the data at `path`, or at a data set known by name.
+def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") -> Inspection:
+    """Look at the data at `path`, or at a data set known by name; `label_column` is that of params.yaml.
 
     Raises:
         InputRefused: It cannot be read.
         UsageError: Its format is not clear, or `format` is not known.
     """
     source = str(path)
-    if format not in ("auto", "imagefolder", "parquet", "cifar-batches", "idx"):
-        raise UsageError(f"Expected --format to be auto, imagefolder, parquet, cifar-batches or idx, got {format!r}.")
+    if format not in ("auto", *FORMATS):
+        raise UsageError(f"Expected --format to be auto, {', '.join(list(FORMATS)[:-1])} or {list(FORMATS)[-1]}, got {format!r}.")
     if source not in NAMES and format == "auto":
         format = detect(Path(source))  # pyright: ignore[reportAssignmentType]
-    params = IngestParams(source, "", format, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
+    params = IngestParams(source, "", format, label_column, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
     found = open_source(params, 0)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
@@ -88,7 +88,7 @@ def inspect(path: str | Path, format: str = "auto") -> Inspection:
     return Inspection(
         name=found.name,
         format=found.format,
-        option=f"--format {found.format}" if found.format not in NAMES else "",
+        option=_option(found.format, label_column),
         samples={split: len(labels) for split, labels in found.labels.items()},
         classes={
             split: {name: int((labels == label).sum()) for label, name in enumerate(found.class_names)}
@@ -104,6 +104,12 @@ def inspect(path: str | Path, format: str = "auto") -> Inspection:
         n_odd=len(found.odd),
         warnings=_warnings(Path(source), found.labels, found.class_names),
     )
+
+
+def _option(format: str, label_column: str) -> str:
+    if format in NAMES:
+        return ""
+    return f"--format {format}" + (f" --set ingest.label_column={label_column}" if label_column != "auto" else "")
 
 
 def _warnings(path: Path, labels: object, class_names: tuple[str, ...]) -> list[str]:

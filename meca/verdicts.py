@@ -183,7 +183,7 @@ def summarize(
         "input_sha256": store.info.root,
         "source": {
             **{key: store.info.source.get(key) for key in ("kind", "format", "name")},
-            "options": {key: value for key, value in options.items() if isinstance(value, bool | int)},
+            "options": {key: value for key, value in options.items() if isinstance(value, bool | int) or key == "label_column"},
         },
         "meca_version": __version__,
         **facts,

@@ -187,15 +187,16 @@ def _samples(path: Path, summary: Mapping[str, Any], verdicts: pa.Table) -> Iter
 
 def _published(data: Path, summary: Mapping[str, Any]) -> Counter[tuple[str, int]]:
     """Return id and label of every sample below `data`, as its reader sees it."""
-    from meca.readers import FORMATS
+    from meca.readers import BY_NAME, open_format
     from meca.readers.decode import Unreadable, decode
     from meca.writers import format_of
 
     written = format_of(summary["source"]["format"])
-    source = FORMATS[written](data)
+    column = summary["source"]["options"].get("label_column", "auto") if summary["source"]["format"] == written else "auto"
+    source = open_format(written, data, column)
     label_of = {line["name"]: line["label"] for line in summary["classes"]}
     # A folder knows its classes by name, and a class that lost all its samples has no folder.
-    labels = [label_of[name] for name in source.class_names] if written == "imagefolder" else list(range(len(source.class_names)))
+    labels = [label_of[name] for name in source.class_names] if written in BY_NAME else list(range(len(source.class_names)))
     found: Counter[tuple[str, int]] = Counter()
     for sample in source.read("train", np.ones(len(source.labels["train"]), bool)):
         if sample.pixels is not None:

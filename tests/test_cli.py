@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from meca.errors import Inconclusive, InputRefused, MecaError
 from meca.report.console import evaluation_lines, verdict_lines
 from meca.store import read_parquet
 from tests.making import ingest, make_folder, make_shards
+from tests.readers.test_archives import make_tar
+from tests.readers.test_lists import make_list
 from tests.readers.test_readers import make_idx
+from tests.readers.test_webdataset import make_web
 from tests.report.fixture import make_run
 
 HEAVY = {"numpy", "pyarrow", "torch", "prefect", "mlflow", "dvc", "boto3", "matplotlib", "PIL", "jinja2", "pandas", "sklearn"}
@@ -207,6 +211,19 @@ def test_inspect_shows_a_folder_and_its_hostile_names_as_text(tmp_path, capsys):
     assert err.startswith("meca: ") and not CONTROLS.search(err)
 
 
+def test_inspect_knows_numbered_shards_and_asks_between_two_layouts(tmp_path, capsys):
+    root = make_web(tmp_path / "in")
+    assert cli.run(["inspect", str(root / "train-{000..001}.tar")]) == 0
+    assert "--format webdataset" in capsys.readouterr().out
+    both = make_list(images(tmp_path / "both"), "list.csv", category=["x", "y"] * 3 + ["x"])
+    assert cli.run(["inspect", str(both)]) == 4
+    assert "could be imagefolder or manifest; say which with --format" in capsys.readouterr().err
+    assert cli.run(["inspect", str(both), "--format", "manifest"]) == 4
+    assert "ingest.label_column" in capsys.readouterr().err
+    assert cli.run(["inspect", str(both), "--format", "manifest", "--label-column", "category"]) == 0
+    assert "--format manifest --set ingest.label_column=category" in capsys.readouterr().out
+
+
 def test_inspect_refuses_what_it_cannot_read(tmp_path, capsys):
     (tmp_path / "x.bin").write_bytes(b"nothing")
     assert cli.run(["inspect", str(tmp_path / "x.bin")]) in (3, 4)
@@ -217,7 +234,19 @@ def poison(source, out, *more):
     return cli.run(["poison", str(source), "-o", str(out), "--rate", "0.3", "--set", "poison.cap=1.0", *more])
 
 
-@pytest.mark.parametrize("make", [make_folder, make_shards, make_idx], ids=["imagefolder", "parquet", "idx"])
+def archive_of(root):
+    """Pack a folder of class folders into a tar archive."""
+    folder = make_folder(root.parent / "packed", split_folders=False)
+    content = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.jpeg"))}
+    shutil.rmtree(folder)
+    return make_tar(root / "x.tar", content).parent
+
+
+@pytest.mark.parametrize(
+    "make",
+    [make_folder, make_shards, make_idx, make_list, archive_of, make_web],
+    ids=["imagefolder", "parquet", "idx", "manifest", "tar", "webdataset"],
+)
 def test_poison_gives_the_set_back_in_its_format_and_the_truth_beside_it(make, tmp_path, capsys):
     source, out = make(tmp_path / "in"), tmp_path / "out"
     before = ingest(source, tmp_path / "before", size=0)

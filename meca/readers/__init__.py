@@ -17,26 +17,49 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from meca.errors import InputRefused, UsageError
-from meca.readers import cifar, idx, imagefolder, parquet
+from meca.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
+from meca.readers import rows as rows_of
 from meca.readers.decode import Unreadable, resize
 from meca.readers.decode import decode as decode_image
+from meca.readers.files import text
 from meca.readers.source import Found, Labels, Source
+from meca.readers.splits import SPLITS
 from meca.store import StoreInfo, pixel_id, write_store
 
-__all__ = ["FORMATS", "NAMES", "IngestParams", "Source", "chosen", "detect", "open_source", "read_source"]
+__all__ = ["BY_NAME", "FORMATS", "LABELLED", "NAMES", "IngestParams", "Source", "chosen", "detect", "open_format", "open_source", "read_source"]
 
 NAMES = ("shapes", "digits", "cifar10", "fashion-mnist")
 FORMATS: dict[str, Callable[[Path], Source]] = {
     "imagefolder": imagefolder.open_imagefolder,
+    "metadata": listed.open_metadata,
+    "manifest": listed.open_manifest,
+    "zip": archive.open_zip,
+    "tar": archive.open_tar,
+    "webdataset": webdataset.open_webdataset,
     "parquet": parquet.open_parquet,
     "cifar-batches": cifar.open_cifar,
+    "cifar-binary": cifar_binary.open_cifar_binary,
     "idx": idx.open_idx,
 }
+LABELLED: dict[str, Callable[[Path, str], Source]] = {  # whose label stands in a column that can be named
+    "metadata": listed.open_metadata,
+    "manifest": listed.open_manifest,
+    "webdataset": webdataset.open_webdataset,
+    "parquet": parquet.open_parquet,
+}
+BY_NAME = (
+    "imagefolder",
+    "metadata",
+    "manifest",
+    "zip",
+    "tar",
+    "webdataset",
+)  # whose classes are the names that occur: one that loses all its samples is gone
 REFUSED = {  # suffix: why
     **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle", ".bin", ".joblib"), "such files can run code when they are loaded"),
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive and point to the folder"),
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack the archive and point to the folder, or pack it as zip, tar or tar.gz"),
     **dict.fromkeys((".npy", ".npz"), "write the images as a folder or as parquet"),
-    **dict.fromkeys((".csv", ".json", ".jsonl", ".txt"), "lists of files are not read; use a folder of class folders or parquet"),
+    **dict.fromkeys((".json", ".txt"), "write a list of files as CSV or JSON lines, with the columns path and label"),
 }
 
 Told = Callable[[str, int, int], None]
@@ -48,7 +71,8 @@ class IngestParams:
 
     source: str
     watch: str  # read by DVC alone
-    format: Literal["auto", "imagefolder", "parquet", "cifar-batches", "idx"]
+    format: Literal["auto", "imagefolder", "metadata", "manifest", "zip", "tar", "webdataset", "parquet", "cifar-batches", "cifar-binary", "idx"]
+    label_column: str
     size: int
     train_limit: int
     test_limit: int
@@ -76,28 +100,62 @@ def detect(path: Path) -> str:
         InputRefused: Nothing that can be read lies there.
         UsageError: Two formats are plausible.
     """
+    if webdataset.is_pattern(path):
+        return "webdataset"
     if path.is_file():
-        if path.suffix == ".parquet":
-            return "parquet"
-        why = REFUSED.get(path.suffix.lower(), "point to a parquet file or to a folder")
-        raise InputRefused(f"{path.name} is not a format that meca reads: {why}.")
-    if not path.is_dir():
-        raise InputRefused(f"Nothing found at {path}; expected a folder, a parquet file, or one of {', '.join(NAMES)}.")
-    signs = {
-        "imagefolder": imagefolder.looks_like(path),
-        "parquet": bool(parquet.shards_of(path)),
-        "cifar-batches": cifar.folder_of(path) is not None,
-        "idx": idx.folder_of(path) is not None,
-    }
+        signs = _signs_of_file(path)
+        if not any(signs.values()):
+            why = REFUSED.get(path.suffix.lower(), "point to a parquet file, a list of files, or to a folder")
+            raise InputRefused(f"{text(path.name)} is not a format that meca reads: {why}.")
+    elif path.is_dir():
+        signs = _signs_of_folder(path)
+    else:
+        raise InputRefused(f"Nothing found at {path}; expected a folder, a parquet file, a list of files, or one of {', '.join(NAMES)}.")
     found = [name for name, holds in signs.items() if holds]
     if len(found) > 1:
         raise UsageError(f"{path} could be {' or '.join(found)}; say which with --format (params.yaml: ingest.format).")
     if not found:
         raise InputRefused(
-            f"Nothing to read in {path}; expected class folders with PNG, JPEG, WebP or BMP images, parquet files, "
+            f"Nothing to read in {path}; expected class folders with PNG, JPEG, WebP or BMP images, a list of files, parquet files, "
             "CIFAR-10 python batches, or idx files."
         )
     return found[0]
+
+
+def _signs_of_file(path: Path) -> dict[str, bool]:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        images, rows = parquet.holds_images(path), rows_of.is_list(path)
+        of_folder = bool(listed.metadata_of(path))
+        # Columns of images are needed for one reading, a column of paths for the other; a file without either is damaged.
+        return {"parquet": images or not rows, "metadata": rows and of_folder, "manifest": rows and not of_folder}
+    of_folder = bool(listed.metadata_of(path))
+    lists = {"metadata": of_folder, "manifest": suffix in rows_of.SUFFIXES and not of_folder}
+    return {**lists, "zip": suffix == ".zip", **_signs_of_tars(archive.archives_of(path, archive.TARS))}
+
+
+def _signs_of_tars(tars: list[Path]) -> dict[str, bool]:
+    return archive.looks_of(tars[0]) if tars else {}
+
+
+def _signs_of_folder(path: Path) -> dict[str, bool]:
+    lists = {"metadata": bool(listed.metadata_of(path)), "manifest": bool(listed.manifests_of(path))}
+    folders = imagefolder.class_folders(path)
+    if any(lists.values()):
+        # The images of a list lie in a folder too, whatever it is called; two folders could be classes.
+        folders -= set(SPLITS)
+        folders = folders if len(folders) > 1 else set()
+    shards = [shard for shard in parquet.shards_of(path) if shard.stem != "metadata"]
+    return {
+        "imagefolder": bool(folders),
+        **lists,
+        "parquet": any(parquet.holds_images(shard) or not rows_of.is_list(shard) for shard in shards),
+        "zip": bool(archive.archives_of(path, (".zip",))),
+        **_signs_of_tars(archive.archives_of(path, archive.TARS)),
+        "cifar-batches": cifar.folder_of(path) is not None,
+        "cifar-binary": cifar_binary.folder_of(path) is not None,
+        "idx": idx.folder_of(path) is not None,
+    }
 
 
 def open_source(params: IngestParams, seed: int) -> Source:
@@ -119,16 +177,25 @@ def open_source(params: IngestParams, seed: int) -> Source:
     if params.source == "digits":
         return arrays.open_digits()
     if params.source in NAMES:
-        source = _open_path(_locate(params.source), "auto")
+        source = _open_path(_locate(params.source), "auto", params.label_column)
         return dataclasses.replace(source, name=params.source)
-    return _open_path(Path(params.source), params.format)
+    return _open_path(Path(params.source), params.format, params.label_column)
 
 
-def _open_path(path: Path, format: str) -> Source:
+def _open_path(path: Path, format: str, label_column: str) -> Source:
     found = detect(path) if format == "auto" else format
-    if not path.exists():
+    if not path.exists() and not webdataset.is_pattern(path):
         raise InputRefused(f"Nothing found at {path}; expected data in the format {found}.")
-    return FORMATS[found](path)
+    if label_column != "auto" and found not in LABELLED:
+        raise UsageError(
+            f"params.yaml: expected ingest.label_column to be auto for the format {found}, whose labels stand in no column, got {label_column!r}."
+        )
+    return open_format(found, path, label_column)
+
+
+def open_format(format: str, path: Path, label_column: str = "auto") -> Source:
+    """Return the source of format `format` at `path`; `label_column` counts where the label stands in a column."""
+    return LABELLED[format](path, label_column) if format in LABELLED else FORMATS[format](path)
 
 
 def _locate(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""CIFAR-10's python batches: `cifar-10-batches-py`, what its authors and torchvision give out.
+"""The python batches of CIFAR-10 and CIFAR-100: `cifar-10-batches-py`, `cifar-100-python`, what their authors and torchvision give out.
 
 They are pickles, and a pickle is a program. Ours is an unpickler that knows five names and answers each with a stand-in
 of its own, so that not even NumPy's code runs on what the file says.
@@ -14,13 +14,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from meca.errors import InputRefused
+from meca.errors import InputRefused, UsageError
 from meca.readers.files import read_whole
 from meca.readers.source import Found, Labels, Source
 
-__all__ = ["folder_of", "load_batch", "open_cifar"]
+__all__ = ["SIDE", "WIDTH", "coarse_of", "folder_of", "load_batch", "open_cifar"]
 
 TRAIN, TEST, META = tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "batches.meta"
+TRAIN_100, TEST_100, META_100 = ("train",), ("test",), "meta"
+FOLDERS = ("cifar-10-batches-py", "cifar-100-python")
 MAX_BYTES = 512 * 2**20  # an official batch has 31 MB
 SIDE = 32
 WIDTH = 3 * SIDE * SIDE
@@ -119,11 +121,20 @@ def _pixels(value: object, name: str) -> NDArray[np.uint8]:
 
 
 def folder_of(path: Path) -> Path | None:
-    """Return the folder that holds the batches: `path` or `cifar-10-batches-py` in it."""
-    for folder in (path, path / "cifar-10-batches-py"):
-        if (folder / TRAIN[0]).is_file():
-            return folder
-    return None
+    """Return the folder that holds the batches: `path`, or one of `FOLDERS` in it.
+
+    Raises:
+        UsageError: It holds CIFAR-10 and CIFAR-100.
+    """
+    found = [folder for folder in (path, *(path / name for name in FOLDERS)) if (folder / TRAIN[0]).is_file() or _is_100(folder)]
+    both = [folder for folder in found if (folder / TRAIN[0]).is_file() and _is_100(folder)]
+    if len(found) > 1 or both:
+        raise UsageError(f"{path.name} holds CIFAR-10 and CIFAR-100: which one is meant? Point to the folder of one of them.")
+    return found[0] if found else None
+
+
+def _is_100(folder: Path) -> bool:
+    return (folder / TRAIN_100[0]).is_file() and (folder / META_100).is_file()
 
 
 def open_cifar(path: Path) -> Source:
@@ -134,21 +145,28 @@ def open_cifar(path: Path) -> Source:
     """
     folder = folder_of(path)
     if folder is None:
-        raise InputRefused(f"Expected data_batch_1 in {path.name} or in its folder cifar-10-batches-py, found none.")
-    files = {"train": [n for n in TRAIN if (folder / n).exists()], "test": [n for n in TEST if (folder / n).exists()]}
-    names = _class_names(folder)
+        raise InputRefused(f"Expected data_batch_1, or train and meta, in {path.name} or in its folder {' or '.join(FOLDERS)}, found none.")
+    fine = _is_100(folder)
+    given = (("train", TRAIN_100), ("test", TEST_100)) if fine else (("train", TRAIN), ("test", TEST))
+    files = {split: [name for name in members if (folder / name).exists()] for split, members in given}
+    meta, label_key = (META_100, "fine_labels") if fine else (META, "labels")
+    names = _class_names(folder, meta, "fine_label_names" if fine else "label_names")
+    coarse_names = _class_names(folder, meta, "coarse_label_names") if fine else ()
     images: dict[str, NDArray[np.uint8]] = {}
     labels: dict[str, Labels] = {}
+    coarse: dict[str, Labels] = {}
     titles: dict[str, list[str]] = {}
     batches: list[dict[str, str]] = []
     for split, members in files.items():
         for name in members:
             content = load_batch(read_whole(folder / name, MAX_BYTES), name)
-            missing = [key for key in ("data", "labels") if key not in content]
+            missing = [key for key in ("data", label_key, *(["coarse_labels"] if fine else [])) if key not in content]
             if missing:
-                raise InputRefused(f"Expected `data` and `labels` in {name}, found {', '.join(sorted(content)) or 'nothing'}.")
+                raise InputRefused(f"Expected `data` and `{label_key}` in {name}, found {', '.join(sorted(content)) or 'nothing'}.")
             images[name] = _pixels(content["data"], name)
-            labels[name] = _labels(content["labels"], len(images[name]), len(names), name)
+            labels[name] = _labels(content[label_key], len(images[name]), len(names), name)
+            if fine:
+                coarse[name] = _labels(content["coarse_labels"], len(images[name]), len(coarse_names), name)
             given = content.get("filenames")
             if not isinstance(given, list) or len(given) != len(images[name]):
                 given = [f"{at}.png" for at in range(len(images[name]))]
@@ -160,16 +178,22 @@ def open_cifar(path: Path) -> Source:
             yield Found(f"{name}#{at:05d}", int(labels[name][at]), pixels=images[name][at].reshape(3, SIDE, SIDE).transpose(1, 2, 0))
 
     def columns(split: str, take: NDArray[np.bool_]) -> pa.Table:
-        return pa.table({"filename": pa.array([titles[name][at] for name, at in _wanted(files[split], labels, take)], pa.string())})
+        chosen = list(_wanted(files[split], labels, take))
+        table = pa.table({"filename": pa.array([titles[name][at] for name, at in chosen], pa.string())})
+        if not fine:
+            return table
+        table = table.append_column("label", pa.array([int(labels[name][at]) for name, at in chosen], pa.int64()))
+        return table.append_column("coarse", pa.array([int(coarse[name][at]) for name, at in chosen], pa.int64()))
 
     return Source(
         format="cifar-batches",
-        name="cifar10" if folder.name == "cifar-10-batches-py" else folder.name,
+        name={FOLDERS[0]: "cifar10", FOLDERS[1]: "cifar100"}.get(folder.name, folder.name),
         class_names=names,
         labels={split: np.concatenate([labels[name] for name in members] or [np.empty(0, np.int64)]) for split, members in files.items()},
         read=read,
         columns=columns,
-        options={"batches": batches},
+        options={"batches": batches}
+        | ({"coarse_names": list(coarse_names), "coarse_of": coarse_of(labels["train"], coarse["train"], len(names))} if fine else {}),
     )
 
 
@@ -178,12 +202,17 @@ def _wanted(members: list[str], labels: dict[str, Labels], take: NDArray[np.bool
     return (place for place, wanted in zip(places, take, strict=True) if wanted)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    if not (folder / META).exists():
-        raise InputRefused(f"Expected {META} with the class names beside the batches, found none.")
-    names = load_batch(read_whole(folder / META, 2**20), META).get("label_names")
+def coarse_of(labels: Labels, coarse: Labels, classes: int) -> list[int]:
+    """Return for each of `classes` the superclass that most of its samples have: what a relabelled sample gets; -1 where none has one."""
+    return [int(np.bincount(coarse[labels == label]).argmax()) if (labels == label).any() else -1 for label in range(classes)]
+
+
+def _class_names(folder: Path, meta: str, key: str) -> tuple[str, ...]:
+    if not (folder / meta).exists():
+        raise InputRefused(f"Expected {meta} with the class names beside the batches, found none.")
+    names = load_batch(read_whole(folder / meta, 2**20), meta).get(key)
     if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
-        raise InputRefused(f"Expected a list of class names as `label_names` of {META}, got {type(names).__name__}.")
+        raise InputRefused(f"Expected a list of class names as `{key}` of {meta}, got {type(names).__name__}.")
     return tuple(_string(name) for name in names)
 
 

@@ -6,7 +6,7 @@ followed, and a file that is not an image is a sample that cannot be read, not a
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from meca.errors import InputRefused, UsageError
 from meca.readers.decode import MAX_BYTES
 from meca.readers.files import NotRegular, clean_name, read_capped, text
 from meca.readers.source import Found, Source
+from meca.readers.splits import SPLITS
 
-__all__ = ["SUFFIXES", "looks_like", "open_imagefolder"]
+__all__ = ["LITTER", "OTHER_SUFFIXES", "SUFFIXES", "class_folders", "open_imagefolder", "refuse_twins", "walk"]
 
-SPLITS = {"train": "train", "val": "test", "test": "test"}
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp")
 OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm", ".heic", ".avif")
 LITTER = ("thumbs.db", "desktop.ini")  # file managers leave them behind
@@ -27,18 +27,20 @@ MAX_DEPTH = 16
 MAX_FILES = 20_000_000
 
 
-def looks_like(root: Path) -> bool:
-    """Say whether some folder one or two levels below `root` holds a file that is named like an image."""
+def class_folders(root: Path) -> set[str]:
+    """Return the names of the folders, at the root or below a split folder, that hold a file named like an image."""
+    found: set[str] = set()
     for entry in _entries(root):
         if not entry.is_dir(follow_symlinks=False):
             continue
         for inner in _entries(Path(entry.path)):
             if inner.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES)):
-                return True
+                found.add(entry.name)
+                break
             if entry.name in SPLITS and inner.is_dir(follow_symlinks=False):
                 if any(deep.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES)) for deep in _entries(Path(inner.path))):
-                    return True
-    return False
+                    found.add(inner.name)
+    return found
 
 
 def open_imagefolder(root: Path) -> Source:
@@ -54,7 +56,7 @@ def open_imagefolder(root: Path) -> Source:
     class_names = sorted({name for folder in splits if SPLITS.get(folder, "train") == "train" for name in folders[folder]}, key=os.fsencode)
     if not class_names:
         raise InputRefused(f"Expected class folders with images below {root.name}{'/train' if splits != [''] else ''}, found none.")
-    _refuse_twins(class_names)
+    refuse_twins(class_names)
     number = {name: label for label, name in enumerate(class_names)}
     listed: dict[str, list[tuple[Path, str, int]]] = {"train": [], "test": []}
     for folder in splits:
@@ -62,7 +64,7 @@ def open_imagefolder(root: Path) -> Source:
         for name in folders[folder]:
             if name not in number:
                 raise InputRefused(f"Expected the classes of {folder}/ to be those of train/, but {text(name)!r} is not among them.")
-            files = list(_walk(root / folder / name, odd, root))
+            files = list(walk(root / folder / name, odd, root))
             if not files and split == "train":
                 where = "/".join(part for part in (folder, text(name)) if part)
                 raise InputRefused(f"Expected images in the class folder {where!r}, found none; add images or delete the folder.")
@@ -131,7 +133,8 @@ def _classes(folder: Path, odd: list[str], root: Path) -> list[str]:
     return names
 
 
-def _refuse_twins(names: list[str]) -> None:
+def refuse_twins(names: Iterable[str]) -> None:
+    """Refuse class folders that are one folder on a system without case or with other Unicode rules."""
     seen: dict[str, str] = {}
     for name in names:
         key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
@@ -140,14 +143,15 @@ def _refuse_twins(names: list[str]) -> None:
         seen[key] = name
 
 
-def _walk(folder: Path, odd: list[str], root: Path, depth: int = 0) -> Iterator[Path]:
+def walk(folder: Path, odd: list[str], root: Path, depth: int = 0) -> Iterator[Path]:
+    """Yield what lies below `folder` and is no folder, in the order of the names; hidden files and litter go into `odd`."""
     if depth > MAX_DEPTH:
         raise InputRefused(f"Expected at most {MAX_DEPTH} folders inside each other, found more below {text(folder.name)!r}.")
     for entry in _entries(folder):
         if entry.name.startswith(".") or entry.name.lower() in LITTER:
             odd.append(text(Path(entry.path).relative_to(root).as_posix()))
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path), odd, root, depth + 1)
+            yield from walk(Path(entry.path), odd, root, depth + 1)
         else:
             yield Path(entry.path)
 

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from meca.errors import InputRefused, UsageError
+from meca.errors import InputRefused
 from meca.readers.files import text
 from meca.readers.source import Found, Labels, Source
+from meca.readers.splits import splits_of
 
-__all__ = ["open_parquet", "shards_of"]
+__all__ = ["holds_images", "open_parquet", "shards_of"]
 
 IMAGE, LABEL = ("image", "img"), ("label", "labels")
-SPLITS = {"train": "train", "test": "test", "validation": "test", "valid": "test", "val": "test"}
 MAX_CLASSES = 100_000
 
 
@@ -36,8 +36,26 @@ def shards_of(path: Path) -> list[Path]:
     return []
 
 
-def open_parquet(path: Path) -> Source:
-    """Return the source of parquet shards.
+def holds_images(path: Path) -> bool:
+    """Say whether a parquet file is for this reader: it has a column of image bytes, or cannot be read at all."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return _bytes_column(file.schema_arrow) is not None
+    except (OSError, pa.ArrowException):
+        return True  # whoever opens it says what is wrong
+
+
+def _bytes_column(schema: pa.Schema) -> str | None:
+    found = (name for name in IMAGE if name in schema.names)
+    return next((name for name in found if not _is_text(schema.field(name).type)), None)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def open_parquet(path: Path, label_column: str = "auto") -> Source:
+    """Return the source of parquet shards; `label_column` says which column holds the label.
 
     Raises:
         InputRefused: A file is damaged, a column is missing, shards differ, or a label has no class.
@@ -46,9 +64,10 @@ def open_parquet(path: Path) -> Source:
     shards = shards_of(path)
     if not shards:
         raise InputRefused(f"Expected parquet files at {path.name}, found none.")
-    splits = _splits(shards)
+    named = splits_of([text(shard.name) for shard in shards], "shard")
+    splits = {shard: named[text(shard.name)] for shard in shards}
     schema = _schema(shards[0])
-    image, label = _columns(schema, shards[0].name)
+    image, label = _columns(schema, shards[0].name, label_column)
     names = _class_names(schema, label, shards[0].name)
     given: dict[Path, Labels] = {}
     for shard in shards:
@@ -96,28 +115,11 @@ def open_parquet(path: Path) -> Source:
         options={
             "image": image,
             "label": label,
+            "label_column": label_column,
             "schema": base64.b64encode(schema.serialize().to_pybytes()).decode(),
             "shards": [{"name": text(shard.name), "split": splits[shard]} for shard in shards],
         },
     )
-
-
-def _splits(shards: list[Path]) -> dict[Path, str]:
-    named = {shard: next((split for word, split in SPLITS.items() if _begins(shard.stem, word)), None) for shard in shards}
-    if not any(named.values()):
-        return dict.fromkeys(shards, "train")
-    for shard, split in named.items():
-        if split is None:
-            raise UsageError(
-                f"Expected the name of every shard to begin with train, validation or test, got {text(shard.name)!r}; rename it or move it away."
-            )
-    if "train" not in named.values():
-        raise InputRefused(f"Expected a shard of split train, found only {', '.join(text(shard.name) for shard in shards[:3])}.")
-    return {shard: split or "train" for shard, split in named.items()}
-
-
-def _begins(stem: str, word: str) -> bool:
-    return stem == word or stem.startswith((f"{word}-", f"{word}_", f"{word}."))
 
 
 def _open(shard: Path) -> pq.ParquetFile:
@@ -136,11 +138,15 @@ def _list(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
-def _columns(schema: pa.Schema, shard: str) -> tuple[str, str]:
+def _columns(schema: pa.Schema, shard: str, wanted: str) -> tuple[str, str]:
     image = next((name for name in IMAGE if name in schema.names), None)
-    label = next((name for name in LABEL if name in schema.names), None)
+    label = next((name for name in (LABEL if wanted == "auto" else (wanted,)) if name in schema.names), None)
     if image is None or label is None:
-        raise InputRefused(f"Expected the columns image (struct of bytes and path) and label in {shard}, found {_list(schema)}.")
+        name = "label" if wanted == "auto" else wanted
+        raise InputRefused(
+            f"Expected the columns image (struct of bytes and path) and {name} in {shard}, found {_list(schema)} "
+            "(params.yaml: ingest.label_column names the column of the label)."
+        )
     kind = schema.field(image).type
     inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):

@@ -153,7 +153,9 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
     header: dict[str, Any] = {"license": params.license, "pretty_name": params.name, "task_categories": ["image-classification"], "tags": ["meca"]}
     if published and written == "parquet":
         header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}]
-    elif published and written == "imagefolder":
+    elif published and written == "webdataset":
+        header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.tar"}]}]
+    elif published and written in ("imagefolder", "metadata"):
         header["configs"] = [{"config_name": "default", "data_dir": "data"}]
     # JSON in one line is YAML too, and no name can break out of its quotes.
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "", f"# {_escape(params.name)}", ""]

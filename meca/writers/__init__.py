@@ -8,7 +8,7 @@ from pathlib import Path
 
 from meca.errors import MecaError
 from meca.store import Store
-from meca.writers import cifar, idx, imagefolder, parquet
+from meca.writers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
 from meca.writers.entry import Entry
 
 __all__ = ["WRITERS", "Entry", "format_of", "write_sanitized"]
@@ -17,8 +17,14 @@ Writer = Callable[[Store, Sequence[Entry], Path], None]
 
 WRITERS: dict[str, tuple[str, Writer]] = {  # format of the source: format that is written, and by what
     "imagefolder": ("imagefolder", imagefolder.write),
+    "metadata": ("metadata", listed.write),
+    "manifest": ("manifest", listed.write),
+    "zip": ("zip", archive.write_zip),
+    "tar": ("tar", archive.write_tar),
+    "webdataset": ("webdataset", webdataset.write),
     "parquet": ("parquet", parquet.write),
     "cifar-batches": ("cifar-batches", cifar.write),
+    "cifar-binary": ("cifar-binary", cifar_binary.write),
     "idx": ("idx", idx.write),
     "shapes": ("parquet", parquet.write_arrays),
     "digits": ("parquet", parquet.write_arrays),

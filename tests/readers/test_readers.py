@@ -467,7 +467,7 @@ def test_formats_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_what_is_no_source_is_refused_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(InputRefused, match=r"Nothing found at .*missing; expected a folder, a parquet file, or one of shapes"):
+    with pytest.raises(InputRefused, match=r"Nothing found at .*missing; expected a folder, a parquet file, a list of files, or one of shapes"):
         ingest(tmp_path / "missing", tmp_path / "store")
     with pytest.raises(InputRefused, match="Nothing found at"):
         ingest(tmp_path / "missing", tmp_path / "store", format="idx")
@@ -475,7 +475,7 @@ def test_what_is_no_source_is_refused_with_advice(tmp_path: Path) -> None:
         ingest(tmp_path, tmp_path / "store")
     for name, advice in (
         ("x.pt", "can run code"),
-        ("x.zip", "unpack the archive"),
+        ("x.7z", "unpack the archive"),
         ("x.npz", "as a folder or as parquet"),
         ("x", "point to a parquet file"),
     ):
@@ -486,7 +486,7 @@ def test_what_is_no_source_is_refused_with_advice(tmp_path: Path) -> None:
         ingest("shapes", tmp_path / "store", format="parquet")
 
 
-@pytest.mark.parametrize("format", ["imagefolder", "parquet", "cifar-batches", "idx"])
+@pytest.mark.parametrize("format", list(readers.FORMATS))
 def test_a_format_that_does_not_fit_is_refused(format: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputRefused, match=r"Expected .* found none"):

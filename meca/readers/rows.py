@@ -1,0 +1,297 @@
+"""Lists of files: CSV, JSON lines and parquet, read row by row with limits, each row kept as it came.
+
+Nothing is guessed about encodings: text is UTF-8, with or without a byte order mark. A row is a path, a label and, where
+the list has that column, a split.
+"""
+
+import base64
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from meca.errors import InputRefused, UsageError
+from meca.readers.files import open_regular, text
+
+__all__ = ["LABELS", "SUFFIXES", "Rows", "csv_fields", "is_list", "json_members", "read_rows"]
+
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+PATHS = ("file_name", "path", "filename", "file_path", "filepath", "image_path")
+LABELS = ("label", "labels", "class", "class_name", "category", "target")
+SPLIT = "split"
+DELIMITERS = (",", ";", "\t")
+MAX_LINE = 2**20  # characters
+MAX_ROWS = 10_000_000
+MAX_BYTES = 4 * 2**30  # of a parquet list, unpacked
+BOM = "\ufeff"
+
+
+@dataclass
+class Rows:
+    """A list of files, in its own order."""
+
+    kind: str  # csv, jsonl or parquet
+    head: str  # csv, jsonl: everything before the first row, as it came
+    delimiter: str  # csv
+    path_column: str
+    label_column: str
+    names: tuple[str, ...]  # all columns of csv and parquet
+    paths: list[str]
+    labels: list[str]
+    splits: list[str] | None
+    raw: list[str]  # csv, jsonl: the text of each row with its line end
+    schema: str  # parquet: its Arrow schema, base64
+
+
+def is_list(path: Path) -> bool:
+    """Say whether a file is named and headed like a list of files: a column of paths and one of labels."""
+    try:
+        names = _names(path)
+    except (InputRefused, OSError, ValueError, csv.Error, pa.ArrowException):
+        return False  # no list, or one that its reader will name
+    return any(name in names for name in PATHS) and len(names) > 1
+
+
+def _names(path: Path) -> list[str]:
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind == "parquet":
+        with open_regular(path) as file, pq.ParquetFile(file) as table:
+            schema: pa.Schema = table.schema_arrow
+            return [field.name for field in schema if field.name not in PATHS or _is_text(field.type)]
+    if kind is None:
+        return []
+    with open_regular(path) as file:
+        lines = _lines(file, text(path.name), [])
+        first = next(lines, "").removeprefix(BOM)
+        if kind == "jsonl":
+            return [key for key, _, _, _ in json_members(first)]
+        return next(csv.reader([first], delimiter=_delimiter(first), strict=True), [])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(inner) or pa.types.is_large_string(inner)
+
+
+def read_rows(path: Path, name: str, label_column: str) -> Rows:
+    """Return the rows of a list.
+
+    Args:
+        path: The file.
+        name: How errors call it.
+        label_column: The column of the label; `auto` takes the one of `LABELS` that is there.
+
+    Raises:
+        InputRefused: It is damaged, not UTF-8, has lines or fields without end, or a row has no path or no label.
+        UsageError: Two columns could be the path, or the label.
+    """
+    reader = {"csv": _read_csv, "jsonl": _read_json, "parquet": _read_parquet}[SUFFIXES[path.suffix.lower()]]
+    try:
+        return reader(path, name, label_column)
+    except UnicodeDecodeError as problem:
+        raise InputRefused(f"Expected {name} to be UTF-8, but it holds the byte {problem.object[problem.start]:#04x}; save it as UTF-8.") from None
+
+
+def _column(names: list[str], wanted: tuple[str, ...], name: str, what: str) -> str:
+    found = [column for column in wanted if column in names]
+    if not found:
+        option = " (params.yaml: ingest.label_column names it)" if what == "label" else ""
+        raise InputRefused(f"Expected a column {wanted[0]!r} for the {what} in {name}, found {', '.join(map(repr, names[:20])) or 'none'}{option}.")
+    if len(found) > 1:
+        option = "say which with params.yaml: ingest.label_column" if what == "label" else "rename one of them"
+        raise UsageError(f"The columns {' and '.join(found)} of {name} could both be the {what}; {option}.")
+    return found[0]
+
+
+def _label(names: list[str], name: str, label_column: str) -> str:
+    return _column(names, LABELS if label_column == "auto" else (label_column,), name, "label")
+
+
+def _lines(file: Any, name: str, seen: list[str]) -> Iterator[str]:
+    """Yield the lines of a text file with their ends, and append each to `seen`."""
+    with io.TextIOWrapper(file, "utf-8", newline="") as lines:
+        number = 0
+        while line := lines.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise InputRefused(f"Expected lines of at most {MAX_LINE} characters, but line {number} of {name} is longer.")
+            if "\0" in line:
+                raise InputRefused(f"Expected text in {name}, but line {number} holds a NUL character.")
+            seen.append(line)
+            yield line
+
+
+def _delimiter(header: str) -> str:
+    return max(DELIMITERS, key=header.count)  # the first of them where none occurs
+
+
+def csv_fields(raw: str, delimiter: str) -> list[str]:
+    """Return the fields of one row as it came."""
+    return next(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter, strict=True), [])
+
+
+def _read_csv(path: Path, name: str, label_column: str) -> Rows:
+    seen: list[str] = []
+    with open_regular(path) as file:
+        lines = _lines(file, name, seen)
+        first = next(lines, "")
+        delimiter = _delimiter(first)
+        reader = csv.reader(_again(first.removeprefix(BOM), lines), delimiter=delimiter, strict=True)
+        number = 0
+        try:
+            names = next(reader, [])
+            path_at = names.index(_column(names, PATHS, name, "path"))
+            label_at = names.index(_label(names, name, label_column))
+            if len(set(names)) != len(names):
+                raise InputRefused(f"Expected columns of different names in {name}, got {', '.join(map(repr, names[:20]))}.")
+            split_at = names.index(SPLIT) if SPLIT in names and label_at != names.index(SPLIT) else None
+            head = "".join(seen)
+            seen.clear()
+            rows = Rows("csv", head, delimiter, names[path_at], names[label_at], tuple(names), [], [], None if split_at is None else [], [], "")
+            for fields in reader:
+                number += 1
+                raw = "".join(seen)
+                seen.clear()
+                if not fields:  # an empty line belongs to the row before it
+                    _append(rows, raw)
+                    continue
+                if len(fields) != len(names):
+                    raise InputRefused(f"Expected {len(names)} fields in row {number} of {name}, got {len(fields)}; mend or drop that row.")
+                _add(rows, name, number, fields[path_at], fields[label_at], None if split_at is None else fields[split_at], raw)
+        except csv.Error as problem:
+            raise InputRefused(f"Row {number + 1} of {name} is no row of CSV ({problem}).") from None
+    return rows
+
+
+def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
+    if first:
+        yield first
+    yield from rest
+
+
+def _append(rows: Rows, raw: str) -> None:
+    if rows.raw:
+        rows.raw[-1] += raw
+    else:
+        rows.head += raw
+
+
+def _add(rows: Rows, name: str, number: int, path: object, label: object, split: object, raw: str | None) -> None:
+    if not isinstance(path, str) or not path:
+        raise InputRefused(f"Expected a path in row {number} of {name}, got {path!r}; mend or drop that row.")
+    if isinstance(label, bool) or not isinstance(label, int | str) or (isinstance(label, str) and not label.strip()):
+        got = "none" if label in (None, "") else repr(label)[:100]
+        raise InputRefused(f"Expected a label (text or a whole number) in row {number} of {name}, got {got}; mend or drop that row.")
+    if len(rows.paths) >= MAX_ROWS:
+        raise InputRefused(f"Expected at most {MAX_ROWS} rows in {name}, found more.")
+    rows.paths.append(path)
+    rows.labels.append(str(label).strip())
+    if rows.splits is not None:
+        if not isinstance(split, str):
+            raise InputRefused(f"Expected the split of row {number} of {name} to be text, got {split!r}.")
+        rows.splits.append(split.strip())
+    if raw is not None:
+        rows.raw.append(raw)
+
+
+def json_members(line: str) -> list[tuple[str, Any, int, int]]:
+    """Return key, value, and begin and end of the value's text, of each member of a JSON object.
+
+    Raises:
+        ValueError: It is no JSON object, or has a key twice.
+    """
+    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    blank = re.compile(r"[ \t\r\n]*")
+    at = _skip(blank, line, 0)
+    if line[at : at + 1] != "{":
+        raise ValueError("no object")
+    at = _skip(blank, line, at + 1)
+    members: list[tuple[str, Any, int, int]] = []
+    while line[at : at + 1] != "}":
+        if members:
+            if line[at : at + 1] != ",":
+                raise ValueError("no comma between two members")
+            at = _skip(blank, line, at + 1)
+        try:
+            key, at = decoder.raw_decode(line, at)
+            at = _skip(blank, line, at)
+            if not isinstance(key, str) or line[at : at + 1] != ":":
+                raise ValueError("no key")
+            begin = _skip(blank, line, at + 1)
+            value, end = decoder.raw_decode(line, begin)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        if any(key == other for other, _, _, _ in members):
+            raise ValueError(f"the key {key[:50]!r} twice")
+        members.append((key, value, begin, end))
+        at = _skip(blank, line, end)
+    if line[at + 1 :].strip():
+        raise ValueError("more behind the object")
+    return members
+
+
+def _skip(blank: re.Pattern[str], line: str, at: int) -> int:
+    found = blank.match(line, at)
+    return found.end() if found else at
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _read_json(path: Path, name: str, label_column: str) -> Rows:
+    seen: list[str] = []
+    rows: Rows | None = None
+    head = ""
+    with open_regular(path) as file:
+        for number, line in enumerate(_lines(file, name, seen), 1):
+            if not line.strip():
+                if rows is None:
+                    head += line
+                else:
+                    _append(rows, line)
+                continue
+            try:
+                members = {key: value for key, value, _, _ in json_members(line.removeprefix(BOM) if number == 1 else line)}
+            except ValueError as problem:
+                raise InputRefused(f"Row {number} of {name} is no JSON object ({problem}).") from None
+            if rows is None:
+                names = list(members)
+                chosen = _column(names, PATHS, name, "path"), _label(names, name, label_column)
+                rows = Rows("jsonl", head, "", *chosen, (), [], [], [] if SPLIT in members and chosen[1] != SPLIT else None, [], "")
+            _add(rows, name, number, members.get(rows.path_column), members.get(rows.label_column), members.get(SPLIT), line)
+    if rows is None:
+        raise InputRefused(f"Expected rows in {name}, found none.")
+    return rows
+
+
+def _read_parquet(path: Path, name: str, label_column: str) -> Rows:
+    try:
+        with open_regular(path) as opened, pq.ParquetFile(opened) as file:
+            schema: pa.Schema = file.schema_arrow
+            names = list(schema.names)
+            path_name, label_name = _column(names, PATHS, name, "path"), _label(names, name, label_column)
+            with_split = SPLIT in names and label_name != SPLIT
+            wanted = [path_name, label_name, *([SPLIT] if with_split else [])]
+            if sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) > MAX_BYTES:
+                raise InputRefused(f"Expected {name} to unpack to at most {MAX_BYTES // 2**30} GiB; a list of files is small.")
+            rows = Rows(
+                "parquet", "", "", path_name, label_name, tuple(names), [], [], [] if with_split else None, [],
+                base64.b64encode(schema.serialize().to_pybytes()).decode(),
+            )  # fmt: skip
+            number = 0
+            for batch in file.iter_batches(columns=wanted):
+                columns = [batch.column(batch.schema.get_field_index(column)).to_pylist() for column in wanted]
+                for path_value, label, *split in zip(*columns, strict=True):
+                    number += 1
+                    _add(rows, name, number, path_value, label, split[0] if split else None, None)
+    except pa.ArrowException as problem:
+        raise InputRefused(f"{name} is not a readable parquet file ({str(problem).splitlines()[0]}).") from None
+    return rows
