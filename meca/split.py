@@ -179,9 +179,13 @@ def by_two_clusters(
     for c, mine in enumerate(rows):
         judged = found[c]
         proven = [e for e in judged if _carries(e, params) or _foreign(e, params)]
-        # Where several views prove it, the one whose heaps are furthest apart draws the line most clearly. The two views of one
-        # side differ in that by rounding alone: there the one whose difference carries over better.
-        best = max(proven or [e for e in judged if not e.mirrored], key=lambda e: (round(e.range * (1 - e.valley), 6), e.flips or 0.0))
+        # Where several views prove it, the one whose difference carries over best has the purest halves, so it draws the line; of those that
+        # carry over alike, the one whose heaps are further apart in deviations. A wide range says less: it grows with the spread of both.
+        best = (
+            max(proven, key=lambda e: (e.flips or 0.0, round(e.separation, 6)))
+            if proven
+            else max((e for e in judged if not e.mirrored), key=lambda e: round(e.range * (1 - e.valley), 6))
+        )
         margin = _view(margins, best.side, best.mirrored)[mine]
         if proven:
             certain.append(best)

@@ -128,6 +128,14 @@ def test_of_two_sides_that_prove_a_trigger_the_one_with_heaps_further_apart_draw
     assert found.flagged[second].all() and not found.flagged[first & ~second].all()
 
 
+@pytest.mark.parametrize("purer", ["low", "high"])
+def test_of_two_sides_that_prove_a_trigger_the_one_that_carries_over_better_draws_the_line_however_narrow(purer: str) -> None:
+    (wide, blurred), (narrow, second) = heaps({1: PLANTED}, 0, apart=60.0), heaps({1: PLANTED}, 1, apart=20.0)
+    sides = (narrow, wide) if purer == "low" else (wide, narrow)
+    found = decide(sides[0], lambda label, these, rest: 0.9 * float(second[these].mean() > 0.5) or 0.6 * float(blurred[these].mean() > 0.5), sides[1])
+    assert found.flagged[second].all() and not found.flagged[blurred & ~second].all()
+
+
 @pytest.mark.parametrize("upper", [True, False])
 def test_if_both_heaps_turn_other_pictures_the_one_that_turns_more_is_flagged(upper: bool) -> None:
     margins, second = heaps({1: 60})
