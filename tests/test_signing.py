@@ -251,7 +251,7 @@ def test_an_encrypted_key_needs_its_passphrase(tmp_path: Path, monkeypatch: pyte
 def test_what_openssl_makes_is_read(tmp_path: Path) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("needs the program openssl")
+        pytest.skip("needs the program openssl")  # the README names it as the other way to make a key; meca itself needs none
     subprocess.run([openssl, "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "k.pem"], check=True, capture_output=True)
     subprocess.run([openssl, "pkey", "-in", tmp_path / "k.pem", "-pubout", "-out", tmp_path / "k.pub.pem"], check=True, capture_output=True)
     assert key_id(read_private_key(tmp_path / "k.pem").public_key()) == key_id(read_public_key(tmp_path / "k.pub.pem"))

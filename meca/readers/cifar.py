@@ -6,7 +6,7 @@ of its own, so that not even NumPy's code runs on what the file says.
 
 import io
 import pickle  # only to subclass Unpickler below: the format is pickle, and nothing that it names is looked up
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from meca.errors import InputRefused, UsageError
 from meca.readers.files import read_whole
 from meca.readers.source import Found, Labels, Source
 
-__all__ = ["SIDE", "WIDTH", "coarse_of", "folder_of", "load_batch", "open_cifar"]
+__all__ = ["SIDE", "WIDTH", "coarse_of", "data_set_name", "folder_of", "labels_by_split", "load_batch", "open_cifar"]
 
 TRAIN, TEST, META = tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "batches.meta"
 TRAIN_100, TEST_100, META_100 = ("train",), ("test",), "meta"
@@ -187,14 +187,24 @@ def open_cifar(path: Path) -> Source:
 
     return Source(
         format="cifar-batches",
-        name={FOLDERS[0]: "cifar10", FOLDERS[1]: "cifar100"}.get(folder.name, folder.name),
+        name=data_set_name(folder, FOLDERS),
         class_names=names,
-        labels={split: np.concatenate([labels[name] for name in members] or [np.empty(0, np.int64)]) for split, members in files.items()},
+        labels=labels_by_split(files, labels),
         read=read,
         columns=columns,
         options={"batches": batches}
         | ({"coarse_names": list(coarse_names), "coarse_of": coarse_of(labels["train"], coarse["train"], len(names))} if fine else {}),
     )
+
+
+def data_set_name(folder: Path, folders: tuple[str, str]) -> str:
+    """Return what a folder of CIFAR is called: by its official name, of CIFAR-10 and of CIFAR-100, else as it is."""
+    return dict(zip(folders, ("cifar10", "cifar100"), strict=True)).get(folder.name, folder.name)
+
+
+def labels_by_split(files: Mapping[str, list[str]], labels: Mapping[str, Labels]) -> dict[str, Labels]:
+    """Return int64 [n] a split: the labels of its files, one after the other; none where it has no file."""
+    return {split: np.concatenate([labels[name] for name in members] or [np.empty(0, np.int64)]) for split, members in files.items()}
 
 
 def _wanted(members: list[str], labels: dict[str, Labels], take: NDArray[np.bool_]) -> Iterator[tuple[str, int]]:

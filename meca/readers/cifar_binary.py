@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from meca.errors import InputRefused, UsageError
-from meca.readers.cifar import SIDE, WIDTH, coarse_of
+from meca.readers.cifar import SIDE, WIDTH, coarse_of, data_set_name, labels_by_split
 from meca.readers.files import read_whole
 from meca.readers.source import Found, Labels, Source
 
@@ -81,9 +81,9 @@ def open_cifar_binary(path: Path) -> Source:
         options |= {"coarse_names": list(coarse_names), "coarse_of": coarse_of(labels["train.bin"], coarse["train.bin"], len(names))}
     return Source(
         format="cifar-binary",
-        name={FOLDERS[0]: "cifar10", FOLDERS[1]: "cifar100"}.get(folder.name, folder.name),
+        name=data_set_name(folder, FOLDERS),
         class_names=names,
-        labels={split: np.concatenate([labels[name] for name in members] or [np.empty(0, np.int64)]) for split, members in files.items()},
+        labels=labels_by_split(files, labels),
         read=read,
         columns=columns,
         options=options,
