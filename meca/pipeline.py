@@ -198,10 +198,13 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
         UsageError: `out` holds something that meca did not write, or lies inside the input.
         InputRefused: The data cannot be read, or carries no poison under these numbers.
     """
+    import numpy as np
+
+    from meca.compute import pc
     from meca.stages import ingest, poison
     from meca.stages.runtime import execute
     from meca.store import open_store
-    from meca.writers import Entry, write_sanitized
+    from meca.writers import Entries, write_sanitized
 
     _check_out(source, out, _ours_poisoned)
     params = with_settings(params, {"ingest.source": str(Path(source).resolve()) if Path(source).exists() else source})
@@ -213,8 +216,9 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
             for name, module in (("ingest", ingest), ("poison", poison)):
                 execute(module, paths_of(module, name, work), params, None, progress, work / "scratch")
             store = open_store(work / STORE)
-            lines = enumerate(store.samples.to_pylist())
-            entries = [Entry(at, line, line["label"]) for at, line in lines if line["split"] == "train" and line["row"] >= 0]
+            samples = store.samples
+            at = np.flatnonzero(pc.equal(samples["split"], "train").to_numpy() & (samples["row"].to_numpy() >= 0))
+            entries = Entries(samples, at, samples["label"].to_numpy()[at])
             shutil.rmtree(temporary, ignore_errors=True)
             write_sanitized(store, entries, temporary / "data")
             shutil.copytree(work / "data" / "truth", temporary / "truth")

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from meca.compute import pc
 from meca.errors import InputRefused, MecaError
 from meca.files import canonical_json, read_json, sha256_file
 
-__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "png_bytes", "read_parquet", "rewrite", "write_store"]
+__all__ = ["SCHEMA", "Lines", "Store", "StoreInfo", "each_line", "open_store", "pixel_id", "png_bytes", "read_parquet", "rewrite", "write_store"]
 
 SCHEMA = pa.schema(
     [
@@ -48,6 +49,40 @@ SCHEMA = pa.schema(
         ("notes", pa.list_(pa.string())),  # what was done to it, as `converted:L`
     ]
 )
+
+
+class Lines:
+    """Lines of `SCHEMA` as they are gathered, packed by the thousand: as objects a million of them would take gigabytes."""
+
+    def __init__(self) -> None:
+        self._loose: list[dict[str, Any]] = []
+        self._packed: list[pa.RecordBatch] = []
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Take one line; it may not change any more."""
+        self._loose.append(line)
+        self._n += 1
+        if len(self._loose) == 4096:
+            self._pack()
+
+    def _pack(self) -> None:
+        self._packed.append(pa.RecordBatch.from_pylist(self._loose, schema=SCHEMA))
+        self._loose = []
+
+    def table(self) -> pa.Table:
+        """Return all lines."""
+        self._pack()
+        return pa.Table.from_batches(self._packed, schema=SCHEMA)
+
+
+def each_line(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a table; only some thousand of them are objects at a time."""
+    for batch in table.to_batches(max_chunksize=4096):
+        yield from batch.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -201,9 +236,9 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
     stays = store.samples["row"].to_numpy()
     stays = (stays < 0) | keep[stays]  # what could not be read has no row to drop
     columns = store.columns
-    lines: list[dict[str, Any]] = store.samples.filter(pa.array(stays)).to_pylist()
+    lines = Lines()
     with open(store.path / "payload.bin", "rb") as old, open(payload, "wb") as new:
-        for line in lines:
+        for line in each_line(store.samples.filter(pa.array(stays))):
             data = b""
             if line["offset"] >= 0:
                 old.seek(line["offset"])
@@ -228,8 +263,9 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
                 new.write(data)
             if line["row"] >= 0:
                 line["row"] = int(moved[line["row"]])
+            lines.append(line)
     further = None if columns is None else columns.filter(pa.array(stays))
-    info = write_store(out, images, lines, store.info.class_names, store.info.source, payload, further)
+    info = write_store(out, images, lines.table(), store.info.class_names, store.info.source, payload, further)
     del images
     scratch.unlink()
     return info
@@ -283,7 +319,7 @@ def write_store(
         pq.write_table(columns, path / "columns.parquet", compression="zstd")
         names.append("columns.parquet")
     hashes = {name: sha256_file(path / name) for name in names}
-    n_train = sum(row >= 0 and split == "train" for row, split in zip(table["row"].to_pylist(), table["split"].to_pylist(), strict=True))
+    n_train = int(((table["row"].to_numpy() >= 0) & _is_train(table)).sum())
     info = StoreInfo(
         n=len(images),
         n_train=n_train,
@@ -301,6 +337,10 @@ def write_store(
     return info
 
 
+def _is_train(table: pa.Table) -> np.ndarray:
+    return pc.equal(table["split"], "train").to_numpy()
+
+
 def _check(images: np.ndarray, table: pa.Table, class_names: Sequence[str]) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise InputRefused(f"Expected uint8 images [n h w c] with 1 or 3 channels, got {images.dtype} {list(images.shape)}.")
@@ -312,13 +352,13 @@ def _check(images: np.ndarray, table: pa.Table, class_names: Sequence[str]) -> N
     if labels.size and (labels.min() < 0 or labels.max() >= len(class_names)):
         bad = labels[(labels < 0) | (labels >= len(class_names))][0]
         raise InputRefused(f"Expected labels in 0..{len(class_names) - 1}, got {bad}.")
-    is_train = np.array(table["split"].to_pylist(), dtype=object) == "train"
+    is_train = _is_train(table)
     if not is_train[readable].any():
         raise InputRefused("Expected at least one readable training image, got none.")
     order = np.argsort(rows[readable])
     if (np.diff(is_train[readable][order].astype(int)) > 0).any():
         raise InputRefused("Expected the rows of split 'train' before those of 'test'.")
-    if len(set(table["source"].to_pylist())) != table.num_rows:
+    if pc.count_distinct(table["source"], mode="all").as_py() != table.num_rows:
         raise InputRefused("Expected every sample to have a source name of its own.")
 
 

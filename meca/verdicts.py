@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from meca import __version__
+from meca.compute import pc
 from meca.errors import MecaError
 from meca.store import Store
 
@@ -63,29 +64,37 @@ def build(store: Store, decisions: pa.Table, scores: Mapping[str, pa.Table], inc
     Raises:
         MecaError: The decisions do not cover the store, or contradict themselves.
     """
-    ids, n, classes = store.ids, store.info.n_train, len(store.info.class_names)
-    decided = _by_row(decisions, "decisions", ids, n)
-    signals = [(stage, name, _by_row(table, f"scores of {stage}", ids, n)) for stage, table in scores.items() for name in _signals(table)]
-    order = np.lexsort((np.array(ids[:n]), np.array([-float(line["suspicion"]) for line in decided])))  # ties by id
-    rank = np.empty(n, np.int64)
-    rank[order] = np.arange(1, n + 1)
-    lines: list[dict[str, Any]] = []
-    for sample in store.samples.to_pylist():
-        if sample["split"] != "train":
-            continue
-        line = {key: sample[key] for key in ("sample_id", "source", "split", "label", "width", "height", "mode", "format", "bytes")}
-        line["label_name"] = sample["class_name"]
-        row = sample["row"]
-        if row < 0:
-            line |= {"verdict": "quarantined", "action": "quarantine", "reasons": [sample["reason"]], "stage_scores": []}
-        else:
-            line |= _decide(decided[row], sample, classes, inconclusive)
-            line["new_label_name"] = None if line["new_label"] is None else store.info.class_names[line["new_label"]]
-            line["rank"] = int(rank[row])
-            line["stage_scores"] = [(f"{stage}.{name}", table[row][name]) for stage, name, table in signals]
-        lines.append(line)
-    lines.sort(key=lambda line: line["source"])
-    table = pa.Table.from_pylist(lines, schema=SCHEMA)
+    n, names = store.info.n_train, store.info.class_names
+    ids = store.readable["sample_id"].slice(0, n)
+    decided = _by_row(decisions, "decisions", ids)
+    _check(decided, store.readable["source"], len(names))
+    signals = {f"{stage}.{name}": _by_row(table, f"scores of {stage}", ids)[name] for stage, table in scores.items() for name in _signals(table)}
+    rank = np.empty(n, np.int64)  # ties by id
+    ordered = pa.table({"suspicion": decided["suspicion"], "sample_id": ids})
+    rank[pc.sort_indices(ordered, [("suspicion", "descending"), ("sample_id", "ascending")]).to_numpy()] = np.arange(1, n + 1)
+    samples = store.samples.filter(pc.equal(store.samples["split"], "train"))
+    row = samples["row"].to_numpy()
+    readable = pa.array(row >= 0)
+    at = pa.array(row, mask=row < 0)  # null takes null
+    judged = decided.take(at)
+    m = samples.num_rows
+    new_label = pa.nulls(m, pa.int64()) if inconclusive else judged["new_label"].cast(pa.int64())
+    columns: dict[str, Any] = {
+        name: samples[name] for name in ("sample_id", "source", "split", "label", "width", "height", "mode", "format", "bytes")
+    }
+    columns |= {
+        "label_name": samples["class_name"],
+        "verdict": pc.if_else(readable, judged["verdict"], "quarantined"),
+        "action": pa.array(["quarantine"] * m) if inconclusive else pc.if_else(readable, judged["action"], "quarantine"),
+        "new_label": new_label,
+        "new_label_name": pa.array(names).take(new_label),
+        "rank": pa.array(rank).take(at),
+        "stage_scores": _stage_scores(signals, row),
+        "reasons": _reasons(samples, judged),
+    }
+    columns |= {name: judged[name].cast(SCHEMA.field(name).type) for name in ("suspicion", "enhanced_pred", "clean_pred")}
+    columns |= {name: pa.nulls(m, pa.string()) for name in ("reviewer", "review_decision", "review_time", "review_note")}
+    table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA).sort_by("source")
     count(table)
     return table
 
@@ -94,35 +103,62 @@ def _signals(table: pa.Table) -> list[str]:
     return [field.name for field in table.schema if field.name not in NOT_SCORES and pa.types.is_floating(field.type)]
 
 
-def _by_row(table: pa.Table, what: str, ids: Sequence[str], n: int) -> list[dict[str, Any]]:
-    """Return the lines of a table in the order of the store's training rows."""
-    lines = sorted(table.to_pylist(), key=lambda line: line["row"])
-    if [line["row"] for line in lines] != list(range(n)):
-        raise MecaError(f"Expected the {what} to have one line for each of the {n} training rows, got {len(lines)}; run the stage again.")
-    wrong = next((line["row"] for line in lines if line["sample_id"] != ids[line["row"]]), None)
-    if wrong is not None:
-        raise MecaError(f"The {what} were made for another store: row {wrong} has another id; run the stage again.")
+def _by_row(table: pa.Table, what: str, ids: pa.ChunkedArray) -> pa.Table:
+    """Return a table in the order of the store's training rows, whose ids are given."""
+    n = len(ids)
+    lines = table.sort_by("row")
+    if not np.array_equal(lines["row"].to_numpy(), np.arange(n)):
+        raise MecaError(f"Expected the {what} to have one line for each of the {n} training rows, got {table.num_rows}; run the stage again.")
+    other = np.flatnonzero(~_true(pc.equal(lines["sample_id"], ids)))
+    if len(other):
+        raise MecaError(f"The {what} were made for another store: row {other[0]} has another id; run the stage again.")
     return lines
 
 
-def _decide(decision: dict[str, Any], sample: dict[str, Any], classes: int, inconclusive: bool) -> dict[str, Any]:
-    where, action, new_label = sample["source"], decision["action"], decision["new_label"]
-    if decision["verdict"] not in VERDICTS or action not in ACTIONS:
-        raise MecaError(f"Expected a known verdict and action for {where!r}, got {decision['verdict']!r} and {action!r}; run the stage again.")
-    if (action == "relabel") != (new_label is not None) or (new_label is not None and not 0 <= new_label < classes):
-        raise MecaError(f"Expected a new label in 0..{classes - 1} exactly where a sample is relabelled, got {new_label!r} for {where!r}.")
-    if decision["verdict"] == "review" and action != "quarantine":
-        raise MecaError(f"Expected a sample under review to be held in quarantine, got {action!r} for {where!r}.")
-    notes = [note for note in sample["notes"] if not note.startswith("resized:")]  # a resize says nothing about a sample
-    return {
-        "verdict": decision["verdict"],
-        "action": "quarantine" if inconclusive else action,
-        "new_label": None if inconclusive else new_label,
-        "suspicion": decision["suspicion"],
-        "enhanced_pred": decision["enhanced_pred"],
-        "clean_pred": decision["clean_pred"],
-        "reasons": [*(decision["reasons"] or []), *notes],
-    }
+def _true(values: pa.ChunkedArray) -> np.ndarray:
+    """Return bool [n]; null is false."""
+    return pc.fill_null(values, False).to_numpy()
+
+
+def _check(decided: pa.Table, sources: pa.ChunkedArray, classes: int) -> None:
+    """Refuse decisions that contradict themselves, by the first sample that shows it."""
+    verdict, action, new_label = decided["verdict"], decided["action"], decided["new_label"]
+    known = _true(pc.is_in(verdict, pa.array(sorted(VERDICTS)))) & _true(pc.is_in(action, pa.array(list(ACTIONS))))
+    for at in np.flatnonzero(~known)[:1]:
+        said = f"{verdict[at].as_py()!r} and {action[at].as_py()!r}"
+        raise MecaError(f"Expected a known verdict and action for {sources[at].as_py()!r}, got {said}; run the stage again.")
+    label = pc.fill_null(new_label, -1).to_numpy()
+    given = pc.is_valid(new_label).to_numpy()
+    for at in np.flatnonzero((_true(pc.equal(action, "relabel")) != given) | (given & ((label < 0) | (label >= classes))))[:1]:
+        got = f"{new_label[at].as_py()!r} for {sources[at].as_py()!r}"
+        raise MecaError(f"Expected a new label in 0..{classes - 1} exactly where a sample is relabelled, got {got}.")
+    for at in np.flatnonzero(_true(pc.equal(verdict, "review")) & ~_true(pc.equal(action, "quarantine")))[:1]:
+        raise MecaError(f"Expected a sample under review to be held in quarantine, got {action[at].as_py()!r} for {sources[at].as_py()!r}.")
+
+
+def _stage_scores(signals: Mapping[str, pa.ChunkedArray], row: np.ndarray) -> pa.Array:
+    """Return a map of all signals for each line; an empty one where `row` is -1."""
+    readable = row >= 0
+    offsets = np.concatenate([[0], np.cumsum(readable * len(signals))]).astype(np.int32)
+    rows = row[readable]
+    values = np.stack([values.to_numpy()[rows] for values in signals.values()], 1) if signals else np.empty((len(rows), 0))
+    absent = np.stack([values.is_null().to_numpy()[rows] for values in signals.values()], 1) if signals else np.empty((len(rows), 0), bool)
+    items = pa.array(values.ravel().astype(np.float32), mask=absent.ravel())
+    keys = pa.DictionaryArray.from_arrays(np.tile(np.arange(len(signals), dtype=np.int32), len(rows)), pa.array(list(signals), pa.string()))
+    return pa.MapArray.from_arrays(offsets, keys.cast(pa.string()), items)
+
+
+def _reasons(samples: pa.Table, judged: pa.Table) -> pa.ChunkedArray:
+    """Return the codes of each line: why it cannot be read, or those of the stages and what was done to it."""
+    both = pa.table({"row": samples["row"], "reason": samples["reason"], "codes": judged["reasons"], "notes": samples["notes"]})
+    chunks: list[pa.Array] = []
+    for batch in both.to_batches(max_chunksize=10_000):
+        said: list[list[str]] = []
+        for row, reason, codes, notes in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            # A resize says nothing about a sample.
+            said.append([reason] if row < 0 else [*(codes or []), *(note for note in notes if not note.startswith("resized:"))])
+        chunks.append(pa.array(said, pa.list_(pa.string())))
+    return pa.chunked_array(chunks, pa.list_(pa.string()))
 
 
 def count(verdicts: pa.Table) -> dict[str, int]:
@@ -131,24 +167,27 @@ def count(verdicts: pa.Table) -> dict[str, int]:
     Raises:
         MecaError: A row has no action that is counted, so the sum is not the input.
     """
-    actions = verdicts["action"].to_pylist()
-    counts = {"input": verdicts.num_rows, **{word: actions.count(action) for action, word in ACTIONS.items()}}
+    counts = {"input": verdicts.num_rows, **{word: _times(verdicts["action"], action) for action, word in ACTIONS.items()}}
     if sum(counts[word] for word in ACTIONS.values()) != counts["input"]:
         raise MecaError(f"The accounting does not hold: {counts}; this is a bug, please report it.")
     return counts
+
+
+def _times(column: pa.ChunkedArray, value: str) -> int:
+    return int(_true(pc.equal(column, value)).sum())
 
 
 def count_by_class(verdicts: pa.Table, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return for each class what came in, what stayed, what moved in and out, and what went."""
     zero = dict.fromkeys(("input", "kept", "relabelled_in", "relabelled_out", "removed", "quarantined"), 0)
     classes: list[dict[str, Any]] = [{"label": label, "name": name, **zero} for label, name in enumerate(class_names)]
+    given, moved = verdicts["label"].to_numpy(), verdicts["new_label"].drop_null().to_numpy()
     words = {**ACTIONS, "relabel": "relabelled_out"}
-    columns = (verdicts[name].to_pylist() for name in ("label", "action", "new_label"))
-    for label, action, new_label in zip(*columns, strict=True):
-        classes[label]["input"] += 1
-        classes[label][words[action]] += 1
-        if new_label is not None:
-            classes[new_label]["relabelled_in"] += 1
+    counted = {"input": given, "relabelled_in": moved}
+    counted |= {words[action]: given[_true(pc.equal(verdicts["action"], action))] for action in ACTIONS}
+    for word, labels in counted.items():
+        for label, times in enumerate(np.bincount(labels, minlength=len(classes)).tolist()):
+            classes[label][word] = times
     return classes
 
 
@@ -198,7 +237,7 @@ def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], deci
         return f"For these {n} training samples meca found no answer that can be defended; what is published is what a person decided."
     if verdict["verdict"] == "inconclusive":
         return f"For these {n} training samples no answer can be defended; nothing was relabelled, removed or published."
-    flagged = verdicts["verdict"].to_pylist().count("poisoned")
+    flagged = _times(verdicts["verdict"], "poisoned")
     target = verdict.get("target_class")
     leads = "" if target is None else f", leading to class {store.info.class_names[target]!r}"
     rate = verdict.get("estimated_rate")
@@ -219,10 +258,10 @@ def _warnings(
         said.append(f"A person decided about {decisions['samples']} samples ({parts}); decisions.jsonl says who, when and why.")
         if verdict["verdict"] != "inconclusive":
             said.append("The model was trained before these decisions and knows nothing of them.")
-    unreadable = verdicts["verdict"].to_pylist().count("quarantined")
+    unreadable = _times(verdicts["verdict"], "quarantined")
     if unreadable:
         said.append(f"{unreadable} samples could not be read and are quarantined; verdicts.parquet names them.")
-    conflicts = sum("label-conflict" in (reasons or []) for reasons in verdicts["reasons"].to_pylist())
+    conflicts = _times(pc.list_flatten(verdicts["reasons"]), "label-conflict")
     if conflicts:
         said.append(f"{conflicts} samples are copies of one image under different labels (reason label-conflict).")
     if verdict["verdict"] != "inconclusive" or decisions:

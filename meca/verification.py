@@ -1,6 +1,7 @@
 """What a receiver runs on a published folder: hashes, accounting, the data against the verdicts, the signature. Needs no torch."""
 
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from meca.compute import pc
 from meca.decisions import DECISION_COLUMNS, DECISIONS, describe, parse, resolve
 from meca.errors import MecaError
 from meca.files import sha256_file
-from meca.store import pixel_id, read_parquet
+from meca.store import each_line, pixel_id, read_parquet
 from meca.verdicts import SCHEMA, count, count_by_class
 
 __all__ = ["ATTESTATION", "listing", "read_object", "root_of", "verify"]
@@ -126,17 +128,16 @@ def _accounts(summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
         yield f"summary.json counts {summary['counts']}, verdicts.parquet {counts}."
     if count_by_class(verdicts, [line["name"] for line in summary["classes"]]) != summary["classes"]:
         yield "The counts per class in summary.json are not those of verdicts.parquet."
-    sources = verdicts["source"].to_pylist()
-    if sources != sorted(sources) or len(set(sources)) != len(sources):
+    sources = verdicts["source"]
+    if sources.null_count or not pc.all(pc.less(sources[:-1], sources[1:]), min_count=0).as_py():
         yield "verdicts.parquet is not sorted by source, or names a sample twice."
-    if set(verdicts["split"].to_pylist()) - {"train"}:
+    if not pc.all(pc.equal(verdicts["split"], "train"), skip_nulls=False, min_count=0).as_py():
         yield "verdicts.parquet judges samples of another split than train."
-    columns = (verdicts[name].to_pylist() for name in ("verdict", "action", "new_label", "review_decision"))
-    for source, verdict, action, new_label, decided in zip(sources, *columns, strict=True):
-        if (action == "relabel") != (new_label is not None):
-            yield f"{source} has the action {action} and the new label {new_label}."
-        if verdict in ("review", "quarantined") and action != "quarantine" and decided is None:
-            yield f"{source} has the verdict {verdict} and the action {action}."
+    for line in each_line(verdicts.select(["source", "verdict", "action", "new_label", "review_decision"])):
+        if (line["action"] == "relabel") != (line["new_label"] is not None):
+            yield f"{line['source']} has the action {line['action']} and the new label {line['new_label']}."
+        if line["verdict"] in ("review", "quarantined") and line["action"] != "quarantine" and line["review_decision"] is None:
+            yield f"{line['source']} has the verdict {line['verdict']} and the action {line['action']}."
 
 
 def _decided(path: Path, manifest: Mapping[str, Any], summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
@@ -150,43 +151,40 @@ def _decided(path: Path, manifest: Mapping[str, Any], summary: Mapping[str, Any]
     if summary["decisions"] != (describe(verdicts, data) if there else None):
         yield f"What summary.json says about decisions is not what {DECISIONS} and verdicts.parquet hold."
     nothing = dict.fromkeys(DECISION_COLUMNS)
-    columns = [verdicts[name].to_pylist() for name in ("source", "verdict", *DECISION_COLUMNS)]
-    for at, (source, verdict, *values) in enumerate(zip(*columns, strict=True)):
-        found, wanted = dict(zip(DECISION_COLUMNS, values, strict=True)), expected.get(at, nothing)
-        if any(found[name] != wanted[name] for name in DECISION_COLUMNS if at in expected or name.startswith("review")):
-            yield f"{source} is not decided in verdicts.parquet as in {DECISIONS}."
-        if there and summary["verdict"] == "inconclusive" and at not in expected and verdict != "quarantined":
-            yield f"The verdict is inconclusive, but {DECISIONS} has no decision about {source}."
+    for at, line in enumerate(each_line(verdicts.select(["source", "verdict", *DECISION_COLUMNS]))):
+        wanted = expected.get(at, nothing)
+        if any(line[name] != wanted[name] for name in DECISION_COLUMNS if at in expected or name.startswith("review")):
+            yield f"{line['source']} is not decided in verdicts.parquet as in {DECISIONS}."
+        if there and summary["verdict"] == "inconclusive" and at not in expected and line["verdict"] != "quarantined":
+            yield f"The verdict is inconclusive, but {DECISIONS} has no decision about {line['source']}."
 
 
 def _samples(path: Path, summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
     """Compare the samples that are there with those that the verdicts let through."""
-    columns = (verdicts[name].to_pylist() for name in ("sample_id", "action", "label", "new_label"))
-    expected: Counter[tuple[str, int]] = Counter(
-        (sample_id, label if action == "keep" else new_label)
-        for sample_id, action, label, new_label in zip(*columns, strict=True)
-        if action in ("keep", "relabel")
+    # How many copies of each sample are still to be found: below zero, one is there that should not be.
+    balance: Counter[tuple[str, int]] = Counter(
+        (line["sample_id"], line["label"] if line["action"] == "keep" else line["new_label"])
+        for line in each_line(verdicts.select(["sample_id", "action", "label", "new_label"]))
+        if line["action"] in ("keep", "relabel")
     )
     if summary["verdict"] == "inconclusive":
         for name in ("data", "model"):
             if (path / name).exists() and (name == "model" or summary["decisions"] is None):
                 yield f"The verdict is inconclusive, but {name}/ is there."
-    if (path / "data").is_dir() and expected:
-        found = _published(path / "data", summary)
-    else:
-        found = Counter()
-        if (path / "data").is_dir() and summary["verdict"] == "inconclusive":
-            return
-    for what, difference in (
-        ("is published, but not as verdicts.parquet says", found - expected),
-        ("should be published, but is not", expected - found),
-    ):
-        for (sample_id, label), times in sorted(difference.items())[:10]:
+    if (path / "data").is_dir() and balance:
+        for sample in _published(path / "data", summary):
+            balance[sample] -= 1
+            if not balance[sample]:
+                del balance[sample]
+    elif (path / "data").is_dir() and summary["verdict"] == "inconclusive":
+        return
+    for what, sign in (("is published, but not as verdicts.parquet says", -1), ("should be published, but is not", 1)):
+        for (sample_id, label), times in heapq.nsmallest(10, ((sample, sign * left) for sample, left in balance.items() if sign * left > 0)):
             yield f"The sample {sample_id[:12]} with label {label} {what}" + (f" ({times} times)." if times > 1 else ".")
 
 
-def _published(data: Path, summary: Mapping[str, Any]) -> Counter[tuple[str, int]]:
-    """Return id and label of every sample below `data`, as its reader sees it."""
+def _published(data: Path, summary: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield id and label of every sample below `data`, as its reader sees it."""
     from meca.readers import BY_NAME, open_format
     from meca.readers.decode import Unreadable, decode
     from meca.writers import format_of
@@ -197,7 +195,6 @@ def _published(data: Path, summary: Mapping[str, Any]) -> Counter[tuple[str, int
     label_of = {line["name"]: line["label"] for line in summary["classes"]}
     # A folder knows its classes by name, and a class that lost all its samples has no folder.
     labels = [label_of[name] for name in source.class_names] if written in BY_NAME else list(range(len(source.class_names)))
-    found: Counter[tuple[str, int]] = Counter()
     for sample in source.read("train", np.ones(len(source.labels["train"]), bool)):
         if sample.pixels is not None:
             sample_id = pixel_id(sample.pixels)
@@ -212,5 +209,4 @@ def _published(data: Path, summary: Mapping[str, Any]) -> Counter[tuple[str, int
                 sample_id = "unreadable"
             else:
                 sample_id = pixel_id(np.ascontiguousarray(image.pixels[:, :, :1]) if image.mode == "L" else image.pixels)
-        found[sample_id, labels[sample.label]] += 1
-    return found
+        yield sample_id, labels[sample.label]

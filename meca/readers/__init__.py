@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from meca.compute import pc
 from meca.errors import InputRefused, UsageError
 from meca.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
 from meca.readers import rows as rows_of
@@ -24,7 +25,7 @@ from meca.readers.decode import decode as decode_image
 from meca.readers.files import text
 from meca.readers.source import Found, Labels, Source
 from meca.readers.splits import SPLITS
-from meca.store import StoreInfo, pixel_id, write_store
+from meca.store import Lines, StoreInfo, pixel_id, write_store
 
 __all__ = ["BY_NAME", "FORMATS", "LABELLED", "NAMES", "IngestParams", "Source", "chosen", "detect", "open_format", "open_source", "read_source"]
 
@@ -270,10 +271,10 @@ def read_source(params: IngestParams, seed: int, out: Path, progress: Told | Non
                     progress("ingest", len(collector.lines), total)
         if progress:
             progress("ingest", total, total)
-        collector.finish()
+        lines = collector.finish()
         columns = pa.concat_tables([source.columns(split, take[split]) for split in ("train", "test")]) if source.columns else None
         about = {"kind": source.format, "format": source.format, "name": source.name, "options": source.options}
-        return write_store(out, collector.images(), collector.lines, source.class_names, about, collector.payload, columns)
+        return write_store(out, collector.images(), lines, source.class_names, about, collector.payload, columns)
 
 
 def _refuse_empty(class_names: tuple[str, ...], labels: Labels, what: str) -> None:
@@ -291,12 +292,12 @@ class _Collector:
     def __init__(self, out: Path, class_names: tuple[str, ...], size: int, limit: int) -> None:
         self.out, self.class_names, self.limit = out, class_names, limit
         self.side: tuple[int, int] | None = (size, size) if size else None
-        self.lines: list[dict[str, Any]] = []
+        self.lines = Lines()
         self.payload = out / "payload.tmp"
         self._pixels = out / "images.tmp"
         self._rows = 0
         self._quarantined: list[str] = []
-        self._sha256_of: dict[bytes, tuple[bytes, str]] = {}  # by MD5
+        self._names = bytearray()  # what DVC would call each sample: 16 bytes a line
         self._files: list[BinaryIO] = []
 
     def __enter__(self) -> "_Collector":
@@ -317,6 +318,9 @@ class _Collector:
             self._add_pixels(found.pixels, line)
         elif found.data is not None:
             self._add_encoded(found.data, line)
+        # Where there are no bytes, the id stands in: equal only where the samples are.
+        name = bytes.fromhex(line["sample_id"])[:16]
+        self._names += name if found.data is None else hashlib.md5(found.data, usedforsecurity=False).digest()
         if line["reason"] is not None:
             self._quarantined.append(f"{found.name} ({line['reason']})")
             if len(self._quarantined) > self.limit:
@@ -328,7 +332,6 @@ class _Collector:
 
     def _add_encoded(self, data: bytes, line: dict[str, Any]) -> None:
         digest = hashlib.sha256(data)
-        self._refuse_collision(hashlib.md5(data, usedforsecurity=False).digest(), digest.digest(), line["source"])
         line |= {"sample_id": digest.hexdigest(), "bytes": len(data), "offset": self._files[0].tell()}
         self._files[0].write(data)
         if line["reason"] is not None:
@@ -359,31 +362,40 @@ class _Collector:
         line["row"] = self._rows
         self._rows += 1
 
-    def _refuse_collision(self, md5: bytes, sha256: bytes, name: str) -> None:
-        # DVC names files by MD5: two files under one name, and one of them would silently take the place of the other.
-        known, first = self._sha256_of.setdefault(md5, (sha256, name))
-        if known != sha256:
-            raise InputRefused(
-                f"{first!r} and {name!r} differ but share one MD5, which happens only by intent; remove both and ask where they come from."
-            )
-
-    def finish(self) -> None:
-        """Close the files and look at the samples together.
+    def finish(self) -> pa.Table:
+        """Close the files, look at the samples together, and return their lines.
 
         Raises:
-            InputRefused: A class has no readable training image.
+            InputRefused: A class has no readable training image, or two files were made to share one MD5.
         """
         for file in self._files:
             file.close()
-        trained = np.array([line["label"] for line in self.lines if line["row"] >= 0 and line["split"] == "train"], np.int64)
-        _refuse_empty(self.class_names, trained, "has no readable training image")
-        labels: dict[str, set[int]] = {}
-        for line in self.lines:
-            if line["row"] >= 0:
-                labels.setdefault(line["sample_id"], set()).add(line["label"])
-        for line in self.lines:
-            if line["row"] >= 0 and len(labels[line["sample_id"]]) > 1:
-                line["notes"].append("label-conflict")
+        table = self.lines.table()
+        self._refuse_collisions(table)
+        readable = pc.greater_equal(table["row"], 0)
+        trained = table.filter(pc.and_(readable, pc.equal(table["split"], "train")))
+        _refuse_empty(self.class_names, trained["label"].to_numpy(), "has no readable training image")
+        labels = table.filter(readable).group_by("sample_id").aggregate([("label", "min"), ("label", "max")])
+        contradicted = labels.filter(pc.not_equal(labels["label_min"], labels["label_max"]))["sample_id"]
+        if not len(contradicted):
+            return table
+        marks = pc.and_(readable, pc.is_in(table["sample_id"], value_set=contradicted)).to_pylist()
+        notes = [[*held, "label-conflict"] if mark else held for held, mark in zip(table["notes"].to_pylist(), marks, strict=True)]
+        return table.set_column(table.column_names.index("notes"), "notes", pa.array(notes, pa.list_(pa.string())))
+
+    def _refuse_collisions(self, table: pa.Table) -> None:
+        # DVC names files by MD5: two files under one name, and one of them would silently take the place of the other.
+        halves = np.frombuffer(self._names, np.uint64).reshape(-1, 2)
+        order = np.lexsort(halves.T)
+        same = np.flatnonzero((halves[order[1:]] == halves[order[:-1]]).all(1))
+        pairs = np.sort(np.stack([order[same], order[same + 1]], 1), 1)
+        ids = table["sample_id"]
+        differ = pc.not_equal(ids.take(pa.array(pairs[:, 0])), ids.take(pa.array(pairs[:, 1]))).to_numpy()
+        if differ.any():
+            first, second = (table["source"][int(at)].as_py() for at in min(map(tuple, pairs[differ])))
+            raise InputRefused(
+                f"{first!r} and {second!r} differ but share one MD5, which happens only by intent; remove both and ask where they come from."
+            )
 
     def images(self) -> NDArray[np.uint8]:
         """Return uint8 [n h w 3], mapped from disk."""

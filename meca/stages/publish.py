@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from meca.compute import pc
 from meca.decisions import DECISIONS, describe
 from meca.errors import MecaError, UsageError
 from meca.files import canonical_json, read_json
@@ -21,7 +23,7 @@ from meca.stages.runtime import Context, code_digest, main
 from meca.store import Store, open_store, read_parquet
 from meca.verdicts import build, summarize
 from meca.verification import listing, root_of
-from meca.writers import Entry, format_of, write_sanitized
+from meca.writers import Entries, format_of, write_sanitized
 
 # The summary names the numbers behind the result, so all of them are read.
 GROUPS = ("seed", "preset", "ingest", "network", "detector", "engine", "partition", "enhance", "split", "train_clean", "relabel_finetune", "publish")
@@ -135,14 +137,19 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value, indent=None).encode()).hexdigest()
 
 
-def entries(store: Store, verdicts: pa.Table) -> list[Entry]:
+def entries(store: Store, verdicts: pa.Table) -> Entries:
     """Return the samples to publish, in the order of the store."""
-    columns = (verdicts[name].to_pylist() for name in ("source", "action", "label", "new_label"))
-    labels = {
-        source: label if action == "keep" else new for source, action, label, new in zip(*columns, strict=True) if action in ("keep", "relabel")
-    }
-    lines = enumerate(store.samples.to_pylist())
-    return [Entry(at, line, labels[line["source"]]) for at, line in lines if line["split"] == "train" and line["source"] in labels]
+    samples = store.samples
+    trained = np.flatnonzero(pc.equal(samples["split"], "train").to_numpy())
+    sources = samples["source"].take(pa.array(trained))
+    at = trained[pc.array_sort_indices(sources).to_numpy()]  # the place of each line of the verdicts, which are sorted by source
+    if not samples["source"].take(pa.array(at)).equals(verdicts["source"]):
+        raise MecaError("The verdicts are about other samples than the store holds; run stage publish again.")
+    kept, relabelled = (pc.equal(verdicts["action"], action).to_numpy() for action in ("keep", "relabel"))
+    labels = np.where(relabelled, pc.fill_null(verdicts["new_label"], -1).to_numpy(), verdicts["label"].to_numpy())
+    order = np.argsort(at)
+    chosen = order[(kept | relabelled)[order]]
+    return Entries(samples, at[chosen], labels[chosen])
 
 
 def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str:

@@ -3,17 +3,17 @@
 A writer gets the samples to publish and an empty folder. Sources that are arrays in memory are written as parquet.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from meca.errors import MecaError
 from meca.store import Store
 from meca.writers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries
 
-__all__ = ["WRITERS", "Entry", "format_of", "write_sanitized"]
+__all__ = ["WRITERS", "Entries", "format_of", "write_sanitized"]
 
-Writer = Callable[[Store, Sequence[Entry], Path], None]
+Writer = Callable[[Store, Entries, Path], None]
 
 WRITERS: dict[str, tuple[str, Writer]] = {  # format of the source: format that is written, and by what
     "imagefolder": ("imagefolder", imagefolder.write),
@@ -38,7 +38,7 @@ def format_of(source_format: str) -> str:
     return WRITERS[source_format][0]
 
 
-def write_sanitized(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write_sanitized(store: Store, entries: Entries, out: Path) -> None:
     """Write the samples to publish, in the order of the store, below `out`."""
     format_of(store.info.source["format"])
     out.mkdir(parents=True, exist_ok=True)

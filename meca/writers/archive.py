@@ -3,7 +3,7 @@
 import gzip
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,13 +11,13 @@ from meca.errors import MecaError
 from meca.readers.files import clean_name
 from meca.readers.tar_members import BLOCK, ENCODING
 from meca.store import Store
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries, Entry
 from meca.writers.imagefolder import place
 
 __all__ = ["end_tar", "header_of", "write_member", "write_tar", "write_zip"]
 
 
-def _placed(store: Store, entries: Sequence[Entry]) -> Iterator[tuple[Entry, str, bool, dict[str, Any]]]:
+def _placed(store: Store, entries: Entries) -> Iterator[tuple[Entry, str, bool, dict[str, Any]]]:
     """Yield every entry with its name, whether that is the one it had, and its columns, in the order of the archive."""
     depth = store.info.source["options"]["depth"]
     names = place([(e.line["source"], store.info.class_names[e.label], e.line["sample_id"]) for e in entries], depth)
@@ -35,7 +35,7 @@ def _target(store: Store, out: Path) -> Path:
     return out / name
 
 
-def write_zip(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write_zip(store: Store, entries: Entries, out: Path) -> None:
     """Write the archive; members keep name, time, rights and way of compression."""
     with open(_target(store, out), "xb") as file, zipfile.ZipFile(file, "w") as archive:
         for entry, name, _, column in _placed(store, entries):
@@ -44,7 +44,7 @@ def write_zip(store: Store, entries: Sequence[Entry], out: Path) -> None:
             archive.writestr(info, store.payload(entry.line["offset"], entry.line["bytes"]))
 
 
-def write_tar(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write_tar(store: Store, entries: Entries, out: Path) -> None:
     """Write the archive; members that stay keep their headers too."""
     options = store.info.source["options"]
     with open(_target(store, out), "xb") as file:

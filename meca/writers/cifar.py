@@ -13,7 +13,7 @@ import numpy as np
 
 from meca.errors import MecaError
 from meca.store import Store
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries
 
 __all__ = ["write"]
 
@@ -22,7 +22,7 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b
 UINT8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
 
 
-def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write(store: Store, entries: Entries, out: Path) -> None:
     """Write the batches of split train and their meta file below `out`."""
     fine = "coarse_of" in store.info.source["options"]
     folder = out / (FOLDER_100 if fine else FOLDER)
@@ -33,7 +33,7 @@ def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
     for batch in batches:
         if batch["name"] != "train" and (not batch["name"].startswith("data_batch_") or not batch["name"][11:].isdigit()):
             raise MecaError(f"Expected batches named data_batch_<number>, got {batch['name']!r}; ingest the data again.")
-        mine = [entry for entry in entries if entry.line["source"].rsplit("#", 1)[0] == batch["name"]]
+        mine = entries.of_file(batch["name"])
         rows = [store.original(entry.line).transpose(2, 0, 1).tobytes() for entry in mine]
         names = [titles[entry.at] if titles is not None else f"{place}.png" for place, entry in enumerate(mine)]
         content = {
@@ -49,12 +49,12 @@ def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
         superclasses = _list([_string(name) for name in store.info.source["options"]["coarse_names"]])
         (folder / "meta").write_bytes(_pickle({"fine_label_names": names, "coarse_label_names": superclasses}))
         return
-    largest = max((sum(entry.line["source"].startswith(batch["name"] + "#") for entry in entries) for batch in batches), default=0)
+    largest = max((len(entries.of_file(batch["name"])) for batch in batches), default=0)
     meta = {"num_cases_per_batch": _int(largest), "label_names": names, "num_vis": _int(3072)}
     (folder / "batches.meta").write_bytes(_pickle(meta))
 
 
-def _coarse(store: Store, entries: Sequence[Entry]) -> list[bytes]:
+def _coarse(store: Store, entries: Entries) -> list[bytes]:
     """Return the superclass of each sample: its own, or that of its new class."""
     columns: Any = store.columns
     own, given, of_class = columns["coarse"].to_pylist(), columns["label"].to_pylist(), store.info.source["options"]["coarse_of"]

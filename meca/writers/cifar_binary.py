@@ -1,18 +1,17 @@
 """The binary version of CIFAR-10 and CIFAR-100: the records that stay, a relabelled one with another label byte."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from meca.errors import MecaError
 from meca.readers.cifar_binary import COARSE, FINE, FOLDERS, NAMES, TRAIN, TRAIN_100
 from meca.store import Store
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries
 
 __all__ = ["write"]
 
 
-def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write(store: Store, entries: Entries, out: Path) -> None:
     """Write the files of split train and the class names below `out`."""
     options = store.info.source["options"]
     fine: bool = options["fine"]
@@ -26,13 +25,12 @@ def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
         if batch["name"] not in (*TRAIN, *TRAIN_100):
             raise MecaError(f"Expected batches named as in CIFAR, got {batch['name']!r}; ingest the data again.")
         with open(folder / batch["name"], "xb") as file:
-            for entry in entries:
-                if entry.line["source"].rsplit("#", 1)[0] == batch["name"]:
-                    of_class = options["coarse_of"][entry.label] if fine else -1
-                    # A relabelled sample gets the superclass of its new class; a kept one stays as it came.
-                    above = of_class if of_class >= 0 and entry.label != given[entry.at] else coarse[entry.at]
-                    file.write(bytes([above, entry.label] if fine else [entry.label]))
-                    file.write(store.original(entry.line).transpose(2, 0, 1).tobytes())
+            for entry in entries.of_file(batch["name"]):
+                of_class = options["coarse_of"][entry.label] if fine else -1
+                # A relabelled sample gets the superclass of its new class; a kept one stays as it came.
+                above = of_class if of_class >= 0 and entry.label != given[entry.at] else coarse[entry.at]
+                file.write(bytes([above, entry.label] if fine else [entry.label]))
+                file.write(store.original(entry.line).transpose(2, 0, 1).tobytes())
     names = {FINE: store.info.class_names, COARSE: options["coarse_names"]} if fine else {NAMES: store.info.class_names}
     for name, lines in names.items():
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

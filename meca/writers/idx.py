@@ -2,18 +2,17 @@
 
 import gzip
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from meca.store import Store
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries
 
 __all__ = ["write"]
 
 
-def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write(store: Store, entries: Entries, out: Path) -> None:
     """Write images and labels of split train below `out`."""
     first = next((line for line in store.samples.slice(0, 1).to_pylist()), None)
     assert first is not None, "a store is never empty"

@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 from meca.errors import MecaError
 from meca.readers.files import MAX_NAME, clean_name
 from meca.store import Store
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries
 
 __all__ = ["place", "write"]
 
 
-def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write(store: Store, entries: Entries, out: Path) -> None:
     """Write the files below `out`."""
     depth = 1 if store.info.source["options"]["split_folders"] else 0
     root = out.resolve()

@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from meca.errors import MecaError
 from meca.readers.files import clean_name
 from meca.readers.rows import BOM, csv_fields, json_members
 from meca.store import Store
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries, Entry
 
 __all__ = ["below", "write"]
 
@@ -36,7 +36,7 @@ def below(out: Path, name: str) -> Path:
     return path
 
 
-def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write(store: Store, entries: Entries, out: Path) -> None:
     """Write the files and the list of split train below `out`."""
     about = store.info.source["options"]["list"]
     for entry in entries:
@@ -99,7 +99,7 @@ def _changed_json(line: str, about: Mapping[str, Any], label: str) -> str:
     raise MecaError(f"Expected the label {about['label']!r} in every row; ingest the data again.")
 
 
-def _write_parquet(store: Store, entries: Sequence[Entry], target: Path, about: Mapping[str, Any]) -> None:
+def _write_parquet(store: Store, entries: Entries, target: Path, about: Mapping[str, Any]) -> None:
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(about["schema"])))
     further: Any = store.columns
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:

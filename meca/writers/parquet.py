@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,20 @@ import pyarrow.parquet as pq
 
 from meca.errors import MecaError
 from meca.store import Store, png_bytes
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries
 
 __all__ = ["write", "write_arrays"]
 
 ROWS = 1000  # of a row group: what a reader must hold in memory at once
 
 
-def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write(store: Store, entries: Entries, out: Path) -> None:
     """Write the shards below `out`, a file for each shard that came in."""
     options = store.info.source["options"]
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(options["schema"])))
     for shard in options["shards"]:
         if shard["split"] == "train":
-            mine = [entry for entry in entries if entry.line["source"].rsplit("#", 1)[0] == shard["name"]]
+            mine = entries.of_file(shard["name"])
             _write(_target(out, shard["name"]), schema, _chunks(store, mine, schema, options))
 
 
@@ -41,7 +41,7 @@ def _write(path: Path, schema: pa.Schema, chunks: Iterator[pa.Table]) -> None:
             writer.write_table(chunk, row_group_size=ROWS)
 
 
-def _chunks(store: Store, entries: Sequence[Entry], schema: pa.Schema, options: Mapping[str, Any]) -> Iterator[pa.Table]:
+def _chunks(store: Store, entries: Entries, schema: pa.Schema, options: Mapping[str, Any]) -> Iterator[pa.Table]:
     further: Any = store.columns
     for start in range(0, len(entries), ROWS):
         part = entries[start : start + ROWS]
@@ -68,7 +68,7 @@ def _images(data: list[bytes], kind: Any, rest: Any) -> pa.Array:
     return pa.StructArray.from_arrays(arrays, fields=list(kind))
 
 
-def write_arrays(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write_arrays(store: Store, entries: Entries, out: Path) -> None:
     """Write pixels as lossless PNG in one shard, with the class names where Hugging Face's readers look for them."""
     features = {"image": {"_type": "Image"}, "label": {"names": list(store.info.class_names), "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}

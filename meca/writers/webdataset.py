@@ -1,7 +1,7 @@
 """WebDataset shards: every kept sample with all its members as they came; a relabelled one with another `cls` or `json`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from meca.readers.rows import json_members
 from meca.readers.webdataset import KEYS
 from meca.store import Store
 from meca.writers.archive import end_tar, header_of, write_member
-from meca.writers.entry import Entry
+from meca.writers.entry import Entries, Entry
 
 __all__ = ["write"]
 
 
-def write(store: Store, entries: Sequence[Entry], out: Path) -> None:
+def write(store: Store, entries: Entries, out: Path) -> None:
     """Write the shards of split train below `out`."""
     options = store.info.source["options"]
     further: Any = store.columns

@@ -177,17 +177,22 @@ def test_copies_under_two_labels_are_noted(tmp_path: Path) -> None:
     assert noted == ["train/cat/0.jpeg", "train/dog/copy.jpeg"]
 
 
-def test_two_files_under_one_md5_refuse_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Weak:
-        def __init__(self, data: bytes, usedforsecurity: bool) -> None:
-            self.data = data[:3]
+# Two files with one MD5 (Wang et al., 2004): the second has the top bit of some bytes turned.
+COLLIDING = bytes.fromhex(
+    "d131dd02c5e6eec4693d9a0698aff95c2fcab58712467eab4004583eb8fb7f8955ad340609f4b30283e488832571415a085125e8f7cdc99fd91dbdf280373c5b"
+    "d8823e3156348f5bae6dacd436c919c6dd53e2b487da03fd02396306d248cda0e99f33420f577ee8ce54b67080a80d1ec69821bcb6a8839396f9652b6ff72a70"
+)
+TURNED = bytes(byte ^ 0x80 if at in (19, 45, 59, 83, 109, 123) else byte for at, byte in enumerate(COLLIDING))
 
-        def digest(self) -> bytes:
-            return self.data
 
-    monkeypatch.setattr(readers.hashlib, "md5", Weak)
-    with pytest.raises(InputRefused, match=r"'train/cat/0\.jpeg' and 'train/cat/1\.jpeg' differ but share one MD5"):
-        ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+def test_two_files_under_one_md5_refuse_the_input(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "in")
+    for name, data in (("cat/x.png", COLLIDING), ("cat/y.png", COLLIDING), ("dog/z.png", COLLIDING)):
+        (root / "train" / name).write_bytes(data)
+    assert ingest(root, tmp_path / "copies").info.quarantined == 3
+    (root / "train" / "cat" / "y.png").write_bytes(TURNED)
+    with pytest.raises(InputRefused, match=r"'train/cat/x\.png' and 'train/cat/y\.png' differ but share one MD5"):
+        ingest(root, tmp_path / "store")
 
 
 # --- parquet ---------------------------------------------------------------------------------------------------------

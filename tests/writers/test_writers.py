@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from meca.errors import MecaError
 from meca.readers.files import clean_name
 from meca.store import Store, open_store, rewrite
-from meca.writers import Entry, format_of, write_sanitized
+from meca.writers import Entries, format_of, write_sanitized
 from meca.writers.imagefolder import place
 from tests.making import ingest, make_folder, make_shards, pixels, real_data
 from tests.readers.test_readers import make_batches, make_idx
 
 
-def entries(store: Store, drop: set[int] | None = None, relabel: dict[int, int] | None = None) -> list[Entry]:
+def entries(store: Store, drop: set[int] | None = None, relabel: dict[int, int] | None = None) -> Entries:
     """Return the training samples to publish; `drop` and `relabel` go by row."""
-    lines: list[tuple[int, dict[str, Any]]] = list(enumerate(store.samples.to_pylist()))
-    readable = [(at, line) for at, line in lines if line["split"] == "train" and line["row"] >= 0 and line["row"] not in (drop or set())]
-    labels = {line["row"]: line["label"] for _, line in readable} | (relabel or {})
-    return [Entry(at, line, labels[line["row"]]) for at, line in readable]
+    lines: list[dict[str, Any]] = store.samples.to_pylist()
+    at = [at for at, line in enumerate(lines) if line["split"] == "train" and line["row"] >= 0 and line["row"] not in (drop or set())]
+    labels = [(relabel or {}).get(lines[place]["row"], lines[place]["label"]) for place in at]
+    return Entries(store.samples, np.array(at, np.int64), np.array(labels, np.int64))
 
 
 @pytest.mark.parametrize("split_folders", [True, False])
