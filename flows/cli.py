@@ -98,10 +98,13 @@ def clean(
     from meca.progress import Progress
     from meca.report.console import verdict_lines
 
-    _existing(path)
-    chosen = _params(params, preset, settings, {"ingest.format": format})
+    origin = path if path.startswith("s3://") else ""
+    pipeline.refuse_test_split((path if origin else _existing(path)).removesuffix(".dvc"))
+    chosen = _params(params, preset, settings, {"ingest.format": format, "ingest.origin": origin})
     key = _private_key(sign)  # before hours of work
     with Progress() as progress:
+        if origin or path.endswith(".dvc"):
+            path = str(_bring(path, pipeline.run_folder(output) / "source", progress))
 
         def told(stage: str, seconds: float | None) -> None:
             progress.say(f"{stage:<17} {'unchanged' if seconds is None else f'{seconds:8.1f} s'}")
@@ -117,6 +120,29 @@ def clean(
             f"Report        {output / 'report.html'}",
         )
     return DONE if exit_zero else VERDICTS[summary["verdict"]]
+
+
+@app.command
+def fetch(
+    source: Annotated[str, Parameter(help="s3://bucket/prefix; keys come from the AWS variables.")],
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder for the copy; fetched again, it takes only what changed.")],
+    as_json: Json = False,
+) -> int:
+    """Copy data from a bucket to this machine, with version and SHA-256 of every object. `clean` does so itself."""
+    from dataclasses import asdict
+
+    from meca.progress import Progress
+    from tasks.s3 import fetch as copy
+
+    _fetchable(output)
+    with Progress() as progress:
+        found = asdict(copy(source, output, progress))
+    found["path"] = str(found["path"])
+    size = f"{found['objects']} objects, {found['bytes']} bytes, {found['downloaded']} of them fetched now"
+    _json(found) if as_json else _say(f"Copy          {found['path']}", f"Objects       {size}", f"SHA-256       {found['root']}")
+    return DONE
 
 
 @app.command
@@ -428,9 +454,24 @@ def _existing(path: str) -> str:
     from meca.readers import NAMES
     from meca.readers.webdataset import is_pattern
 
+    if path.startswith("s3://"):
+        raise UsageError(f"{plain(path)} is not on this machine; copy it first: meca fetch {plain(path)} -o FOLDER (`meca clean` does so itself).")
     if path not in NAMES and not Path(path).exists() and not is_pattern(Path(path)):
         raise UsageError(f"Expected a file or folder, found nothing at {plain(path)}; check the path.")
     return path
+
+
+def _bring(source: str, folder: Path, progress: Any) -> Path:
+    _platform()
+    from tasks.fetch import bring
+
+    return bring(source, folder, progress)
+
+
+def _fetchable(output: Path) -> None:
+    """Refuse a folder that is no copy: it would be replaced."""
+    if output.is_dir() and any(output.iterdir()) and not output.with_name(f"{output.name}.snapshot.parquet").is_file():
+        raise UsageError(f"Expected {plain(output)} to be new, empty, or an earlier copy, but it holds other files; choose another --output.")
 
 
 def _folder(path: Path) -> Path:

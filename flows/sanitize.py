@@ -27,7 +27,7 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from meca.errors import MecaError  # noqa: E402
 from meca.params import read_params  # noqa: E402
-from tasks import remote, server, slots, summary, tracking  # noqa: E402
+from tasks import fetch, remote, server, slots, summary, tracking  # noqa: E402
 from tasks.stage import Pipeline, StageFailed  # noqa: E402
 
 __all__ = ["run", "sanitize"]
@@ -56,6 +56,12 @@ def stage(name: str, pipeline: Any) -> dict[str, Any]:
         return pipeline.run(name, force=name == "track" and not tracking.is_recorded(pipeline.workspace), log=get_run_logger().info)
 
 
+@task(name="fetch", cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_is_temporary)
+def fetch_source() -> None:
+    """Bring data that lies in a bucket to where `ingest` reads it."""
+    fetch.of_workspace(Path())
+
+
 @task(name="push", cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_is_temporary)
 def push() -> None:
     """Send what the remote lacks."""
@@ -74,6 +80,8 @@ def sanitize(push_after: bool = False) -> dict[str, Any]:
     Args:
         push_after: Send data, models and results to the DVC remote at the end.
     """
+    if read_params(Path("params.yaml")).raw("ingest")["origin"]:
+        fetch_source()
     pipeline = Pipeline()
     futures: dict[str, Any] = {}
     submit: Any = stage.submit  # its overloads know no wait_for

@@ -61,7 +61,7 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
         raise UsageError(f"Expected --format to be auto, {', '.join(list(FORMATS)[:-1])} or {list(FORMATS)[-1]}, got {format!r}.")
     if source not in NAMES and format == "auto":
         format = detect(Path(source))  # pyright: ignore[reportAssignmentType]
-    params = IngestParams(source, "", format, label_column, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
+    params = IngestParams(source, "", "", format, label_column, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
     found = open_source(params, 0)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()

@@ -222,7 +222,7 @@ def summarize(
         "input_sha256": store.info.root,
         "source": {
             **{key: store.info.source.get(key) for key in ("kind", "format", "name")},
-            "options": {key: value for key, value in options.items() if isinstance(value, bool | int) or key == "label_column"},
+            "options": {key: value for key, value in options.items() if isinstance(value, bool | int) or key in ("label_column", "origin")},
         },
         "meca_version": __version__,
         **facts,

@@ -9,7 +9,7 @@ from meca.errors import MecaError
 from tasks import environment
 from tasks.stage import chain
 
-__all__ = ["RemoteUnavailable", "pull", "push"]
+__all__ = ["RemoteUnavailable", "pull", "pull_file", "push"]
 
 # Names of error classes behind which a network was away; looked up by name, since each storage brings its own library.
 NETWORK_ERRORS = {
@@ -44,15 +44,26 @@ def pull(workspace: Path = Path()) -> None:
     _transfer(workspace, "pull")
 
 
-def _transfer(workspace: Path, direction: str) -> None:
+def pull_file(file: Path) -> None:
+    """Put the data of one .dvc file beside it, from the cache or the remote of the repository that it lies in.
+
+    Raises:
+        RemoteUnavailable: The network was away.
+        MecaError: It lies in no DVC repository, or as `pull`.
+    """
+    _transfer(file.resolve().parent, "pull", targets=[str(file.resolve())])
+
+
+def _transfer(workspace: Path, direction: str, **options: Any) -> None:
     environment.prepare()
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     url = os.environ.get("MECA_REMOTE_URL")
     try:
-        with Repo(str(workspace.resolve()), config=_configuration(url) if url else None, _wait_for_lock=True) as repo:
-            getattr(repo, direction)(run_cache=True)
+        root = Repo.find_root(str(workspace)) if options else str(workspace.resolve())
+        with Repo(root, config=_configuration(url) if url else None, _wait_for_lock=True) as repo:
+            getattr(repo, direction)(**(options or {"run_cache": True}))
     except (DvcException, OSError) as error:
         names = {cls.__name__ for link in chain(error) for cls in type(link).__mro__}
         # DVC reports files that failed by their number alone; on a remote behind a network that is taken for the network.

@@ -72,6 +72,7 @@ class IngestParams:
 
     source: str
     watch: str  # read by DVC alone
+    origin: str  # an address that `source` is a copy of; only recorded here
     format: Literal["auto", "imagefolder", "metadata", "manifest", "zip", "tar", "webdataset", "parquet", "cifar-batches", "cifar-binary", "idx"]
     label_column: str
     size: int
@@ -180,7 +181,11 @@ def open_source(params: IngestParams, seed: int) -> Source:
     if params.source in NAMES:
         source = _open_path(_locate(params.source), "auto", params.label_column)
         return dataclasses.replace(source, name=params.source)
-    return _open_path(Path(params.source), params.format, params.label_column)
+    source = _open_path(Path(params.source), params.format, params.label_column)
+    if not params.origin:
+        return source
+    name = text(params.origin.rstrip("/").rsplit("/", 1)[-1])
+    return dataclasses.replace(source, name=name, options={**source.options, "origin": params.origin})
 
 
 def _open_path(path: Path, format: str, label_column: str) -> Source:

@@ -169,7 +169,8 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
     counts, source = summary["counts"], summary["source"]
     lines += [_escape(summary["sentence"]), "", _escape(summary["reason"]), ""]
     lines += ["## What was done to the data", ""]
-    lines += [f"Source: {_escape(source['name'])} ({_escape(source['format'])}), SHA-256 of the input `{summary['input_sha256']}`."]
+    origin = f", fetched from {_escape(source['options']['origin'])}" if "origin" in source["options"] else ""
+    lines += [f"Source: {_escape(source['name'])} ({_escape(source['format'])}){origin}, SHA-256 of the input `{summary['input_sha256']}`."]
     if published:
         lines += [f"Published as {written}; SHA-256 of the published data `{summary['sanitized_sha256']}`."]
         lines += ["Samples that were kept have the bytes that they came with; a relabelled sample differs in its label alone."]

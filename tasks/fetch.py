@@ -1,0 +1,54 @@
+"""Data that lies elsewhere, brought to this machine before the core reads it: an `s3://` prefix, or what a .dvc file names."""
+
+from pathlib import Path
+
+from meca.errors import UsageError
+from meca.params import read_params
+from meca.progress import Progress
+
+__all__ = ["bring", "of_workspace"]
+
+DVC = ".dvc"
+
+
+def bring(source: str, folder: Path, progress: Progress | None = None) -> Path:
+    """Bring a source here and return the path to read; what is here already is not fetched again.
+
+    Args:
+        source: An `s3://` address, which is copied into `folder`, or a .dvc file, whose data DVC puts beside it.
+        folder: Where the copy goes.
+        progress: Told what is going on.
+
+    Raises:
+        UsageError: It is neither.
+        MecaError: It cannot be read; `tasks.remote.RemoteUnavailable` where another try may help.
+    """
+    if source.startswith("s3://"):
+        from tasks import s3  # boto3 takes a second to import
+
+        return s3.fetch(source, folder, progress).path
+    if not source.endswith(DVC):
+        raise UsageError(f"Expected an s3:// address or a .dvc file, got {source!r}.")
+    from tasks import remote
+
+    remote.pull_file(Path(source))
+    return Path(source.removesuffix(DVC))
+
+
+def of_workspace(workspace: Path, progress: Progress | None = None) -> Path | None:
+    """Bring the source of a workspace to where its params.yaml says that `ingest` reads, if it has an origin.
+
+    Raises:
+        UsageError: An object, and not a prefix, is named, but `ingest.source` is a folder.
+    """
+    group = read_params(workspace / "params.yaml").raw("ingest")
+    origin, source = str(group.get("origin", "")), str(group["source"])
+    if not origin:
+        return None
+    if not origin.startswith("s3://"):
+        raise UsageError(f"params.yaml: expected ingest.origin to be empty or an s3:// address, got {origin!r}.")
+    target = workspace / source
+    found = bring(origin, target, progress)
+    if found != target.absolute():
+        raise UsageError(f"params.yaml: {origin} is one object; give the prefix above it, or set ingest.source to {target.name}/{found.name}.")
+    return found

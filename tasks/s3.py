@@ -1,0 +1,297 @@
+"""A local copy of an `s3://` prefix. The bucket's owner and its keys are as little trusted as any supplier.
+
+    <folder>/                     the objects, under their keys
+    <folder>.snapshot.parquet     key, version, ETag, size and SHA-256 of each; one file, so that it is old or new
+    <folder>.fetching/            what an interrupted fetch has so far; the next one goes on from it
+
+Each object is read as it was when it was listed (`If-Match`), its bytes are counted and hashed as they arrive, and the
+folder is replaced in one step. Fetched again, it takes only what changed. Keys come from the usual AWS variables.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from meca.errors import InputRefused, MecaError, UsageError
+from meca.files import lock, replace_folder, sha256_file, sync
+from meca.progress import Progress
+from meca.readers.files import inside
+from meca.report.text import plain
+from meca.store import read_parquet
+from tasks.remote import RemoteUnavailable
+
+__all__ = ["SCHEME", "Fetched", "fetch"]
+
+SCHEME = "s3://"
+THREADS = 16  # small objects wait for the network, not for a core
+TRIES = 4
+CHUNK = 2**20
+SPARE = 64 * 2**20  # bytes of the disk that stay free
+SCHEMA = pa.schema([*((name, pa.string()) for name in ("name", "key", "etag", "version")), ("size", pa.int64()), ("sha256", pa.string())])
+ABSENT = {"NoSuchBucket", "NoSuchKey", "404"}
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch found and did."""
+
+    path: Path  # the data: the folder, or the one file that the address names
+    objects: int
+    bytes: int
+    downloaded: int  # objects that came over the network this time
+    root: str  # SHA-256 over name and SHA-256 of every object
+
+
+@dataclass(frozen=True)
+class _Object:
+    name: str  # relative path
+    key: str
+    etag: str
+    version: str  # "" where the bucket has no versions, and before it was read
+    size: int
+    sha256: str  # "" before it was read
+
+
+def fetch(url: str, folder: Path, progress: Progress | None = None, client: Any = None) -> Fetched:
+    """Make `folder` a copy of the objects below `url` and return what was done.
+
+    Args:
+        url: `s3://bucket/prefix`, which stands for a folder `prefix/` or for one object.
+        folder: Replaced in one step; its records lie beside it.
+        progress: Told what is going on.
+        client: A boto3 client; one with the usual AWS variables if None.
+
+    Raises:
+        InputRefused: Nothing lies there, access is refused, or a key is no name for a file.
+        UsageError: The address or the credentials are missing or wrong.
+        RemoteUnavailable: The network was away, or an object changed while it was read; another try may help.
+        MecaError: The disk is too small.
+    """
+    bucket, prefix = _split(url)
+    folder = Path(folder)
+    with _explained(url):
+        client = client or _client()
+        with lock(folder.with_name(f"{folder.name}.fetching.lock"), f"The copy {folder}"):
+            return _fetch(client, url, bucket, prefix, folder.absolute(), progress)
+
+
+def _fetch(client: Any, url: str, bucket: str, prefix: str, folder: Path, progress: Progress | None) -> Fetched:
+    wanted = _listed(client, url, bucket, prefix)
+    record, temporary = folder.with_name(f"{folder.name}.snapshot.parquet"), folder.with_name(f"{folder.name}.fetching")
+    old = {line["name"]: _Object(**line) for line in read_parquet(record).to_pylist()} if record.is_file() and folder.is_dir() else {}
+    alone = len(wanted) == 1 and wanted[0].key == prefix
+    if {o.name: (o.key, o.etag, o.size) for o in wanted} == {o.name: (o.key, o.etag, o.size) for o in old.values()} and _intact(folder, old):
+        return _fetched(folder, list(old.values()), 0, alone)
+    temporary.mkdir(parents=True, exist_ok=True)
+    journal = temporary.with_name(f"{temporary.name}.jsonl")
+    here = _journalled(journal)
+    done: dict[str, _Object] = {}
+    for item in wanted:
+        for place, held in ((temporary, here.get(item.name)), (folder, old.get(item.name))):
+            if held and (held.key, held.etag, held.size) == (item.key, item.etag, item.size) and _take(place, temporary, held):
+                done[item.name] = held
+                break
+    missing = [item for item in wanted if item.name not in done]
+    _room(temporary, sum(item.size for item in missing))
+    _remove_others(temporary, {item.name for item in wanted})
+    for count, item in enumerate(_downloaded(client, bucket, missing, temporary, journal), 1):
+        done[item.name] = item
+        if progress and (count % 100 == 0 or count == len(missing)):
+            progress("fetch", count, len(missing), url)
+    found = [done[item.name] for item in wanted]
+    replace_folder(temporary, folder)
+    _write(record, found)
+    journal.unlink(missing_ok=True)
+    return _fetched(folder, found, len(missing), alone)
+
+
+def _split(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or parts.username or parts.port:
+        raise UsageError(f"Expected an address like s3://bucket/prefix, got {plain(url)!r}; keys and endpoints stand in the AWS variables.")
+    return parts.netloc, parts.path.strip("/")
+
+
+def _client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    retries: Any = {"mode": "standard", "max_attempts": TRIES}
+    config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=THREADS)
+    return boto3.session.Session().client("s3", config=config)
+
+
+def _listed(client: Any, url: str, bucket: str, prefix: str) -> list[_Object]:
+    """Return the objects below a prefix, or the one of exactly that key, sorted by name."""
+    below = f"{prefix}/" if prefix else ""
+    found: dict[str, _Object] = {}
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for item in page.get("Contents", ()):
+            key: str = item["Key"]
+            name = key.rsplit("/", 1)[-1] if key == prefix else key.removeprefix(below)
+            if (key != prefix and not key.startswith(below)) or (key.endswith("/") and not item["Size"]):
+                continue  # a neighbour such as `prefix-2/`, or the mark that some programs leave for a folder
+            try:
+                name = str(inside(name))
+            except ValueError as problem:
+                raise InputRefused(f"The key {plain(key)!r} {problem}; it cannot be a file, so nothing is fetched.") from None
+            if name in found:
+                raise InputRefused(f"The keys {plain(found[name].key)!r} and {plain(key)!r} are one file; rename one of them.")
+            found[name] = _Object(name, key, item["ETag"], "", int(item["Size"]), "")
+    for name, item in found.items():
+        above = next((str(folder) for folder in PurePosixPath(name).parents if str(folder) in found), None)
+        if above:
+            raise InputRefused(f"{plain(found[above].key)!r} is an object, and {plain(item.key)!r} needs a folder of that name; rename one of them.")
+    if not found:
+        raise InputRefused(f"Nothing lies below {plain(url)}; check bucket and prefix.")
+    return [found[name] for name in sorted(found)]
+
+
+def _intact(folder: Path, objects: dict[str, _Object]) -> bool:
+    return all((folder / o.name).is_file() and (folder / o.name).stat().st_size == o.size for o in objects.values())
+
+
+def _journalled(journal: Path) -> dict[str, _Object]:
+    """Return what an interrupted fetch had finished; a torn last line is dropped."""
+    found: dict[str, _Object] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                item = _Object(**json.loads(line))
+                found[item.name] = item
+    return found
+
+
+def _take(place: Path, temporary: Path, held: _Object) -> bool:
+    """Link a file that is already here into the new folder, if it still has its bytes."""
+    source, target = place / held.name, temporary / held.name
+    if not source.is_file() or source.is_symlink() or source.stat().st_size != held.size or sha256_file(source) != held.sha256:
+        return False
+    if source != target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+    return True
+
+
+def _room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed + SPARE > free:
+        raise MecaError(f"Expected {(needed + SPARE) / 2**20:,.0f} MiB of free space for the copy in {folder.parent}, found {free / 2**20:,.0f}.")
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in names:
+            path.unlink()
+
+
+def _downloaded(client: Any, bucket: str, objects: Sequence[_Object], folder: Path, journal: Path) -> Iterator[_Object]:
+    """Yield the objects as they are finished."""
+    for parent in {(folder / item.name).parent for item in objects}:
+        parent.mkdir(parents=True, exist_ok=True)
+    with open(journal, "a", encoding="utf-8") as log, ThreadPoolExecutor(THREADS) as pool:
+        jobs = [pool.submit(_download, client, bucket, item, folder / item.name) for item in objects]
+        try:
+            for job in as_completed(jobs):
+                item = job.result()
+                log.write(json.dumps(asdict(item)) + "\n")
+                log.flush()
+                yield item
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _download(client: Any, bucket: str, item: _Object, path: Path) -> _Object:
+    from botocore.exceptions import BotoCoreError
+
+    for attempt in range(1, TRIES + 1):
+        try:
+            return _read(client, bucket, item, path)
+        except (BotoCoreError, OSError, _Short) as error:
+            # botocore tries a request again, but not a body that breaks off.
+            if attempt == TRIES or (isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)):
+                raise
+            time.sleep(random.uniform(0, 0.5 * 2**attempt))  # noqa: S311 - jitter
+    raise AssertionError("the last try returns or raises")
+
+
+class _Short(Exception):  # noqa: N818 - it is caught here and becomes a sentence
+    """A body that is shorter or longer than its object."""
+
+
+def _read(client: Any, bucket: str, item: _Object, path: Path) -> _Object:
+    reply = client.get_object(Bucket=bucket, Key=item.key, IfMatch=item.etag)
+    digest, size = hashlib.sha256(), 0
+    with contextlib.closing(reply["Body"]) as body, open(path, "wb") as file:
+        while chunk := body.read(CHUNK):
+            size += len(chunk)
+            if size > item.size:
+                break
+            digest.update(chunk)
+            file.write(chunk)
+    if size != item.size:
+        raise _Short(f"{item.size} bytes were listed, {size} came")
+    version = reply.get("VersionId") or ""
+    return _Object(item.name, item.key, item.etag, "" if version == "null" else version, size, digest.hexdigest())
+
+
+def _write(record: Path, objects: Sequence[_Object]) -> None:
+    temporary = record.with_name(record.name + ".tmp")
+    pq.write_table(pa.Table.from_pylist([asdict(item) for item in objects], schema=SCHEMA), temporary, compression="zstd")
+    sync(temporary)
+    os.replace(temporary, record)
+    sync(record.parent)
+
+
+def _fetched(folder: Path, objects: Sequence[_Object], downloaded: int, alone: bool) -> Fetched:
+    root = hashlib.sha256("".join(f"{o.name}\0{o.sha256}\n" for o in objects).encode()).hexdigest()
+    path = folder / objects[0].name if alone else folder
+    return Fetched(path, len(objects), sum(o.size for o in objects), downloaded, root)
+
+
+@contextlib.contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Turn what boto3 raises into one sentence and the right exit code. No message holds a key: boto3's do not, and none is added."""
+    from botocore import exceptions
+
+    where = plain(url)
+    try:
+        yield
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound, exceptions.TokenRetrievalError) as error:
+        raise UsageError(f"{where} cannot be read ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.") from None
+    except (exceptions.ParamValidationError, exceptions.InvalidRegionError, exceptions.NoRegionError) as error:
+        raise UsageError(f"{where} cannot be read ({' '.join(str(error).split())}); check the address and the AWS variables.") from None
+    except exceptions.ClientError as error:
+        code, status = error.response["Error"].get("Code", ""), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+        if code in ("PreconditionFailed", "412"):
+            raise RemoteUnavailable(f"An object of {where} changed while it was read; the same command starts from the new list.") from None
+        if code in ABSENT:
+            raise InputRefused(f"{where} does not exist ({code}); check bucket and prefix.") from None
+        if status in (401, 403):
+            raise InputRefused(f"{where} may not be read with these credentials ({code}).") from None
+        raise RemoteUnavailable(f"{where} could not be read ({code or status}); the same command goes on where it stopped.") from None
+    except (exceptions.BotoCoreError, ConnectionError, TimeoutError, _Short) as error:
+        raise RemoteUnavailable(
+            f"{where} could not be read ({' '.join(str(error).split()) or type(error).__name__}); the same command goes on where it stopped."
+        ) from None

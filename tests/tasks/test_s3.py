@@ -1,0 +1,322 @@
+"""Copies of a bucket against a real HTTP server that speaks S3, and through a network that fails."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from moto.server import ThreadedMotoServer
+
+from flows import cli
+from meca.errors import InputRefused, MecaError, UsageError
+from meca.store import read_parquet
+from tasks import s3
+from tasks.fetch import bring, of_workspace
+from tasks.remote import RemoteUnavailable
+from tasks.s3 import fetch
+from tests.making import make_folder
+from tests.proxy import Fault, Proxy, proxy
+
+URL = "s3://bucket/photos"
+
+
+def connect(port: int) -> Any:
+    config = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=2, read_timeout=3, s3={"addressing_style": "path"})
+    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", config=config)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture
+def client(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    for name, value in (("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret"), ("AWS_EC2_METADATA_DISABLED", "true")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    made = connect(port)
+    made.create_bucket(Bucket="bucket")
+    yield made
+    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")).close()
+
+
+@pytest.fixture
+def faulty(port: int, client: Any) -> Iterator[tuple[Proxy, Any]]:
+    with proxy(("127.0.0.1", port)) as between:
+        yield between, connect(between.port)
+
+
+def put(client: Any, **objects: bytes) -> None:
+    for key, data in objects.items():
+        client.put_object(Bucket="bucket", Key=key, Body=data)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def beside(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.parent.iterdir() if not path.name.endswith(".lock"))
+
+
+THREE = {"photos/cat/a.png": b"a", "photos/cat/b.png": b"bb" * 2**20, "photos/dog/c.png": b""}
+FILES = {key.removeprefix("photos/"): data for key, data in THREE.items()}
+
+
+def test_a_prefix_is_copied_with_its_hashes(client: Any, tmp_path: Path) -> None:
+    put(client, **THREE, **{"photos-2/x.png": b"other", "photos/cat/": b"", "elsewhere": b"y"})
+    found = fetch(URL, tmp_path / "in")
+    assert tree(tmp_path / "in") == FILES and found.path == tmp_path / "in"
+    assert (found.objects, found.bytes, found.downloaded) == (3, 1 + 2**22 // 2, 3)
+    record = {line["name"]: line for line in read_parquet(tmp_path / "in.snapshot.parquet").to_pylist()}
+    assert {name: line["sha256"] for name, line in record.items()} == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
+    assert all(line["version"] == "" and line["size"] == len(FILES[name]) for name, line in record.items())
+    assert beside(tmp_path / "in") == ["in", "in.snapshot.parquet"]
+
+
+def test_again_only_what_changed_is_read(client: Any, tmp_path: Path) -> None:
+    put(client, **THREE)
+    first = fetch(URL, tmp_path / "in")
+    inode = (tmp_path / "in" / "cat" / "b.png").stat().st_ino
+    assert fetch(URL, tmp_path / "in").downloaded == 0 and fetch(URL, tmp_path / "in").root == first.root
+    put(client, **{"photos/cat/a.png": b"A", "photos/new": b"n"})
+    client.delete_object(Bucket="bucket", Key="photos/dog/c.png")
+    again = fetch(URL, tmp_path / "in")
+    assert again.downloaded == 2 and again.root != first.root
+    assert tree(tmp_path / "in") == {"cat/a.png": b"A", "cat/b.png": FILES["cat/b.png"], "new": b"n"}
+    assert (tmp_path / "in" / "cat" / "b.png").stat().st_ino == inode  # linked, not read again
+
+
+def test_a_copy_that_was_touched_is_read_again(client: Any, tmp_path: Path) -> None:
+    put(client, **THREE)
+    fetch(URL, tmp_path / "in")
+    (tmp_path / "in" / "cat" / "a.png").write_bytes(b"")  # another size
+    assert fetch(URL, tmp_path / "in").downloaded == 1 and tree(tmp_path / "in") == FILES
+    (tmp_path / "in" / "cat" / "a.png").write_bytes(b"x")  # the same size; seen as soon as anything is taken over
+    put(client, **{"photos/new": b"n"})
+    assert fetch(URL, tmp_path / "in").downloaded == 2 and (tmp_path / "in" / "cat" / "a.png").read_bytes() == b"a"
+
+
+def test_versions_are_recorded(client: Any, tmp_path: Path) -> None:
+    client.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
+    put(client, **{"photos/a": b"old"})
+    put(client, **{"photos/a": b"new"})
+    fetch(URL, tmp_path / "in")
+    latest = client.head_object(Bucket="bucket", Key="photos/a")["VersionId"]
+    assert read_parquet(tmp_path / "in.snapshot.parquet")["version"].to_pylist() == [latest]
+    assert tree(tmp_path / "in") == {"a": b"new"}
+
+
+def test_one_object_is_a_file(client: Any, tmp_path: Path) -> None:
+    put(client, **{"sets/photos.zip": b"PK", "sets/photos.zip.old": b"x"})
+    assert fetch("s3://bucket/sets/photos.zip", tmp_path / "in").path == tmp_path / "in" / "photos.zip"
+    assert tree(tmp_path / "in") == {"photos.zip": b"PK"}
+
+
+def test_an_object_that_changes_meanwhile_is_never_mixed_in(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(client, **THREE)
+    listed = s3._listed  # pyright: ignore[reportPrivateUsage]
+
+    def late(*arguments: Any) -> Any:
+        found = listed(*arguments)
+        put(client, **{"photos/cat/a.png": b"changed"})
+        return found
+
+    monkeypatch.setattr(s3, "_listed", late)
+    with pytest.raises(RemoteUnavailable, match="changed while it was read"):
+        fetch(URL, tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+    monkeypatch.undo()
+    assert fetch(URL, tmp_path / "in", client=client).objects == 3
+    assert (tmp_path / "in" / "cat" / "a.png").read_bytes() == b"changed"
+
+
+@pytest.mark.parametrize(
+    "key", ["photos/../../evil", "photos//etc/passwd", "photos/a\\b", "photos/x\x1b[2J", "photos/C:evil", "photos/a/" + "n" * 300]
+)
+def test_a_key_that_is_no_name_refuses(client: Any, key: str, tmp_path: Path) -> None:
+    put(client, **{key: b"x", "photos/fine": b"y"})
+    with pytest.raises(InputRefused, match="cannot be a file") as refusal:
+        fetch(URL, tmp_path / "in")
+    assert "\x1b" not in str(refusal.value) and not (tmp_path / "in").exists()
+
+
+def test_an_object_in_the_place_of_a_folder_refuses(client: Any, tmp_path: Path) -> None:
+    put(client, **{"photos/a": b"x", "photos/a/b": b"y"})
+    with pytest.raises(InputRefused, match=r"'photos/a' is an object, and 'photos/a/b' needs a folder"):
+        fetch(URL, tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://", "s3:///x", "http://bucket/x", "s3://key:secret@bucket/x", "s3://bucket:9000/x", "s3://bucket/x?versionId=1"]
+)
+def test_an_address_that_is_none_is_a_usage_error(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Expected an address like s3://bucket/prefix"):
+        fetch(url, tmp_path / "in", client=object())
+
+
+def test_what_is_not_there_or_not_allowed(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputRefused, match="Nothing lies below s3://bucket/none"):
+        fetch("s3://bucket/none", tmp_path / "in")
+    with pytest.raises(InputRefused, match="does not exist"):
+        fetch("s3://no-such-bucket/x", tmp_path / "in")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="set AWS_ACCESS_KEY_ID"):
+        fetch(URL, tmp_path / "in")
+
+
+def test_a_refused_key_is_a_refusal(faulty: tuple[Proxy, Any], tmp_path: Path) -> None:
+    between, client = faulty
+    body = b"<Error><Code>AccessDenied</Code></Error>"
+    between.faults = [Fault(answer=b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body))]
+    with pytest.raises(InputRefused, match=r"may not be read with these credentials \(AccessDenied\)"):
+        fetch(URL, tmp_path / "in", client=client)
+
+
+BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nshort"
+
+
+def break_after_the_list(between: Proxy, client: Any, faults: list[Fault], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the objects be listed, and then do to the next connections what `faults` say."""
+    listed = s3._listed  # pyright: ignore[reportPrivateUsage]
+
+    def then_break(*arguments: Any) -> Any:
+        found = listed(*arguments)
+        client.close()  # its connections: what comes next opens new ones
+        between.faults = faults
+        return found
+
+    monkeypatch.setattr(s3, "_listed", then_break)
+    monkeypatch.setattr(s3, "THREADS", 1)
+    monkeypatch.setattr(s3.time, "sleep", lambda seconds: None)
+
+
+FAULTS = [Fault(cut=100_000), Fault(cut=0), Fault(answer=BUSY), Fault(answer=b""), Fault(answer=SHORT), Fault(corrupt=50_000)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_a_broken_transfer_is_tried_again(fault: Fault, faulty: tuple[Proxy, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    between, client = faulty
+    expected = os.urandom(300_000)
+    put(client, **{"photos/big": expected})
+    faults = [fault]
+    break_after_the_list(between, client, faults, monkeypatch)
+    assert fetch(URL, tmp_path / "in", client=client).objects == 1
+    assert not faults and tree(tmp_path / "in") == {"big": expected}
+
+
+def test_a_network_that_stays_away_leaves_the_old_copy(faulty: tuple[Proxy, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    between, client = faulty
+    put(client, **THREE)
+    fetch(URL, tmp_path / "in", client=client)
+    put(client, **{"photos/cat/a.png": b"A", "photos/later": b"l"})
+    break_after_the_list(between, client, [Fault(answer=b"")] * 1000, monkeypatch)
+    with pytest.raises(RemoteUnavailable, match="goes on where it stopped"):
+        fetch(URL, tmp_path / "in", client=client)
+    assert tree(tmp_path / "in") == FILES
+
+
+def test_killed_in_the_middle_it_goes_on(client: Any, port: int, tmp_path: Path) -> None:
+    objects = {f"photos/{at:03d}": os.urandom(20_000) for at in range(60)}
+    put(client, **objects)
+    with proxy(("127.0.0.1", port)) as between:
+        between.faults = [Fault()] * 1 + [Fault(delay=0.05)] * 1000
+        code = "import sys; from pathlib import Path; from tasks import s3; s3.THREADS = 1; s3.fetch(sys.argv[1], Path(sys.argv[2]))"
+        environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{between.port}"}
+        running = subprocess.Popen([sys.executable, "-c", code, URL, str(tmp_path / "in")], env=environment, cwd=Path(__file__).parents[2])
+        journal = tmp_path / "in.fetching.jsonl"
+        while running.poll() is None and not (journal.is_file() and journal.read_bytes().count(b"\n") >= 5):
+            threading.Event().wait(0.005)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    done = len(journal.read_text().splitlines())
+    assert not (tmp_path / "in").exists() and 5 <= done < 60
+    gone = json.loads(journal.read_text().splitlines()[0])["key"]
+    client.delete_object(Bucket="bucket", Key=gone)  # what was fetched already, and is no longer there
+    del objects[gone]
+    with open(journal, "a") as file:
+        file.write('{"name": "torn')
+    found = fetch(URL, tmp_path / "in")
+    assert found.objects == 59 and 60 - done - 1 <= found.downloaded <= 60 - done
+    assert tree(tmp_path / "in") == {key.removeprefix("photos/"): data for key, data in objects.items()}
+    assert beside(tmp_path / "in") == ["in", "in.snapshot.parquet"]
+
+
+def test_a_full_disk_is_seen_before_anything_is_read(client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(client, **THREE)
+    monkeypatch.setattr(s3, "SPARE", 2**60)
+    with pytest.raises(MecaError, match=r"Expected [\d,]+ MiB of free space"):
+        fetch(URL, tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+def test_clean_and_fetch_take_an_address(client: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = make_folder(tmp_path / "in", split_folders=False)
+    put(client, **{f"photos/{name}": data for name, data in tree(root).items()})
+    assert cli.run(["inspect", URL]) == cli.USAGE and "meca fetch s3://bucket/photos" in capsys.readouterr().err
+    assert cli.run(["fetch", URL, "-o", "copy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["objects"] == len(tree(root)) and tree(tmp_path / "copy") == tree(root)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    assert cli.run(["fetch", URL, "-o", "full"]) == cli.USAGE and tree(tmp_path / "full") == {"mine": b"x"}
+    seen: dict[str, Any] = {}
+
+    def clean(path: str, output: Path, params: Any, *_: object) -> dict[str, Any]:
+        seen.update(files=tree(Path(path)), group=params.raw("ingest"))
+        raise InputRefused("enough")
+
+    monkeypatch.setattr("meca.pipeline.clean", clean)
+    assert cli.run(["clean", URL, "-o", "out"]) == cli.REFUSED
+    assert seen["files"] == tree(root) and seen["group"]["origin"] == URL
+
+
+def test_the_source_of_a_workspace_is_brought(client: Any, tmp_path: Path) -> None:
+    from tasks.workspace import create
+
+    put(client, **THREE)
+    workspace = create(tmp_path / "w", {"ingest.source": "data/source", "ingest.watch": "data/source", "ingest.origin": URL}, code=False)
+    assert of_workspace(workspace) == workspace / "data" / "source"
+    assert tree(workspace / "data" / "source") == FILES
+    create(workspace, {"ingest.source": "data/source", "ingest.watch": "data/source", "ingest.origin": "s3://bucket/photos/cat/a.png"}, code=False)
+    with pytest.raises(UsageError, match="is one object"):
+        of_workspace(workspace)
+    assert of_workspace(create(tmp_path / "none", {}, code=False)) is None
+
+
+def test_what_a_dvc_file_names_is_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dvc(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=tmp_path / "repo", check=True, capture_output=True)
+
+    root = make_folder(tmp_path / "repo" / "sets" / "photos")
+    before = tree(root)
+    dvc("init", "--no-scm")
+    dvc("remote", "add", "-d", "store", str(tmp_path / "remote"))
+    dvc("add", "sets/photos")
+    dvc("push")
+    for path in (root, tmp_path / "repo" / ".dvc" / "cache"):
+        subprocess.run(["rm", "-r", path], check=True)
+    assert bring(str(root) + ".dvc", tmp_path / "unused") == root and tree(root) == before
+    (tmp_path / "alone.dvc").write_text("outs: []\n")
+    with pytest.raises(MecaError, match="dvc pull failed"):
+        bring(str(tmp_path / "alone.dvc"), tmp_path / "unused")
+    with pytest.raises(UsageError, match=r"Expected an s3:// address or a \.dvc file"):
+        bring("https://example.org/x.zip", tmp_path / "unused")
