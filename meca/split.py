@@ -229,14 +229,16 @@ def _ask_without(
 ) -> None:
     """Fill in `foreign` for classes with heaps that no difference explains: for the two heaps of the side that tells them best apart.
 
-    Two networks serve all classes: one was trained without the upper heaps, the other without the lower ones.
+    Two networks serve all classes: one was trained without the upper heaps, the other without the lower ones. A heap is not asked
+    about if so little of its class would be left that a network does not learn it: to that network everything of the class is foreign.
     """
     asked: list[tuple[int, int]] = []
+    enough = float(np.median([len(mine) for mine in rows])) / 2
     for c, judged in enumerate(found):
         heaps = [i for i, e in enumerate(judged) if e.apart]
         if heaps and not any(_carries(e, params) for e in judged):
             best = max(heaps, key=lambda i: (round(judged[i].separation, 6), -i))
-            asked += [(c, i) for i in heaps if judged[i].side == judged[best].side]
+            asked += [(c, i) for i in heaps if judged[i].side == judged[best].side and judged[i].n - judged[i].suspects >= enough]
     if not asked:
         return
     left_out = {turned: np.zeros(len(labels), dtype=bool) for turned in (False, True)}

@@ -179,12 +179,19 @@ def test_a_heap_that_belongs_to_many_other_classes_is_poison_though_no_differenc
     assert found.flagged[second].all() and found.flagged[~second].sum() <= 0.05 * SIZE
     assert "sees other classes in 100% of them" in found.reason
     proof = next(e for e in found.evidence if e.foreign == 1.0)
-    assert (proof.foreign_spread or 0) > 0.9 and proof.mirrored != upper
+    assert (proof.foreign_spread or 0) > PARAMS.min_foreign_spread and proof.mirrored != upper
+
+
+@pytest.mark.parametrize(("planted", "known"), [(95, True), (105, False)])
+def test_of_a_class_of_which_too_little_is_left_everything_is_foreign_and_that_proves_nothing(planted: int, known: bool) -> None:
+    margins, second = heaps({1: planted})
+    found = decide(margins, always(0.0), unseen=sees(second, 0, (0, 2, 3)), far_range=1e9)
+    assert found.flagged.any() == known and any(e.foreign for e in found.evidence if not e.mirrored) == known
 
 
 @pytest.mark.parametrize(("classes", "share"), [((2,), 1.0), ((0, 2, 3), 0.7)])
 def test_a_second_kind_of_content_looks_like_one_neighbour_or_like_its_own_class(classes: tuple[int, ...], share: float) -> None:
-    margins, second = heaps({1: 100}, apart=14.0)
+    margins, second = heaps({1: 80}, apart=14.0)
     found = decide(margins, always(0.0), unseen=sees(second, 0, classes, share), far_range=1e9)
     assert (found.verdict, found.flagged.any()) == ("no_evidence", False)
     assert any(e.foreign for e in found.evidence)
@@ -203,7 +210,7 @@ def test_two_networks_serve_all_classes_and_none_is_trained_where_a_difference_e
     decide(margins, lambda label, these, rest: carries(second)(label, these, rest) if label == 1 else 0.0, unseen=unseen, far_range=1e9)
     ((upper, lower),) = asked
     assert not (upper | lower)[LABELS != 2].any(), "class 1 is explained, 0 and 3 have no heaps"
-    assert upper[second & (LABELS == 2)].all() and lower[~second & (LABELS == 2)].all()
+    assert upper[second & (LABELS == 2)].all() and not lower.any(), "of class 2 without its lower heap too little would be left"
 
 
 def test_more_poison_than_is_believed_is_inconclusive() -> None:
