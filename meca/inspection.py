@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from meca.decoder.decode import Unreadable, decode
 from meca.errors import UsageError
 from meca.readers import FORMATS, NAMES, IngestParams, detect, open_source
-from meca.readers.decode import Unreadable, decode
 from meca.readers.files import text
 
 __all__ = ["Inspection", "inspect"]

@@ -187,8 +187,8 @@ def _samples(path: Path, summary: Mapping[str, Any], verdicts: pa.Table) -> Iter
 
 def _published(data: Path, summary: Mapping[str, Any]) -> Counter[tuple[str, int]]:
     """Return id and label of every sample below `data`, as its reader sees it."""
+    from meca.decoder.decode import Unreadable, decode
     from meca.readers import BY_NAME, open_format
-    from meca.readers.decode import Unreadable, decode
     from meca.writers import format_of
 
     written = format_of(summary["source"]["format"])

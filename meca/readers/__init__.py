@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from meca.decoder.decode import Unreadable, resize
+from meca.decoder.decode import decode as decode_image
 from meca.errors import InputRefused, UsageError
 from meca.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
 from meca.readers import rows as rows_of
-from meca.readers.decode import Unreadable, resize
-from meca.readers.decode import decode as decode_image
 from meca.readers.files import text
 from meca.readers.source import Found, Labels, Source
 from meca.readers.splits import SPLITS
