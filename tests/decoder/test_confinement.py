@@ -40,6 +40,10 @@ def call(name, *given):
     if getattr(libc, name)(*given) == -1:
         raise OSError(ctypes.get_errno(), name)
 
+def lacks(option, expected):
+    if libc.prctl(option, 0, 0, 0, 0) in (expected, -1):  # -1: it may not even ask
+        raise OSError
+
 def reach():
     with socket.socket() as own_end:
         own_end.connect(("127.0.0.1", target))
@@ -61,6 +65,8 @@ ATTEMPTS = {
     "become root": lambda: call("setresuid", 0, 0, 0),
     "change the root": lambda: os.chroot("/"),
     "raise its own memory": lambda: resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40)),
+    "get privileges from a program": lambda: lacks(39, 1),
+    "be read by others": lambda: lacks(3, 0),
     "make memory that runs": lambda: call("mprotect", ctypes.c_void_p(address), 4096, 7),
     "enter new namespaces": lambda: call("unshare", 0x10000000),  # the last, because it would make others possible
 }
@@ -132,7 +138,8 @@ def test_a_process_that_is_not_confined_can_do_it_all(monkeypatch: pytest.Monkey
     monkeypatch.setitem(globals(), "PROBE", program)
     _, found, _ = probe(False, False, port, tmp_path)
     expected = {"read a file", "read this program's library", "list the root", "see a file", "leave by the working directory", "connect",
-                "make a file", "make a socket", "start a program", "fork", "signal the parent", "make memory that runs"}  # fmt: skip
+                "make a file", "make a socket", "start a program", "fork", "signal the parent", "make memory that runs",
+                "get privileges from a program", "be read by others"}  # fmt: skip
     assert found >= expected
 
 
@@ -147,12 +154,15 @@ def test_the_kernel_says_what_a_worker_has_given_up() -> None:
         limits = {line[:26].strip(): line[26:].split()[:2] for line in (process / "limits").read_text().splitlines()}
         assert limits["Max open files"] == ["3", "3"] and limits["Max file size"] == ["0", "0"] and limits["Max core file size"] == ["0", "0"]
         assert limits["Max address space"] == [str(3 * 2**30)] * 2 and limits["Max cpu time"][0].isdigit()
+        assert os.getsid(decoder._workers[0]._process.pid) == decoder._workers[0]._process.pid, "Ctrl-C would end it too"
         if os.getuid() == 0:
             assert sorted(path.name for path in (process / "fd").iterdir()) == ["0", "1", "2"]
             environment = {line.partition(b"=")[0] for line in (process / "environ").read_bytes().split(b"\0") if line}
             assert environment <= {b"LC_ALL", b"OMP_NUM_THREADS", b"OPENBLAS_NUM_THREADS", b"MKL_NUM_THREADS", b"LD_LIBRARY_PATH"}
             if decoder.level["level"] == "full":
                 assert list((process / "root").iterdir()) == []
+                [mount] = (process / "mountinfo").read_text().splitlines()
+                assert mount.split()[3:6] == ["/", "/", "ro,nosuid,nodev,noexec,relatime"]
                 apart = {
                     name: [(path / "ns" / name).readlink() for path in (process, Path("/proc/self"))] for name in ("user", "mnt", "net", "ipc", "uts")
                 }
