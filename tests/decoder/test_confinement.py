@@ -1,6 +1,7 @@
 """Behind the walls, each thing that a broken decoder could try is tried, at each level. From outside, the kernel is asked."""
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -76,24 +77,24 @@ active = confinement.confine(os.getppid(), 2**31)
 if len(sys.argv) > 2:
     with contextlib.suppress(OSError):
         os.close(0)  # code that runs in here could make room for a descriptor
-found = []
+found, why = [], set()
 for name, attempt in ATTEMPTS.items():
     try:
         attempt()
         found.append(name)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        pass
-os.write(1, json.dumps([active, found, os.getuid()]).encode())
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        why.add(getattr(error, "errno", None))
+os.write(1, json.dumps([active, found, os.getuid(), sorted(why - {None})]).encode())
 """
 
 
-def probe(full: bool, seccomp: bool, port: int, folder: Path, *free: str) -> tuple[dict[str, Any], set[str], int]:
+def probe(full: bool, seccomp: bool, port: int, folder: Path, *free: str) -> tuple[dict[str, Any], set[str], int, list[int]]:
     given = json.dumps([full, seccomp, ctypes.__file__, port, str(folder)])
     done = subprocess.run([sys.executable, "-c", PROBE, given, *free], env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}, cwd="/",
                           capture_output=True, text=True, timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    active, found, user = json.loads(done.stdout)
-    return active, set(found), user
+    active, found, user, why = json.loads(done.stdout)
+    return active, set(found), user, why
 
 
 @pytest.fixture
@@ -114,12 +115,13 @@ def namespaces() -> bool:
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("free", [(), ("free",)])
 def test_nothing_can_be_reached_from_inside(full: bool, seccomp: bool, free: tuple[str, ...], port: int, tmp_path: Path) -> None:
-    active, found, user = probe(full, seccomp, port, tmp_path, *free)
+    active, found, user, why = probe(full, seccomp, port, tmp_path, *free)
     if (full and active["level"] != "full") or (seccomp and not active["seccomp"]):
         pytest.skip(f"this machine has no more than {active}")
     assert active == {"level": "full" if full else "basic", "seccomp": seccomp}
     if seccomp:
         assert not found and user == -1, "it may not even ask who it is"
+        assert why == [errno.EPERM], "something was let through and failed for another reason"
     elif full:  # what is there to see is an empty folder, and the memory of this process is its own
         seen = {"list the root", "leave by the working directory"} if free else set()
         assert found <= {"make memory that runs", "make a socket", "enter new namespaces", *seen}
@@ -136,7 +138,7 @@ def test_a_process_that_is_not_confined_can_do_it_all(monkeypatch: pytest.Monkey
     # Else the test above would pass on a machine where nothing works.
     program = PROBE.replace("active = confinement.confine(os.getppid(), 2**31)", "active = {}")
     monkeypatch.setitem(globals(), "PROBE", program)
-    _, found, _ = probe(False, False, port, tmp_path)
+    _, found, _, _ = probe(False, False, port, tmp_path)
     expected = {"read a file", "read this program's library", "list the root", "see a file", "leave by the working directory", "connect",
                 "make a file", "make a socket", "start a program", "fork", "signal the parent", "make memory that runs",
                 "get privileges from a program", "be read by others"}  # fmt: skip

@@ -288,13 +288,14 @@ def test_an_image_that_ends_its_decoder_twice_is_unreadable_and_no_other(
     assert len(starts) == (1 if data == b"greedy" else 3)
 
 
-def test_the_time_is_counted_anew_for_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_is_counted_anew_for_each_image(starts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "SECONDS", 1)
     large = saved(Image.new("RGBA", (3000, 3000)), "PNG")
     started = time.process_time()
     expected = here(large, (8, 8))
     n = int(3 / (time.process_time() - started)) + 2  # more than the limit in all, less for each
     assert {there(outcome) for outcome in run([large] * n, workers=1, side=lambda: (8, 8))} == {expected}
+    assert len(starts) == 1
 
 
 def test_an_image_beyond_the_memory_is_unreadable_and_the_next_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
