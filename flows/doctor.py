@@ -36,7 +36,7 @@ Check = dict[str, Any]
 def examine() -> list[Check]:
     """Return a line per check: `name`, `ok` (false where meca cannot work like this), `found`."""
     environment.prepare()
-    checks: tuple[Callable[[], Check], ...] = (_python, _packages, _devices, _disk, _data, _dvc, _mlflow, _prefect, _telemetry)
+    checks: tuple[Callable[[], Check], ...] = (_python, _packages, _devices, _sandbox, _disk, _data, _dvc, _mlflow, _prefect, _telemetry)
     return [check() for check in checks]
 
 
@@ -77,6 +77,23 @@ def _devices() -> Check:
         return _check("devices", False, f"torch does not import: {last[-1] if last else 'no message'}")
     graphics = ", ".join(found["cuda"]) or f"no GPU (torch is built for CUDA {found['built'] or 'none'})"
     return _check("devices", True, f"{graphics}; {found['threads']} threads")
+
+
+def _sandbox() -> Check:
+    from meca.decoder.decode import Decoded
+    from meca.decoder.pool import Decoder
+    from meca.decoder.worker import samples
+    from meca.errors import MecaError
+
+    try:
+        with Decoder(1) as decoder:
+            read = sum(isinstance(image, Decoded) for _, image in decoder.map(samples(), lambda data: data))
+    except MecaError as error:
+        return _check("sandbox", False, str(error))
+    level = decoder.level or {}
+    walls = {"full": "namespaces, limits", "basic": "limits; no namespaces for this user here"}[level["level"]]
+    calls = "system calls filtered" if level["seccomp"] else "no filter of system calls (libseccomp is not found)"
+    return _check("sandbox", read > 0, f"{level['level']}: {walls}; {calls}")
 
 
 def _disk() -> Check:

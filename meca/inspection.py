@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from meca.decoder.decode import Decoded
+from meca.decoder.pool import Decoder
 from meca.errors import UsageError
-from meca.readers import FORMATS, NAMES, IngestParams, detect, open_source
-from meca.readers.decode import Unreadable, decode
+from meca.readers import FORMATS, NAMES, IngestParams, detect, encoded, open_source
 from meca.readers.files import text
 
 __all__ = ["Inspection", "inspect"]
@@ -67,24 +68,20 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
     modes: Counter[str] = Counter()
     unreadable: list[str] = []
     checked = 0
-    for split in ("train", "test"):
-        take = np.arange(len(found.labels[split])) < CHECKED - checked
-        for sample in found.read(split, take):
-            checked += 1
-            reason = sample.reason
-            if sample.pixels is not None:
-                height, width, channels = sample.pixels.shape
-                sizes[f"{width}x{height}"] += 1
-                modes[f"pixels {'L' if channels == 1 else 'RGB'}"] += 1
-            elif sample.data is not None and reason is None:
-                try:
-                    image = decode(sample.data)
-                    sizes[f"{image.width}x{image.height}"] += 1
-                    modes[f"{image.format} {image.mode}"] += 1
-                except Unreadable as problem:
-                    reason = str(problem)
-            if reason is not None:
-                unreadable.append(f"{sample.name} ({reason})")
+    with Decoder() as decoder:
+        for split in ("train", "test"):
+            take = np.arange(len(found.labels[split])) < CHECKED - checked
+            for sample, outcome in decoder.map(found.read(split, take), encoded, pixels=False):
+                checked += 1
+                if sample.pixels is not None:
+                    height, width, channels = sample.pixels.shape
+                    sizes[f"{width}x{height}"] += 1
+                    modes[f"pixels {'L' if channels == 1 else 'RGB'}"] += 1
+                elif isinstance(outcome, Decoded):
+                    sizes[f"{outcome.width}x{outcome.height}"] += 1
+                    modes[f"{outcome.format} {outcome.mode}"] += 1
+                elif sample.reason or outcome:
+                    unreadable.append(f"{sample.name} ({sample.reason or outcome})")
     return Inspection(
         name=found.name,
         format=found.format,

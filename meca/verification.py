@@ -185,8 +185,10 @@ def _samples(path: Path, summary: Mapping[str, Any], verdicts: pa.Table) -> Iter
 
 def _published(data: Path, summary: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Yield id and label of every sample below `data`, as its reader sees it."""
+    from meca.decoder.decode import Decoded
+    from meca.decoder.pool import Decoder
     from meca.readers import BY_NAME, open_format
-    from meca.readers.decode import Unreadable, decode
+    from meca.readers.source import Found
     from meca.writers import format_of
 
     written = format_of(summary["source"]["format"])
@@ -195,18 +197,18 @@ def _published(data: Path, summary: Mapping[str, Any]) -> Iterator[tuple[str, in
     label_of = {line["name"]: line["label"] for line in summary["classes"]}
     # A folder knows its classes by name, and a class that lost all its samples has no folder.
     labels = [label_of[name] for name in source.class_names] if written in BY_NAME else list(range(len(source.class_names)))
-    for sample in source.read("train", np.ones(len(source.labels["train"]), bool)):
-        if sample.pixels is not None:
-            sample_id = pixel_id(sample.pixels)
-        elif sample.data is None:
-            sample_id = "unreadable"
-        elif summary["source"]["format"] == written:
-            sample_id = hashlib.sha256(sample.data).hexdigest()
-        else:  # arrays that were written as lossless images: the pixels are what was judged
-            try:
-                image = decode(sample.data)
-            except Unreadable:
+
+    def pictured(sample: Found) -> bytes | None:  # arrays that were written as lossless images: the pixels are what was judged
+        return None if sample.pixels is not None or summary["source"]["format"] == written else sample.data
+
+    with Decoder() as decoder:
+        for sample, image in decoder.map(source.read("train", np.ones(len(source.labels["train"]), bool)), pictured):
+            if sample.pixels is not None:
+                sample_id = pixel_id(sample.pixels)
+            elif isinstance(image, Decoded):
+                sample_id = pixel_id(np.ascontiguousarray(image.pixels[:, :, :1]) if image.mode == "L" else image.pixels)
+            elif sample.data is None or image is not None:
                 sample_id = "unreadable"
             else:
-                sample_id = pixel_id(np.ascontiguousarray(image.pixels[:, :, :1]) if image.mode == "L" else image.pixels)
-        yield sample_id, labels[sample.label]
+                sample_id = hashlib.sha256(sample.data).hexdigest()
+            yield sample_id, labels[sample.label]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meca.decoder.decode import decode
 from meca.errors import InputRefused, MecaError
-from meca.readers.decode import decode
 from meca.store import open_store, pixel_id, png_bytes, read_parquet, rewrite, write_store
 from tests.making import ingest, make_folder, make_shards, pixels
 

@@ -17,17 +17,30 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from meca.compute import pc
+from meca.decoder.decode import Decoded, resize
+from meca.decoder.pool import Decoder, Outcome
 from meca.errors import InputRefused, UsageError
 from meca.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
 from meca.readers import rows as rows_of
-from meca.readers.decode import Unreadable, resize
-from meca.readers.decode import decode as decode_image
 from meca.readers.files import text
 from meca.readers.source import Found, Labels, Source
 from meca.readers.splits import SPLITS
 from meca.store import Lines, StoreInfo, pixel_id, write_store
 
-__all__ = ["BY_NAME", "FORMATS", "LABELLED", "NAMES", "IngestParams", "Source", "chosen", "detect", "open_format", "open_source", "read_source"]
+__all__ = [
+    "BY_NAME",
+    "FORMATS",
+    "LABELLED",
+    "NAMES",
+    "IngestParams",
+    "Source",
+    "chosen",
+    "detect",
+    "encoded",
+    "open_format",
+    "open_source",
+    "read_source",
+]
 
 NAMES = ("shapes", "digits", "cifar10", "fashion-mnist")
 FORMATS: dict[str, Callable[[Path], Source]] = {
@@ -256,8 +269,20 @@ def chosen(labels: Labels, limit: int, seed: int, split: str) -> NDArray[np.bool
     return take
 
 
-def read_source(params: IngestParams, seed: int, out: Path, progress: Told | None = None) -> StoreInfo:
+def encoded(found: Found) -> bytes | None:
+    """Return what has to be decoded of a sample; None where it is pixels, or is unreadable already."""
+    return found.data if found.pixels is None and found.reason is None else None
+
+
+def read_source(params: IngestParams, seed: int, out: Path, progress: Told | None = None, decoder: Decoder | None = None) -> StoreInfo:
     """Decode a source into a new store at `out` and return what the store says about itself.
+
+    Args:
+        params: What to read.
+        seed: Draws the subset where not all is taken.
+        out: Where the store goes.
+        progress: Told how far it is.
+        decoder: Decodes, and ends with the call; one of its own if None.
 
     Raises:
         InputRefused: The source cannot be read, a class is empty, or too many samples are unreadable.
@@ -268,10 +293,11 @@ def read_source(params: IngestParams, seed: int, out: Path, progress: Told | Non
     take["test"] = chosen(source.labels["test"], params.test_limit, seed, "test")
     total = sum(int(mask.sum()) for mask in take.values())
     out.mkdir(parents=True, exist_ok=True)
-    with _Collector(out, source.class_names, params.size, min(1000, max(10, int(params.quarantine_share * total)))) as collector:
+    limit = min(1000, max(10, int(params.quarantine_share * total)))
+    with _Collector(out, source.class_names, params.size, limit) as collector, decoder or Decoder() as decoder:
         for split in ("train", "test"):
-            for found in source.read(split, take[split]):
-                collector.add(found, split)
+            for found, outcome in decoder.map(source.read(split, take[split]), encoded, lambda: collector.side):
+                collector.add(found, outcome, split)
                 if progress and len(collector.lines) % 500 == 0:
                     progress("ingest", len(collector.lines), total)
         if progress:
@@ -315,14 +341,14 @@ class _Collector:
         for path in (self.payload, self._pixels):
             path.unlink(missing_ok=True)
 
-    def add(self, found: Found, split: str) -> None:
-        """Decode one sample and append it; what cannot be decoded is a line without a row."""
+    def add(self, found: Found, outcome: Outcome, split: str) -> None:
+        """Append one sample and what its decoding came to; what could not be decoded is a line without a row."""
         line: dict[str, Any] = {"source": found.name, "split": split, "row": -1, "label": found.label, "offset": -1, "notes": []}
         line |= {"class_name": self.class_names[found.label], "reason": found.reason, "bytes": 0, "sample_id": hashlib.sha256(b"").hexdigest()}
         if found.pixels is not None:
             self._add_pixels(found.pixels, line)
         elif found.data is not None:
-            self._add_encoded(found.data, line)
+            self._add_encoded(found.data, outcome, line)
         # Where there are no bytes, the id stands in: equal only where the samples are.
         name = bytes.fromhex(line["sample_id"])[:16]
         self._names += name if found.data is None else hashlib.md5(found.data, usedforsecurity=False).digest()
@@ -335,34 +361,30 @@ class _Collector:
                 )
         self.lines.append(line)
 
-    def _add_encoded(self, data: bytes, line: dict[str, Any]) -> None:
+    def _add_encoded(self, data: bytes, outcome: Outcome, line: dict[str, Any]) -> None:
         digest = hashlib.sha256(data)
         line |= {"sample_id": digest.hexdigest(), "bytes": len(data), "offset": self._files[0].tell()}
         self._files[0].write(data)
-        if line["reason"] is not None:
+        if not isinstance(outcome, Decoded):
+            line["reason"] = line["reason"] or outcome
             return
-        try:
-            image = decode_image(data)
-        except Unreadable as problem:
-            line["reason"] = str(problem)
-            return
-        line |= {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format, "notes": list(image.notes)}
-        self._append(image.pixels, line)
+        line |= {"width": outcome.width, "height": outcome.height, "mode": outcome.mode, "format": outcome.format, "notes": list(outcome.notes)}
+        self._append(outcome.pixels, outcome.upright, line)
 
     def _add_pixels(self, pixels: NDArray[np.uint8], line: dict[str, Any]) -> None:
         height, width, channels = pixels.shape
         line |= {"sample_id": pixel_id(pixels), "bytes": pixels.nbytes, "width": width, "height": height, "format": "raw"}
         line["mode"] = "L" if channels == 1 else "RGB"
-        self._append(pixels, line)
+        self._append(pixels, (height, width), line)
         if line["notes"] or channels == 1:
             line["offset"] = self._files[0].tell()
             self._files[0].write(np.ascontiguousarray(pixels).tobytes())
 
-    def _append(self, pixels: NDArray[np.uint8], line: dict[str, Any]) -> None:
-        height, width = pixels.shape[:2]
-        self.side = self.side or (height, width)
-        if (height, width) != self.side:
-            line["notes"].append(f"resized:{width}x{height}")
+    def _append(self, pixels: NDArray[np.uint8], side: tuple[int, int], line: dict[str, Any]) -> None:
+        """Append pixels that were of size `side`, whether or not they have been resized already."""
+        self.side = self.side or side
+        if side != self.side:
+            line["notes"].append(f"resized:{side[1]}x{side[0]}")
         self._files[1].write(np.ascontiguousarray(resize(pixels, *self.side)).tobytes())
         line["row"] = self._rows
         self._rows += 1

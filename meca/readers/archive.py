@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from meca.decoder.decode import MAX_BYTES
 from meca.errors import InputRefused, UsageError
-from meca.readers.decode import MAX_BYTES
 from meca.readers.files import inside, open_regular, text
 from meca.readers.imagefolder import LITTER, OTHER_SUFFIXES, refuse_twins
 from meca.readers.imagefolder import SUFFIXES as IMAGES

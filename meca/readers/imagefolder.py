@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from meca.decoder.decode import MAX_BYTES
 from meca.errors import InputRefused, UsageError
-from meca.readers.decode import MAX_BYTES
 from meca.readers.files import NotRegular, clean_name, read_capped, text
 from meca.readers.source import Found, Source
 from meca.readers.splits import SPLITS

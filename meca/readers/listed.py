@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from meca.decoder.decode import MAX_BYTES
 from meca.errors import InputRefused, UsageError
-from meca.readers.decode import MAX_BYTES
 from meca.readers.files import NotRegular, clean_name, inside, open_regular, read_below, text
 from meca.readers.imagefolder import OTHER_SUFFIXES, walk
 from meca.readers.imagefolder import SUFFIXES as IMAGES

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from meca.decoder.decode import MAX_BYTES
 from meca.errors import InputRefused, UsageError
 from meca.readers.archive import archives_of
-from meca.readers.decode import MAX_BYTES
 from meca.readers.files import clean_name, inside, text
 from meca.readers.imagefolder import SUFFIXES as IMAGES
 from meca.readers.labels import classes_of, numbered

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from meca.decoder.pool import Decoder
 from meca.readers import IngestParams, read_source
 from meca.stages.runtime import Context, main
 
@@ -11,8 +12,10 @@ GROUPS = ("seed", "ingest")
 
 def run(ctx: Context, out: Path) -> None:
     """Write the store."""
+    decoder = Decoder()
     with ctx.timed("read"):
-        info = read_source(ctx.params.group("ingest", IngestParams), ctx.seed, out, ctx.progress)
+        info = read_source(ctx.params.group("ingest", IngestParams), ctx.seed, out, ctx.progress, decoder)
+    ctx.sandbox = decoder.level
     ctx.metrics |= {"n_train": info.n_train, "n_test": info.n_test, "quarantined": info.quarantined}
 
 

@@ -44,6 +44,7 @@ class Context:
     out: Path
     metrics: dict[str, float | int | None] = dataclasses.field(default_factory=dict)
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
+    sandbox: dict[str, Any] | None = None  # what the decoder of images was confined by; goes into the receipt alone, like all that is this machine's
 
     @property
     def seed(self) -> int:
@@ -159,6 +160,7 @@ def execute(
             "timings": {name: round(value, 3) for name, value in ctx.timings.items()},
             "peak_mib": _peak_mib(),
             "versions": _versions(),
+            "sandbox": ctx.sandbox,
             "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
         }
         if receipt is not None:

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meca import readers
+from meca.decoder.decode import decode
 from meca.errors import InputRefused, UsageError
 from meca.inspection import inspect
 from meca.readers import chosen, detect
 from meca.readers.cifar import load_batch
-from meca.readers.decode import decode
 from meca.store import pixel_id
 from tests.making import NAMES, encode, ingest, make_folder, make_shards, pixels, real_data, table
 

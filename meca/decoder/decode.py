@@ -1,4 +1,4 @@
-"""The one place where encoded image bytes become pixels. The bytes are hostile by assumption.
+"""The one place where encoded image bytes become pixels. The bytes are hostile by assumption; `pool.py` runs this in a sandbox.
 
 Pillow decodes, and only the four formats below; no plug-in of another format is asked, whatever the file is called.
 """
@@ -15,6 +15,7 @@ __all__ = ["MAX_BYTES", "MAX_PIXELS", "Decoded", "Unreadable", "decode", "resize
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ORIENTATION = 0x0112  # the EXIF tag
+LYING = 5  # orientations from here on change places of height and width
 MAX_PIXELS = 50_000_000  # read from the header, before anything is decoded
 MAX_BYTES = 256 * 2**20  # of an encoded image
 MAX_RATIO = 1000  # longer side to shorter side
@@ -46,6 +47,12 @@ class Decoded:
     format: str
     notes: tuple[str, ...]
 
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width of the pixels before any resize: as found, turned as the notes say."""
+        lies = any(note.startswith("orientation:") and int(note[-1]) >= LYING for note in self.notes)
+        return (self.width, self.height) if lies else (self.height, self.width)
+
 
 def decode(data: bytes) -> Decoded:
     """Return the pixels of an encoded image, upright, in RGB.
@@ -63,8 +70,10 @@ def decode(data: bytes) -> Decoded:
         raise
     except UnidentifiedImageError:
         raise Unreadable("not-an-image") from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable("too-many-pixels") from None
+    except MemoryError:
+        raise Unreadable("too-much-memory") from None
     except Exception as error:  # a decoder may fail in any way on hostile bytes; one sample must not end the run
         raise Unreadable("truncated" if "truncated" in str(error).lower() else "corrupt") from None
 
@@ -86,7 +95,7 @@ def _decode(data: bytes) -> Decoded:
         orientation = image.getexif().get(ORIENTATION, 1)
         if orientation in range(2, 9):
             upright = ImageOps.exif_transpose(image)
-            notes.append(f"orientation:{orientation}")
+            notes.append(f"orientation:{int(orientation)}")  # the tag can be a fraction that equals a whole number
         how = CONVERSIONS.get(mode)
         if how is None:
             raise Unreadable(f"mode:{mode}")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meca.readers.decode import Unreadable, decode, resize
+from meca.decoder.decode import Unreadable, decode, resize
 from tests.making import encode, pixels
 
 
@@ -59,7 +59,8 @@ def test_other_formats_are_not_decoded_under_any_name(kind: str) -> None:
 
 def test_a_header_that_promises_a_bomb_is_refused_before_decoding() -> None:
     assert reason(png(7072, 7071, 1, 0)) == "too-many-pixels"
-    assert reason(png(30_000, 30_000, 1, 0)) == "too-many-pixels"
+    assert reason(png(10_000, 10_000, 1, 0)) == "too-many-pixels"  # Pillow only warns
+    assert reason(png(30_000, 30_000, 1, 0)) == "too-many-pixels"  # Pillow refuses
 
 
 def test_strange_shapes_are_unreadable() -> None:
@@ -69,7 +70,7 @@ def test_strange_shapes_are_unreadable() -> None:
 
 
 def test_a_file_beyond_the_cap_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meca.readers.decode.MAX_BYTES", 10)
+    monkeypatch.setattr("meca.decoder.decode.MAX_BYTES", 10)
     assert reason(encode(pixels(1))) == "too-many-bytes"
 
 
@@ -118,6 +119,28 @@ def test_the_orientation_is_applied_once_and_noted() -> None:
     found = decode(_save(Image.fromarray(image), "PNG", exif=exif))
     assert np.array_equal(found.pixels, np.rot90(image, -1)) and found.notes == ("orientation:6",)
     assert (found.width, found.height) == (6, 4)
+
+
+def test_an_orientation_of_another_type_is_noted_as_a_whole_number() -> None:
+    tag = struct.pack("<HHHIfI", 1, 0x0112, 11, 1, 6.0, 0)  # float32
+    found = decode(_save(Image.fromarray(pixels(1, 4, 6)), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + tag))
+    assert found.notes == ("orientation:6",) and found.pixels.shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_upright_size_is_that_of_the_pixels(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(_save(Image.fromarray(pixels(1, 4, 6)), "PNG", exif=exif))
+    assert found.upright == found.pixels.shape[:2] and (found.width, found.height) == (6, 4)
+
+
+def test_an_image_for_which_there_is_no_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("meca.decoder.decode._decode", full)
+    assert reason(encode(pixels(1))) == "too-much-memory"
 
 
 def test_what_pillow_only_warns_about_is_unreadable() -> None:
