@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from meca import __version__
-from meca.errors import MecaError, UsageError
+from meca.errors import MecaError, UsageError, system_failure
 from meca.report.text import plain
 
 __all__ = ["app", "main"]
@@ -384,7 +384,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:  # every unforeseen failure is a 2; 1 would say "poison found"
-        _complain(f"failed with {type(error).__name__}: {plain(error, 600)} {_keep_traceback()}")
+        failure = system_failure(error)
+        _complain(plain(failure, 2000) if failure else f"failed with {type(error).__name__}: {plain(error, 600)} {_keep_traceback()}")
         return FAILED
 
 

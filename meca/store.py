@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from meca.errors import InputRefused, MecaError
 from meca.files import canonical_json, read_json, sha256_file
 
-__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "png_bytes", "read_parquet", "rewrite", "write_store"]
+__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "png_bytes", "read_parquet", "rewrite", "write_array", "write_store"]
 
 SCHEMA = pa.schema(
     [
@@ -157,6 +157,17 @@ def read_parquet(path: Path) -> pa.Table:
         raise MecaError(f"{path} cannot be read ({error}); run the stage that writes it again.") from None
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as `np.save` does, and raise if the disk does not take all of it.
+
+    `np.save` gives the data to the C library, and when that fails to write what it still holds at the end, nobody hears of it.
+    """
+    with open(path, "wb") as file:
+        array = np.ascontiguousarray(array)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
+
+
 def pixel_id(image: np.ndarray) -> str:
     """Return the id of a sample without an encoding: SHA-256 of dtype, shape and pixel bytes."""
     head = f"{image.dtype.str}{list(image.shape)}".encode()
@@ -192,12 +203,11 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
         raise MecaError(f"Expected rows in 0..{store.info.n - 1} to change, got {unknown[0]}.")
     out.mkdir(parents=True, exist_ok=True)
     scratch, payload = out / "images.tmp", out / "payload.tmp"
-    images = np.memmap(scratch, np.uint8, "w+", shape=(int(keep.sum()), *store.images.shape[1:]))
-    if keep.all():
-        images[:] = store.images
-    else:
-        for new_row, row in enumerate(np.flatnonzero(keep)):
-            images[new_row] = store.images[row]
+    with open(scratch, "wb") as file:  # not a writable mapping: on a full disk that ends the process without a word
+        for row in np.flatnonzero(keep):
+            pixels, _ = changed.get(int(row), (store.images[row], 0))
+            file.write(np.ascontiguousarray(pixels, np.uint8).reshape(store.images.shape[1:]).data)
+    images = np.memmap(scratch, np.uint8, "r", shape=(int(keep.sum()), *store.images.shape[1:]))
     stays = store.samples["row"].to_numpy()
     stays = (stays < 0) | keep[stays]  # what could not be read has no row to drop
     columns = store.columns
@@ -212,7 +222,6 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
                 image, label = changed[line["row"]]
                 line |= {"label": int(label), "class_name": store.info.class_names[label]}
                 if not np.array_equal(image, store.images[line["row"]]):
-                    images[moved[line["row"]]] = image
                     if line["offset"] < 0:
                         line["sample_id"] = pixel_id(image)
                     elif line["format"] == "raw":
@@ -270,7 +279,7 @@ def write_store(
     table = pa.Table.from_pylist(list(samples), schema=SCHEMA) if isinstance(samples, Sequence) else samples.cast(SCHEMA)
     _check(images, table, class_names)
     path.mkdir(parents=True, exist_ok=True)
-    np.save(path / "images.npy", np.ascontiguousarray(images), allow_pickle=False)
+    write_array(path / "images.npy", images)
     if isinstance(payload, Path):
         os.replace(payload, path / "payload.bin")
     else:

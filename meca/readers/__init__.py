@@ -4,6 +4,7 @@
 read is quarantined: named, counted, its bytes kept. What is wrong with the source as a whole refuses it in one sentence.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -17,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from meca.errors import InputRefused, UsageError
+from meca.files import need_room
 from meca.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
 from meca.readers import rows as rows_of
 from meca.readers.decode import Unreadable, resize
@@ -262,7 +264,10 @@ def read_source(params: IngestParams, seed: int, out: Path, progress: Told | Non
     take["test"] = chosen(source.labels["test"], params.test_limit, seed, "test")
     total = sum(int(mask.sum()) for mask in take.values())
     out.mkdir(parents=True, exist_ok=True)
-    with _Collector(out, source.class_names, params.size, min(1000, max(10, int(params.quarantine_share * total)))) as collector:
+    limit = min(1000, max(10, int(params.quarantine_share * total)))
+    share = total / sum(len(labels) for labels in source.labels.values())
+    expected = (total, int(share * _size_of(Path(params.source))))
+    with _Collector(out, source.class_names, params.size, limit, expected) as collector:
         for split in ("train", "test"):
             for found in source.read(split, take[split]):
                 collector.add(found, split)
@@ -274,6 +279,16 @@ def read_source(params: IngestParams, seed: int, out: Path, progress: Told | Non
         columns = pa.concat_tables([source.columns(split, take[split]) for split in ("train", "test")]) if source.columns else None
         about = {"kind": source.format, "format": source.format, "name": source.name, "options": source.options}
         return write_store(out, collector.images(), collector.lines, source.class_names, about, collector.payload, columns)
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file or of all files below a folder; 0 where the source is a name."""
+    files = [path] if path.is_file() else (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    size = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # taken away a moment ago: the reader will say so
+            size += file.lstat().st_size
+    return size
 
 
 def _refuse_empty(class_names: tuple[str, ...], labels: Labels, what: str) -> None:
@@ -288,8 +303,9 @@ def _refuse_empty(class_names: tuple[str, ...], labels: Labels, what: str) -> No
 class _Collector:
     """Gathers samples into files beside the store, so that memory does not grow with the number of pixels."""
 
-    def __init__(self, out: Path, class_names: tuple[str, ...], size: int, limit: int) -> None:
+    def __init__(self, out: Path, class_names: tuple[str, ...], size: int, limit: int, expected: tuple[int, int]) -> None:
         self.out, self.class_names, self.limit = out, class_names, limit
+        self.expected = expected  # samples, and bytes of their files
         self.side: tuple[int, int] | None = (size, size) if size else None
         self.lines: list[dict[str, Any]] = []
         self.payload = out / "payload.tmp"
@@ -353,11 +369,20 @@ class _Collector:
     def _append(self, pixels: NDArray[np.uint8], line: dict[str, Any]) -> None:
         height, width = pixels.shape[:2]
         self.side = self.side or (height, width)
+        if not self._rows:
+            self._need_room(line["format"] == "raw")
         if (height, width) != self.side:
             line["notes"].append(f"resized:{width}x{height}")
         self._files[1].write(np.ascontiguousarray(resize(pixels, *self.side)).tobytes())
         line["row"] = self._rows
         self._rows += 1
+
+    def _need_room(self, raw: bool) -> None:
+        """Refuse a run that the disk cannot hold: two stores, as read and as received, and the published set."""
+        assert self.side is not None
+        samples, encoded = self.expected
+        pixels = samples * 3 * self.side[0] * self.side[1]
+        need_room(self.out, 3 * pixels if raw else 2 * pixels + 3 * encoded, "A run on this data")
 
     def _refuse_collision(self, md5: bytes, sha256: bytes, name: str) -> None:
         # DVC names files by MD5: two files under one name, and one of them would silently take the place of the other.
