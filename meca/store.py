@@ -28,7 +28,19 @@ import pyarrow.parquet as pq
 from meca.errors import InputRefused, MecaError
 from meca.files import canonical_json, read_json, sha256_file
 
-__all__ = ["SCHEMA", "Store", "StoreInfo", "open_store", "pixel_id", "png_bytes", "read_parquet", "rewrite", "write_array", "write_store"]
+__all__ = [
+    "SCHEMA",
+    "Store",
+    "StoreInfo",
+    "open_store",
+    "pixel_id",
+    "png_bytes",
+    "read_parquet",
+    "rewrite",
+    "write_array",
+    "write_parquet",
+    "write_store",
+]
 
 SCHEMA = pa.schema(
     [
@@ -168,6 +180,12 @@ def write_array(path: Path, array: np.ndarray) -> None:
         file.write(array.data)
 
 
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table. Through a buffer: parquet is made of many short pieces, and each would be a call of its own."""
+    with open(path, "wb") as file:
+        pq.write_table(table, file, compression="zstd")
+
+
 def pixel_id(image: np.ndarray) -> str:
     """Return the id of a sample without an encoding: SHA-256 of dtype, shape and pixel bytes."""
     head = f"{image.dtype.str}{list(image.shape)}".encode()
@@ -284,12 +302,12 @@ def write_store(
         os.replace(payload, path / "payload.bin")
     else:
         (path / "payload.bin").write_bytes(payload)
-    pq.write_table(table, path / "samples.parquet", compression="zstd")
+    write_parquet(table, path / "samples.parquet")
     names = ["images.npy", "payload.bin", "samples.parquet"]
     if columns is not None:
         if columns.num_rows != table.num_rows:
             raise InputRefused(f"Expected {table.num_rows} lines of further columns, got {columns.num_rows}.")
-        pq.write_table(columns, path / "columns.parquet", compression="zstd")
+        write_parquet(columns, path / "columns.parquet")
         names.append("columns.parquet")
     hashes = {name: sha256_file(path / name) for name in names}
     n_train = sum(row >= 0 and split == "train" for row, split in zip(table["row"].to_pylist(), table["split"].to_pylist(), strict=True))

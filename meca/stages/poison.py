@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from meca import __version__
 from meca.attacks import ATTACKS, Draws
@@ -15,7 +14,7 @@ from meca.errors import InputRefused
 from meca.files import canonical_json, copy_folder
 from meca.poisoning import Plan, PoisonParams, Selection, long_tail, plan
 from meca.stages.runtime import Context, main
-from meca.store import Store, open_store, rewrite, write_array
+from meca.store import Store, open_store, rewrite, write_array, write_parquet
 
 GROUPS = ("seed", "poison")
 OUTPUTS = ("store", "truth")
@@ -45,7 +44,7 @@ def run(ctx: Context, ingested: Path, store: Path, truth: Path) -> None:
         record |= _record(planned, params, labels, ctx)
     rewrite(clean, store, {int(rows[row]): value for row, value in changed.items()}, keep)
     names = open_store(store, verify=False).readable.select(["sample_id", "source"]).slice(0, len(labels))
-    pq.write_table(_truth(labels, planned, params, names), truth / "truth.parquet", compression="zstd")
+    write_parquet(_truth(labels, planned, params, names), truth / "truth.parquet")
     record |= {
         "seed": ctx.seed,
         "meca": __version__,

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from meca.decisions import DECISIONS, describe
 from meca.errors import MecaError, UsageError
 from meca.files import canonical_json, read_json
 from meca.report.text import plain
 from meca.stages.runtime import Context, code_digest, main
-from meca.store import Store, open_store, read_parquet
+from meca.store import Store, open_store, read_parquet, write_parquet
 from meca.verdicts import build, summarize
 from meca.verification import listing, root_of
 from meca.writers import Entry, format_of, write_sanitized
@@ -92,7 +91,7 @@ def write(
     Raises:
         MecaError: The model is incomplete.
     """
-    pq.write_table(verdicts, out / "verdicts.parquet", compression="zstd")
+    write_parquet(verdicts, out / "verdicts.parquet")
     if decisions is not None:
         (out / DECISIONS).write_bytes(decisions)
     if decisions is not None or verdict["verdict"] != "inconclusive":

@@ -14,8 +14,8 @@ from meca.files import canonical_json, read_json
 from meca.models import load_model, read_description, save_model
 from meca.relabel import Relabelled, RelabelParams, relabel, transplant, trigger_estimate
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import epoch_notes, open_train, read_rows, write_parquet
-from meca.store import write_array
+from meca.stages.tensors import epoch_notes, open_train, read_rows
+from meca.store import write_array, write_parquet
 
 GROUPS = ("seed", "preset", "engine", "relabel_finetune")
 
