@@ -140,8 +140,9 @@ class Place:
         """Take away what a run left, and put the earlier output there."""
         for path in (*self.outputs, *(f"{path}.tmp" for path in self.outputs), ".meca", "receipts"):
             shutil.rmtree(self.folder / path, ignore_errors=True)
-        for path in self.outputs if self.old else ():
-            shutil.copytree(self.old / path, self.folder / path)
+        if self.old:
+            for path in self.outputs:
+                shutil.copytree(self.old / path, self.folder / path)
 
     def run(self) -> subprocess.CompletedProcess[str]:
         """Run the stage as a user would."""
@@ -210,7 +211,7 @@ def set_up(stage: str, finished: Path, folder: Path, old: Path | None = None) ->
     if done.returncode:
         raise RuntimeError(f"stage {stage} ended with {done.returncode}: {done.stderr[-2000:]}")
     expected = results(stage, folder, writes)
-    if expected | place.older == expected and old:
+    if any(expected[path] == place.older.get(path) for path in writes):
         raise RuntimeError(f"stage {stage}: the earlier output is the new one, so that nothing could be seen")
     return Place(stage, folder, reads, writes, old, expected, place.older)
 
