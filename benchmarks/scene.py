@@ -178,6 +178,11 @@ def command(stage: str, folder: Path) -> list[str]:
     return [sys.executable, "-m", f"meca.stages.{stage}", *places, "--params", str(folder / "params.json"), "--receipt", str(receipt)]
 
 
+def clean_command(source: Path, out: Path, params: Path) -> list[str]:
+    """Return `meca clean` as this interpreter runs it."""
+    return [sys.executable, "-c", "from flows.cli import main; main()", "clean", str(source), "--output", str(out), "--params", str(params)]
+
+
 def results(stage: str, folder: Path, outputs: tuple[str, ...]) -> dict[str, str]:
     """Return the hash of every output that is there, and the receipt without what depends on the clock."""
     found = {path: sha256_tree(folder / path) for path in outputs if (folder / path).exists()}

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from meca.errors import UsageError
 
-__all__ = ["CHANGES", "Call", "Fault", "Point", "disorder", "fail", "points", "read_record", "record", "require_strace"]
+__all__ = ["CHANGES", "Call", "Fault", "Point", "disorder", "fail", "points", "read_record", "record", "record_network", "require_strace"]
 
 CREATES = ("open", "openat", "creat")
 WRITES = ("write", "writev", "pwrite64", "pwritev", "pwritev2", "sendfile", "copy_file_range", "splice", "truncate", "ftruncate", "fallocate")
@@ -88,6 +88,16 @@ def record(command: Sequence[str], cwd: Path, variables: Mapping[str, str], out:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
     return read_record(out.read_text(encoding="utf-8", errors="surrogateescape"))
+
+
+def record_network(command: Sequence[str], cwd: Path, variables: Mapping[str, str], out: Path) -> list[str]:
+    """Run a program to its end and return what it asked of a network: calls that are about no local (unix) address."""
+    options = ["-f", "-qq", "-s", "64", "--seccomp-bpf", "-o", str(out), "-e", "trace=socket,connect,bind,sendto,sendmsg,sendmmsg"]
+    done = _run([require_strace(), *options, *command], cwd, variables)
+    if done.returncode not in (0, 1, 5):
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    lines = (match for line in out.read_text(errors="replace").splitlines() if (match := LINE.match(line)))
+    return [match[0] for match in lines if not re.match(r"(?:AF_UNIX|\d+, \{sa_family=AF_UNIX)", match[3])]
 
 
 def read_record(text: str) -> list[Call]:

@@ -214,7 +214,9 @@ def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file")
     parser.add_argument("--receipt", type=Path, help="where to write what was done")
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under `nohup`
+            signal.signal(number, lambda *_: sys.exit(143))
     try:
         paths = {name: getattr(arguments, name) for name in (*stage.inputs, *stage.outputs)}
         with Progress() as progress:
