@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install demo test check format lock closure results bench bench-quality bench-gpu clean
+.PHONY: help install demo test crash-test check format lock closure results bench bench-quality bench-gpu clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ demo: install ## poison a data set, clean it, report, register the model; DATA=c
 
 test: install check ## every check and every test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+crash-test: install ## kill every stage before each of its writes, and run it again (hours; needs Linux and strace)
+	$(BIN)/python -m benchmarks.crash_points --all
 
 check: install ## formatting, lint, types, imports, computed files
 	$(BIN)/ruff format --check --quiet .

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from meca import __version__
-from meca.errors import MecaError, UsageError
+from meca.errors import MecaError, UsageError, system_failure
 from meca.report.text import plain
 
 __all__ = ["app", "main"]
@@ -410,18 +410,25 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:  # every unforeseen failure is a 2; 1 would say "poison found"
-        _complain(f"failed with {type(error).__name__}: {plain(error, 600)} {_keep_traceback()}")
+        from tasks.environment import without_secrets
+
+        failure, words = system_failure(error), plain(without_secrets(str(error)), 600)
+        _complain(plain(failure, 2000) if failure else f"failed with {type(error).__name__}: {words} {_keep_traceback()}")
         return FAILED
 
 
 def main() -> NoReturn:
     """The console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under `nohup`
+            signal.signal(number, _terminate)
     for stream in (sys.stdout, sys.stderr):
         # In the C locale a class name outside ASCII must not end the run.
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    sys.exit(run())
+    code = run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not turn the code into another one
+    sys.exit(code)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -429,15 +436,18 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _keep_traceback() -> str:
+    from tasks.environment import without_secrets
+
+    text = without_secrets(traceback.format_exc())
     if os.environ.get("MECA_DEBUG"):
-        traceback.print_exc()
+        print(text, file=sys.stderr)
         return "(traceback above)"
     try:
         handle, name = tempfile.mkstemp(prefix="meca-", suffix=".traceback.txt")
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            traceback.print_exc(file=file)
+            file.write(text)
     except OSError:
-        traceback.print_exc()
+        print(text, file=sys.stderr)
         return "(traceback above)"
     return f"(traceback in {name}; what is finished is kept, the same command continues)"
 

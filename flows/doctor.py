@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks import environment
+from tasks.environment import without_secrets
 
-__all__ = ["examine", "without_secrets"]
+__all__ = ["examine"]
 
 PATIENCE = 60.0  # seconds for the import of torch on a slow disk
 ANSWER = 3.0  # seconds for a server
@@ -38,11 +38,6 @@ def examine() -> list[Check]:
     environment.prepare()
     checks: tuple[Callable[[], Check], ...] = (_python, _packages, _devices, _sandbox, _disk, _data, _dvc, _mlflow, _prefect, _telemetry)
     return [check() for check in checks]
-
-
-def without_secrets(address: str) -> str:
-    """Return an address without user, password and query."""
-    return re.sub(r"//[^/@]*@", "//", address).partition("?")[0]
 
 
 def _check(name: str, ok: bool, found: str) -> Check:

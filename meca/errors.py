@@ -8,7 +8,21 @@
 A message is one sentence or two: what was expected, what came, where to change it.
 """
 
-__all__ = ["Inconclusive", "InputRefused", "MecaError", "UsageError"]
+import errno
+
+__all__ = ["Inconclusive", "InputRefused", "MecaError", "UsageError", "system_failure"]
+
+# What ends a run through no fault of the data or of the code: what it is, and what helps.
+_SYSTEM = {
+    errno.ENOSPC: ("the disk is full", "make room (`df -h`; `df -i` for inodes)"),
+    errno.EDQUOT: ("the disk quota is used up", "make room"),
+    errno.EFBIG: ("files may not be so large here", "raise the limit (`ulimit -f`) or choose another disk"),
+    errno.EIO: ("the disk reports an error", "look into the system's log and choose another disk"),
+    errno.EROFS: ("the disk is read-only", "mount it for writing or choose another one"),
+    errno.EMFILE: ("too many files are open in this process", "raise the limit (`ulimit -n`)"),
+    errno.ENFILE: ("too many files are open on this machine", "close other programs"),
+    errno.ENOMEM: ("the machine is out of memory", "close other programs"),
+}
 
 
 class MecaError(Exception):
@@ -33,3 +47,15 @@ class Inconclusive(MecaError):  # noqa: N818
     """The evidence allows no verdict, or a promotion gate does not hold."""
 
     exit_code = 5
+
+
+def system_failure(error: BaseException) -> MecaError | None:
+    """Return in a sentence what a failed system call means to whoever started meca; None for any other error."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _SYSTEM:
+            what, help_ = _SYSTEM[link.errno]
+            place = f" at {link.filename}" if link.filename else ""
+            return MecaError(f"Could not go on{place}: {what}; {help_}. The same command continues, and nothing half-written is published.")
+        link = link.__cause__ or link.__context__
+    return None

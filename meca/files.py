@@ -7,13 +7,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from meca.errors import MecaError
 
-__all__ = ["atomic_write", "canonical_json", "lock", "read_json", "replace_folder", "sha256_file", "sha256_tree", "sync"]
+__all__ = [
+    "atomic_write",
+    "canonical_json",
+    "copy_folder",
+    "lock",
+    "make_folder",
+    "need_room",
+    "read_json",
+    "replace_folder",
+    "sha256_file",
+    "sha256_tree",
+    "sync",
+]
 
 
 def sync(path: Path) -> None:
@@ -27,15 +39,63 @@ def sync(path: Path) -> None:
 
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a whole file: temporary neighbour, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk it would be in the way of the next try
+        raise
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; after a power failure too it is there."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def need_room(folder: Path, size: int, what: str) -> None:
+    """Refuse work that the disk of `folder` cannot hold, before it has begun.
+
+    Args:
+        folder: Where it would be written.
+        size: Bytes.
+        what: Begins the message.
+
+    Raises:
+        MecaError: Less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise MecaError(
+            f"{what} needs about {size / 2**20:,.1f} MiB on the disk of {folder}, where {free / 2**20:,.1f} MiB are free; "
+            "make room there or choose another --output."
+        )
+
+
+def copy_folder(source: Path, target: Path, copy: Callable[[Path, Path], object] = shutil.copyfile) -> None:
+    """Copy the files below `source` into the folder `target`, and stop at the first failure, which `shutil.copytree` does not.
+
+    Args:
+        source: A folder.
+        target: A folder that need not exist; no file in it may have the name of a copy.
+        copy: Copies one file.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        else:
+            copy(path, place)
 
 
 def canonical_json(value: Any, indent: int | None = 2) -> str:
@@ -63,10 +123,10 @@ def replace_folder(temporary: Path, final: Path) -> None:
     A reader sees the old folder or the new one, at any moment and after any kill. Where the system cannot swap two folders
     (other than Linux, some network file systems) there is a moment in which it finds none, never a mixed one.
     """
-    for file in sorted(temporary.rglob("*")):
-        if file.is_file():
-            sync(file)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    # Once for each file, at the end; and the folders, without which a file may be there and its name not.
+    for path in (*sorted(temporary.rglob("*")), temporary):
+        sync(path)
+    make_folder(final.parent)
     if not final.exists():
         os.replace(temporary, final)
     elif _exchange(temporary, final):

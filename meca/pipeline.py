@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from meca.decisions import DECISIONS
 from meca.errors import InputRefused, MecaError, UsageError
-from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder, sha256_file, sha256_tree
+from meca.files import atomic_write, canonical_json, copy_folder, lock, read_json, replace_folder, sha256_file, sha256_tree
 from meca.params import Params, with_settings
 from meca.progress import Progress
 
@@ -104,7 +104,7 @@ def clean(
     summary = run(folder, with_settings(params, settings), progress, told)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(folder / "published", temporary, copy_function=_link_or_copy)
+    copy_folder(folder / "published", temporary, _link_or_copy)
     _link_or_copy(folder / "report" / "report.html", temporary / "report.html")
     _sign(temporary, key)
     replace_folder(temporary, out)
@@ -221,7 +221,7 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
             entries = Entries(samples, at, samples["label"].to_numpy()[at])
             shutil.rmtree(temporary, ignore_errors=True)
             write_sanitized(store, entries, temporary / "data")
-            shutil.copytree(work / "data" / "truth", temporary / "truth")
+            copy_folder(work / "data" / "truth", temporary / "truth")
             replace_folder(temporary, out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -374,7 +374,7 @@ def _ours_poisoned(out: Path) -> bool:
     return (out / "truth" / "attack.json").is_file() and all(path.name in ("data", "truth") for path in out.iterdir())
 
 
-def _link_or_copy(source: str | Path, target: str | Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     # A link costs no space; stages never write into a finished file, so the two names never drift apart by our doing.
     try:
         os.link(source, target)

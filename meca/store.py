@@ -29,7 +29,21 @@ from meca.compute import pc
 from meca.errors import InputRefused, MecaError
 from meca.files import canonical_json, read_json, sha256_file
 
-__all__ = ["SCHEMA", "Lines", "Store", "StoreInfo", "each_line", "open_store", "pixel_id", "png_bytes", "read_parquet", "rewrite", "write_store"]
+__all__ = [
+    "SCHEMA",
+    "Lines",
+    "Store",
+    "StoreInfo",
+    "each_line",
+    "open_store",
+    "pixel_id",
+    "png_bytes",
+    "read_parquet",
+    "rewrite",
+    "write_array",
+    "write_parquet",
+    "write_store",
+]
 
 SCHEMA = pa.schema(
     [
@@ -192,6 +206,23 @@ def read_parquet(path: Path) -> pa.Table:
         raise MecaError(f"{path} cannot be read ({error}); run the stage that writes it again.") from None
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as `np.save` does, and raise if the disk does not take all of it.
+
+    `np.save` gives the data to the C library, and when that fails to write what it still holds at the end, nobody hears of it.
+    """
+    with open(path, "wb") as file:
+        array = np.ascontiguousarray(array)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table. Through a buffer: parquet is made of many short pieces, and each would be a call of its own."""
+    with open(path, "wb") as file:
+        pq.write_table(table, file, compression="zstd")
+
+
 def pixel_id(image: np.ndarray) -> str:
     """Return the id of a sample without an encoding: SHA-256 of dtype, shape and pixel bytes."""
     head = f"{image.dtype.str}{list(image.shape)}".encode()
@@ -227,12 +258,11 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
         raise MecaError(f"Expected rows in 0..{store.info.n - 1} to change, got {unknown[0]}.")
     out.mkdir(parents=True, exist_ok=True)
     scratch, payload = out / "images.tmp", out / "payload.tmp"
-    images = np.memmap(scratch, np.uint8, "w+", shape=(int(keep.sum()), *store.images.shape[1:]))
-    if keep.all():
-        images[:] = store.images
-    else:
-        for new_row, row in enumerate(np.flatnonzero(keep)):
-            images[new_row] = store.images[row]
+    with open(scratch, "wb") as file:  # not a writable mapping: on a full disk that ends the process without a word
+        for row in np.flatnonzero(keep):
+            pixels, _ = changed.get(int(row), (store.images[row], 0))
+            file.write(np.ascontiguousarray(pixels, np.uint8).reshape(store.images.shape[1:]).data)
+    images = np.memmap(scratch, np.uint8, "r", shape=(int(keep.sum()), *store.images.shape[1:]))
     stays = store.samples["row"].to_numpy()
     stays = (stays < 0) | keep[stays]  # what could not be read has no row to drop
     columns = store.columns
@@ -247,7 +277,6 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
                 image, label = changed[line["row"]]
                 line |= {"label": int(label), "class_name": store.info.class_names[label]}
                 if not np.array_equal(image, store.images[line["row"]]):
-                    images[moved[line["row"]]] = image
                     if line["offset"] < 0:
                         line["sample_id"] = pixel_id(image)
                     elif line["format"] == "raw":
@@ -306,17 +335,17 @@ def write_store(
     table = pa.Table.from_pylist(list(samples), schema=SCHEMA) if isinstance(samples, Sequence) else samples.cast(SCHEMA)
     _check(images, table, class_names)
     path.mkdir(parents=True, exist_ok=True)
-    np.save(path / "images.npy", np.ascontiguousarray(images), allow_pickle=False)
+    write_array(path / "images.npy", images)
     if isinstance(payload, Path):
         os.replace(payload, path / "payload.bin")
     else:
         (path / "payload.bin").write_bytes(payload)
-    pq.write_table(table, path / "samples.parquet", compression="zstd")
+    write_parquet(table, path / "samples.parquet")
     names = ["images.npy", "payload.bin", "samples.parquet"]
     if columns is not None:
         if columns.num_rows != table.num_rows:
             raise InputRefused(f"Expected {table.num_rows} lines of further columns, got {columns.num_rows}.")
-        pq.write_table(columns, path / "columns.parquet", compression="zstd")
+        write_parquet(columns, path / "columns.parquet")
         names.append("columns.parquet")
     hashes = {name: sha256_file(path / name) for name in names}
     n_train = int(((table["row"].to_numpy() >= 0) & _is_train(table)).sum())

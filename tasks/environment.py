@@ -4,12 +4,13 @@ Each library reads its variables at its first import, so `prepare` is called bef
 """
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["DEFAULTS", "child_environment", "gpu_limit", "has_gpu", "prepare", "tracking_uri"]
+__all__ = ["DEFAULTS", "child_environment", "gpu_limit", "has_gpu", "prepare", "tracking_uri", "without_secrets"]
 
 DEFAULTS: Mapping[str, str] = {
     # Telemetry. MLflow knows only the word `true`, so `DO_NOT_TRACK=1` would not do.
@@ -46,6 +47,11 @@ def child_environment() -> dict[str, str]:
     prepare()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "MECA_PARENT": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+
+
+def without_secrets(text: str) -> str:
+    """Return text whose addresses have lost user, password and query; every message of a library passes through here."""
+    return re.sub(r"\?[\w.%+-]+=[^\s'\"]*", "", re.sub(r"(?<=://)[^/\s'\"]*@", "", text))
 
 
 def tracking_uri(workspace: Path) -> str:

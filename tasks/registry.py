@@ -8,6 +8,7 @@ from typing import Any
 from meca.errors import Inconclusive, MecaError
 from meca.files import read_json, sha256_tree
 from meca.params import Params, read_params
+from tasks import environment
 from tasks.tracking import Result, open_client, read_result, record
 
 __all__ = ["Gate", "Gates", "check", "promote"]
@@ -143,7 +144,7 @@ def _move(workspace: Path, name: str, alias: str, source: str, run_id: str, tags
         try:
             now = str(client.get_model_version_by_alias(name, alias).version)
         except MlflowException as error:
-            now = f"nothing ({error})"
+            now = environment.without_secrets(f"nothing ({error})")
         if now != str(version.version):
             raise MecaError(
                 f"The alias {alias} of {name} was moved by somebody else: expected version {version.version}, it points to {now}. Promote again."

@@ -64,13 +64,16 @@ def _transfer(workspace: Path, direction: str, **options: Any) -> None:
         root = Repo.find_root(str(workspace)) if options else str(workspace.resolve())
         with Repo(root, config=_configuration(url) if url else None, _wait_for_lock=True) as repo:
             getattr(repo, direction)(**(options or {"run_cache": True}))
-    except (DvcException, OSError) as error:
+    except Exception as error:
         names = {cls.__name__ for link in chain(error) for cls in type(link).__mro__}
         # DVC reports files that failed by their number alone; on a remote behind a network that is taken for the network.
         hidden = bool(url) and urlsplit(url or "").scheme not in ("", "file") and names & {"UploadError", "DownloadError", "FileTransferError"}
         if names & NETWORK_ERRORS or hidden:
-            raise RemoteUnavailable(f"The DVC remote could not be reached ({error}); look at MECA_REMOTE_URL and the network.") from error
-        raise MecaError(f"dvc {direction} failed: {error}") from error
+            told = environment.without_secrets(f"The DVC remote could not be reached ({error}); look at MECA_REMOTE_URL and the network.")
+            raise RemoteUnavailable(told) from None
+        if not isinstance(error, DvcException | OSError):
+            raise
+        raise MecaError(environment.without_secrets(f"dvc {direction} failed: {error}")) from None
 
 
 def _configuration(url: str) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Pipeline:
         lines: deque[str] = deque(maxlen=LAST_LINES)
         try:
             for line in process.stdout:
-                if line := line.rstrip():
+                if line := environment.without_secrets(line.rstrip()):
                     lines.append(line)
                     log(line)
             code = process.wait()

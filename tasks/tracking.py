@@ -17,18 +17,19 @@ import shlex
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 from meca.errors import MecaError, UsageError
 from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder
 from meca.params import read_params
 from tasks import environment
+from tasks.environment import without_secrets
 from tasks.stage import TEMPORARY_FAILURE
 
 __all__ = ["Result", "TrackingUnavailable", "is_recorded", "open_client", "read_result", "record"]
@@ -101,7 +102,7 @@ def is_recorded(workspace: Path = Path()) -> bool:
         return False
     uri = environment.tracking_uri(workspace)
     there = not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()
-    return there and told.get("uri_sha256") == _sha256(uri) and told.get("result_key") == keys
+    return there and told.get("uri_sha256") == _sha256(without_secrets(uri)) and told.get("result_key") == keys
 
 
 def record(workspace: Path = Path(), result: Result | None = None) -> dict[str, Any]:
@@ -143,7 +144,8 @@ def open_client(workspace: Path) -> Iterator[Any]:
             client.search_experiments(max_results=1)  # makes the tables of a new database
         except MlflowException as error:
             if database is None:
-                raise TrackingUnavailable(f"MLflow at {_public(uri)} does not answer: {str(error)[:300]}") from error
+                # Without its cause, which a traceback would show: MLflow's message has the address with the password in it.
+                raise TrackingUnavailable(without_secrets(f"MLflow at {uri} does not answer: {str(error)[:300]}")) from None
             if "out-of-date" not in str(error):
                 raise MecaError(f"{database} is no database of MLflow: {str(error)[:300]}") from error
             _upgrade(uri)
@@ -370,12 +372,6 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _public(uri: str) -> str:
-    """Return an address without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
-
-
 def _name(text: str) -> str:
     """Return a key that MLflow takes and that is no path; names come from our code, but hostile data may have passed through."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:200].lstrip(".") or "_"
@@ -457,11 +453,15 @@ def main() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         _write_curves(result, temporary / "curves")
         uri = environment.tracking_uri(Path())
-        atomic_write(temporary / "track.json", canonical_json({"schema": "meca.track/1", "uri": _public(uri), "uri_sha256": _sha256(uri), **told}))
+        place = without_secrets(uri)
+        atomic_write(temporary / "track.json", canonical_json({"schema": "meca.track/1", "uri": place, "uri_sha256": _sha256(place), **told}))
         replace_folder(temporary, result.out)
     except MecaError as error:
         print(f"meca track: {error}", file=sys.stderr)
         raise SystemExit(TEMPORARY_FAILURE if isinstance(error, TrackingUnavailable) else error.exit_code) from None
+    except Exception:
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        raise SystemExit(MecaError.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -1,12 +1,27 @@
-"""Folders that replace one another."""
+"""Folders that replace one another, and writes that fail."""
 
+import ast
+import errno
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from meca import files
-from meca.files import replace_folder
+from meca.errors import MecaError, system_failure
+from meca.files import copy_folder, need_room, replace_folder, sha256_tree
+from meca.store import write_array
+
+ROOT = Path(__file__).parents[1]
+LIMITED = """
+import errno, resource, sys
+from pathlib import Path
+def allow(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+"""
 
 
 def test_a_reader_finds_the_old_folder_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +51,101 @@ def test_without_a_swap_the_folder_is_renamed(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(files, "_exchange", lambda *_: False)
     replace_folder(tmp_path / "new", tmp_path / "final")
     assert (tmp_path / "final" / "x").read_text() == "new" and sorted(p.name for p in tmp_path.iterdir()) == ["final"]
+
+
+def test_a_copy_has_the_same_files_and_stops_at_the_first_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "a" / "inner").mkdir(parents=True)
+    for name in ("1", "inner/2", "inner/3"):
+        (tmp_path / "a" / name).write_text(name)
+    copy_folder(tmp_path / "a", tmp_path / "b")
+    assert sha256_tree(tmp_path / "a") == sha256_tree(tmp_path / "b")
+    tried: list[str] = []
+
+    def fail(source: Path, target: Path) -> None:
+        tried.append(source.name)
+        raise OSError(errno.ENOSPC, "full", str(target))
+
+    with pytest.raises(OSError, match="full"):
+        copy_folder(tmp_path / "a", tmp_path / "c", fail)
+    assert tried == ["1"]
+
+
+def test_work_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
+    need_room(tmp_path, 1, "This")
+    with pytest.raises(MecaError, match=r"^This needs about 1,048,576\.0 MiB on the disk of .*, where [\d,.]+ MiB are free; make room there"):
+        need_room(tmp_path, 2**40 if shutil.disk_usage(tmp_path).free < 2**40 else pytest.skip("more than a TiB is free"), "This")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    program = LIMITED + (
+        "from meca.files import atomic_write\n"
+        "path = Path(sys.argv[1]); atomic_write(path, b'old')\n"
+        "for limit in (0, 1, 4999):\n"
+        "    allow(limit)\n"
+        "    try: atomic_write(path, bytes(5000))\n"
+        "    except OSError as error: assert error.errno == errno.EFBIG\n"
+        "    else: raise SystemExit('a short file passed')\n"
+        "    assert path.read_bytes() == b'old' and [p.name for p in path.parent.iterdir()] == [path.name]\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], check=True, cwd=ROOT)
+
+
+def test_no_size_of_the_disk_lets_a_short_array_pass(tmp_path: Path) -> None:
+    """`np.save` fails this: what the C library holds in its buffer at the end may be lost without a word."""
+    program = LIMITED + (
+        "import numpy as np\n"
+        "from meca.store import write_array\n"
+        "path, array = Path(sys.argv[1]), np.arange(14000, dtype=np.uint8).reshape(70, 200)\n"
+        "for limit in (0, 127, 128, 200, 4096, 8192, 8300, 12288, 12500, 14000, 14127):\n"
+        "    allow(limit)\n"
+        "    try: write_array(path, array)\n"
+        "    except OSError as error: assert error.errno == errno.EFBIG\n"
+        "    else: raise SystemExit(f'a short array passed at {limit}')\n"
+        "allow(14128)\n"
+        "write_array(path, array)\n"
+        "assert np.array_equal(np.load(path), array)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.npy")], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("array", [np.zeros((0, 3)), np.arange(12.0).reshape(3, 4).T, np.arange(5, dtype=np.float32), np.array(True)])
+def test_an_array_is_written_as_numpy_writes_it(array: np.ndarray, tmp_path: Path) -> None:
+    write_array(tmp_path / "ours.npy", array)
+    np.save(tmp_path / "theirs.npy", np.ascontiguousarray(array), allow_pickle=False)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_a_failure_of_the_system_is_a_sentence_that_names_the_file_and_the_remedy() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/data/x")
+    assert str(system_failure(full)).startswith("Could not go on at /data/x: the disk is full; make room (")
+    try:
+        try:
+            raise full
+        except OSError as error:
+            raise RuntimeError("a library's words") from error
+    except RuntimeError as error:
+        assert "the disk is full" in str(system_failure(error))
+    assert "ulimit -n" in str(system_failure(OSError(errno.EMFILE, "Too many open files")))
+    assert system_failure(FileNotFoundError(errno.ENOENT, "gone")) is None and system_failure(ValueError("a bug")) is None
+
+
+def test_no_file_is_written_in_a_way_that_can_lose_a_failure() -> None:
+    """`np.save` and `tofile` lose the last bytes, a writable mapping ends the process, `open(...).write` may never be closed."""
+    found: list[str] = []
+    for file in sorted((ROOT / "meca").rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        guarded = {id(item.context_expr) for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items}
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            called, words = ast.unparse(node.func), [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            lossy = called in ("np.save", "np.savez", "np.savez_compressed") or called.endswith(".tofile")
+            mapped = called == "np.memmap" and any(word in ("w+", "r+") for word in words)
+            unguarded = called == "open" and id(node) not in guarded and any(set(word) & set("wxa+") for word in words[-1:])
+            if lossy or mapped or unguarded:
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno} {called}")
+    assert found == [f"meca/readers/__init__.py:{_opened_by_the_collector()} open"] * 2
+
+
+def _opened_by_the_collector() -> int:
+    """Return the line in which `_Collector.__enter__` opens two files, which its `__exit__` closes."""
+    lines = (ROOT / "meca" / "readers" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    return next(number for number, line in enumerate(lines, 1) if 'open(self.payload, "wb")' in line)

@@ -4,6 +4,7 @@
 read is quarantined: named, counted, its bytes kept. What is wrong with the source as a whole refuses it in one sentence.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -20,6 +21,7 @@ from meca.compute import pc
 from meca.decoder.decode import Decoded, resize
 from meca.decoder.pool import Decoder, Outcome
 from meca.errors import InputRefused, UsageError
+from meca.files import need_room
 from meca.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
 from meca.readers import rows as rows_of
 from meca.readers.files import text
@@ -294,7 +296,9 @@ def read_source(params: IngestParams, seed: int, out: Path, progress: Told | Non
     total = sum(int(mask.sum()) for mask in take.values())
     out.mkdir(parents=True, exist_ok=True)
     limit = min(1000, max(10, int(params.quarantine_share * total)))
-    with _Collector(out, source.class_names, params.size, limit) as collector, decoder or Decoder() as decoder:
+    share = total / sum(len(labels) for labels in source.labels.values())
+    expected = (total, int(share * _size_of(Path(params.source))))
+    with _Collector(out, source.class_names, params.size, limit, expected) as collector, decoder or Decoder() as decoder:
         for split in ("train", "test"):
             for found, outcome in decoder.map(source.read(split, take[split]), encoded, lambda: collector.side):
                 collector.add(found, outcome, split)
@@ -306,6 +310,16 @@ def read_source(params: IngestParams, seed: int, out: Path, progress: Told | Non
         columns = pa.concat_tables([source.columns(split, take[split]) for split in ("train", "test")]) if source.columns else None
         about = {"kind": source.format, "format": source.format, "name": source.name, "options": source.options}
         return write_store(out, collector.images(), lines, source.class_names, about, collector.payload, columns)
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file or of all files below a folder; 0 where the source is a name."""
+    files = [path] if path.is_file() else (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    size = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # taken away a moment ago: the reader will say so
+            size += file.lstat().st_size
+    return size
 
 
 def _refuse_empty(class_names: tuple[str, ...], labels: Labels, what: str) -> None:
@@ -320,8 +334,9 @@ def _refuse_empty(class_names: tuple[str, ...], labels: Labels, what: str) -> No
 class _Collector:
     """Gathers samples into files beside the store, so that memory does not grow with the number of pixels."""
 
-    def __init__(self, out: Path, class_names: tuple[str, ...], size: int, limit: int) -> None:
+    def __init__(self, out: Path, class_names: tuple[str, ...], size: int, limit: int, expected: tuple[int, int]) -> None:
         self.out, self.class_names, self.limit = out, class_names, limit
+        self.expected = expected  # samples, and bytes of their files
         self.side: tuple[int, int] | None = (size, size) if size else None
         self.lines = Lines()
         self.payload = out / "payload.tmp"
@@ -383,11 +398,20 @@ class _Collector:
     def _append(self, pixels: NDArray[np.uint8], side: tuple[int, int], line: dict[str, Any]) -> None:
         """Append pixels that were of size `side`, whether or not they have been resized already."""
         self.side = self.side or side
+        if not self._rows:
+            self._need_room(line["format"] == "raw")
         if side != self.side:
             line["notes"].append(f"resized:{side[1]}x{side[0]}")
         self._files[1].write(np.ascontiguousarray(resize(pixels, *self.side)).tobytes())
         line["row"] = self._rows
         self._rows += 1
+
+    def _need_room(self, raw: bool) -> None:
+        """Refuse a run that the disk cannot hold: two stores, as read and as received, and the published set."""
+        assert self.side is not None
+        samples, encoded = self.expected
+        pixels = samples * 3 * self.side[0] * self.side[1]
+        need_room(self.out, 3 * pixels if raw else 2 * pixels + 3 * encoded, "A run on this data")
 
     def finish(self) -> pa.Table:
         """Close the files, look at the samples together, and return their lines.

@@ -31,9 +31,16 @@ def read_capped(path: Path, limit: int) -> bytes:
     try:
         # A pipe would block and a link could lead anywhere.
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except OSError as problem:
+        _raise_ours(problem)
         raise NotRegular("link" if path.is_symlink() else "cannot-open") from None
     return _read(number, limit)
+
+
+def _raise_ours(problem: OSError) -> None:
+    """Raise what says nothing about the file: the process has no descriptor or no memory left, and the sample is not to blame."""
+    if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise problem
 
 
 def _read(number: int, limit: int) -> bytes:
@@ -71,6 +78,7 @@ def read_below(root: Path, name: PurePosixPath, limit: int) -> bytes:
     except FileNotFoundError:
         raise NotRegular("missing") from None
     except OSError as problem:
+        _raise_ours(problem)
         # A link to a folder is "not a directory" here, as a file in the middle of a path is: neither leads to an image.
         raise NotRegular("link" if problem.errno in (errno.ELOOP, errno.ENOTDIR) else "cannot-open") from None
     finally:

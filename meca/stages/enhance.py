@@ -12,7 +12,8 @@ from meca.enhance import SIDES, EnhanceParams, TwoOutputs, suspects_first, two_o
 from meca.models import load_model, read_description, save_model
 from meca.partition import PartitionParams, choose, signals, suspicion
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import column, open_train, scores_table, write_parquet
+from meca.stages.tensors import column, open_train, scores_table
+from meca.store import write_parquet
 
 GROUPS = ("seed", "preset", "engine", "partition", "enhance")
 

@@ -11,7 +11,8 @@ from meca.engine import EngineParams, features, prepare, train
 from meca.models import DetectorParams, NetworkParams, build, save_model
 from meca.partition import PartitionParams, choose, main_axis, signals, suspicion
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table, write_parquet
+from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table
+from meca.store import write_parquet
 
 GROUPS = ("seed", "preset", "engine", "network", "detector", "partition")
 

@@ -1,22 +1,20 @@
 """Plant a known attack into a data set, for evaluation; with attack `none` and no option the store passes through untouched."""
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from meca import __version__
 from meca.attacks import ATTACKS, Draws
 from meca.attacks.wanet import control_grid
 from meca.errors import InputRefused
-from meca.files import canonical_json
+from meca.files import canonical_json, copy_folder
 from meca.poisoning import Plan, PoisonParams, Selection, long_tail, plan
 from meca.stages.runtime import Context, main
-from meca.store import Store, open_store, rewrite
+from meca.store import Store, open_store, rewrite, write_array, write_parquet
 
 GROUPS = ("seed", "poison")
 OUTPUTS = ("store", "truth")
@@ -30,8 +28,7 @@ def run(ctx: Context, ingested: Path, store: Path, truth: Path) -> None:
     clean = open_store(ingested)
     record: dict[str, Any] = {"attack": params.attack}
     if params.attack == "none" and params.label_noise == 0 and params.imbalance == 1:
-        store.rmdir()
-        shutil.copytree(ingested, store)
+        copy_folder(ingested, store)
         (truth / "attack.json").write_text(canonical_json(record), encoding="utf-8")
         return
     classes = len(clean.info.class_names)
@@ -47,7 +44,7 @@ def run(ctx: Context, ingested: Path, store: Path, truth: Path) -> None:
         record |= _record(planned, params, labels, ctx)
     rewrite(clean, store, {int(rows[row]): value for row, value in changed.items()}, keep)
     names = open_store(store, verify=False).readable.select(["sample_id", "source"]).slice(0, len(labels))
-    pq.write_table(_truth(labels, planned, params, names), truth / "truth.parquet", compression="zstd")
+    write_parquet(_truth(labels, planned, params, names), truth / "truth.parquet")
     record |= {
         "seed": ctx.seed,
         "meca": __version__,
@@ -96,7 +93,7 @@ def _write_views(clean: Store, truth: Path, params: PoisonParams, seed: int) -> 
     pixels = clean.images[clean.test]
     for name, view in zip(_files(params), ATTACKS[params.attack].views, strict=True):
         parts = [np.asarray(pixels[start : start + BLOCK]) for start in range(0, max(len(pixels), 1), BLOCK)]
-        np.save(truth / name, np.concatenate([view(part, params, seed) for part in parts]), allow_pickle=False)
+        write_array(truth / name, np.concatenate([view(part, params, seed) for part in parts]))
 
 
 def _files(params: PoisonParams) -> list[str]:

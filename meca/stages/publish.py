@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from meca.compute import pc
 from meca.decisions import DECISIONS, describe
@@ -20,7 +19,7 @@ from meca.errors import MecaError, UsageError
 from meca.files import canonical_json, read_json
 from meca.report.text import plain
 from meca.stages.runtime import Context, code_digest, main
-from meca.store import Store, open_store, read_parquet
+from meca.store import Store, open_store, read_parquet, write_parquet
 from meca.verdicts import build, summarize
 from meca.verification import listing, root_of
 from meca.writers import Entries, format_of, write_sanitized
@@ -94,7 +93,7 @@ def write(
     Raises:
         MecaError: The model is incomplete.
     """
-    pq.write_table(verdicts, out / "verdicts.parquet", compression="zstd")
+    write_parquet(verdicts, out / "verdicts.parquet")
     if decisions is not None:
         (out / DECISIONS).write_bytes(decisions)
     if decisions is not None or verdict["verdict"] != "inconclusive":

@@ -14,7 +14,8 @@ from meca.files import canonical_json, read_json
 from meca.models import load_model, read_description, save_model
 from meca.relabel import Relabelled, RelabelParams, relabel, transplant, trigger_estimate
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import epoch_notes, open_train, read_rows, write_parquet
+from meca.stages.tensors import epoch_notes, open_train, read_rows
+from meca.store import write_array, write_parquet
 
 GROUPS = ("seed", "preset", "engine", "relabel_finetune")
 
@@ -71,7 +72,7 @@ def _leak(
     if not bool(suspects.any()) or len(others) == 0:
         return nothing
     trigger = trigger_estimate(images, suspects, ~flagged, content, int(labels.max()) + 1)
-    np.save(out / "trigger.npy", trigger.cpu().numpy().astype(np.float32), allow_pickle=False)
+    write_array(out / "trigger.npy", trigger.cpu().numpy().astype(np.float32))
     probe = images[others[torch.randperm(len(others), generator=generator(ctx.seed, "leak"))[: params.probe].to(others.device)]]
     rates: list[float] = []
     for each in (model, poisoned_model):

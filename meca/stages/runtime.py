@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +26,8 @@ from typing import Any
 import pyarrow as pa
 
 from meca import __version__
-from meca.errors import MecaError
-from meca.files import atomic_write, canonical_json, lock, replace_folder, sha256_file, sha256_tree
+from meca.errors import MecaError, system_failure
+from meca.files import atomic_write, canonical_json, lock, make_folder, replace_folder, sha256_file, sha256_tree
 from meca.params import Params, read_params
 from meca.progress import Progress
 
@@ -138,14 +139,20 @@ def execute(
         hashes = {name: sha256_tree(paths[name]) for name in stage.inputs}
         key = stage_key(stage, hashes, params)
         temporary = {name: _temporary(paths[name]) for name in stage.outputs}
-        checkpoints = scratch / "checkpoints" / f"{stage.name}-{key[:24]}"
+        # With the owner, because another run on the same input that writes elsewhere has checkpoints of its own.
+        checkpoints = scratch / "checkpoints" / f"{stage.name}-{owner}-{key[:24]}"
         checkpoints.mkdir(parents=True, exist_ok=True)
         ctx = Context(stage.name, params, checkpoints, progress or Progress(quiet=True), temporary[stage.outputs[0]])
-        module.run(ctx=ctx, **{n: paths[n] for n in stage.inputs}, **temporary)
-        if ctx.metrics:
-            atomic_write(ctx.out / "metrics.json", canonical_json(ctx.metrics))
-        for name in stage.outputs:
-            replace_folder(temporary[name], paths[name])
+        try:
+            module.run(ctx=ctx, **{n: paths[n] for n in stage.inputs}, **temporary)
+            if ctx.metrics:
+                atomic_write(ctx.out / "metrics.json", canonical_json(ctx.metrics))
+            for name in stage.outputs:
+                replace_folder(temporary[name], paths[name])
+        except BaseException:
+            for folder in temporary.values():  # on a full disk it would be in the way of the next try
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(checkpoints, ignore_errors=True)
         record = {
             "schema": "meca.receipt/1",
@@ -171,7 +178,7 @@ def execute(
 def _temporary(path: Path) -> Path:
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folder(temporary)
     return temporary
 
 
@@ -209,7 +216,9 @@ def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file")
     parser.add_argument("--receipt", type=Path, help="where to write what was done")
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under `nohup`
+            signal.signal(number, lambda *_: sys.exit(143))
     try:
         paths = {name: getattr(arguments, name) for name in (*stage.inputs, *stage.outputs)}
         with Progress() as progress:
@@ -219,3 +228,9 @@ def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Exception as error:  # 1 would say "poison found"
+        if failure := system_failure(error):
+            print(f"meca {stage.name}: {failure}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        raise SystemExit(MecaError.exit_code) from None

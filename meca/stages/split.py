@@ -21,8 +21,8 @@ from meca.relabel import called, trigger_estimate, unexplained
 from meca.second_look import SecondLookParams, second_look
 from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import column, open_train, scores_table, write_parquet
-from meca.store import open_store
+from meca.stages.tensors import column, open_train, scores_table
+from meca.store import open_store, write_parquet
 
 GROUPS = ("seed", "preset", "engine", "partition", "split", "second_look", "train_clean")
 

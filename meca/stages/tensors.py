@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from meca.models import Description, NetworkParams
 from meca.stages.runtime import Context
 from meca.store import Store, open_store, read_parquet
 
-__all__ = ["column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table", "write_parquet"]
+__all__ = ["column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table"]
 
 
 def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
@@ -59,11 +58,6 @@ def scores_table(store: Store, columns: dict[str, np.ndarray]) -> pa.Table:
     data: dict[str, Any] = {"row": pa.array(np.arange(n), pa.int64()), "sample_id": store.readable["sample_id"].slice(0, n)}
     data |= {name: pa.array(values.astype(np.float32) if values.dtype == np.float64 else values) for name, values in columns.items()}
     return pa.table(data)
-
-
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a table."""
-    pq.write_table(table, path, compression="zstd")
 
 
 def read_rows(path: Path, names: Sequence[str], n: int) -> pa.Table:

@@ -102,7 +102,7 @@ def _changed_json(line: str, about: Mapping[str, Any], label: str) -> str:
 def _write_parquet(store: Store, entries: Entries, target: Path, about: Mapping[str, Any]) -> None:
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(about["schema"])))
     further: Any = store.columns
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+    with open(target, "xb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for start in range(0, len(entries), ROWS):
             part = entries[start : start + ROWS]
             taken = further.take(pa.array([entry.at for entry in part]))

@@ -36,7 +36,7 @@ def _target(out: Path, name: str) -> Path:
 
 
 def _write(path: Path, schema: pa.Schema, chunks: Iterator[pa.Table]) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with open(path, "xb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for chunk in chunks:
             writer.write_table(chunk, row_group_size=ROWS)
 
