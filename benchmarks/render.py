@@ -1,4 +1,4 @@
-"""docs/results.md, docs/performance.md and the table in README.md from the rows in benchmarks/results/; no figure is typed by hand.
+"""docs/results.md, docs/performance.md, docs/hostile.md and the table in README.md from the rows in benchmarks/results/; no figure is typed by hand.
 
     python -m benchmarks.render            write them
     python -m benchmarks.render --check    exit 1 if one of them is not what the rows say
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import performance
+from benchmarks import hostile, performance
 from benchmarks.quality import CUTS
 from meca.report.numbers import UNKNOWN, interval, percent, wilson
 from tasks import tables
@@ -321,6 +321,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         docs / "results.md": render(rows),
         docs / "performance.md": performance.page(speed, read(root / "benchmarks" / "results", every=True)["quality"]),
         docs / "performance.svg": performance.plot(speed),
+        docs / "hostile.md": hostile.page(hostile.outcomes(root / "benchmarks" / "results"), rows["reliability"]),
         **{docs / f"results-{name}.svg": picture for name, picture in tables.figures(paper_rows(rows)).items()},
     }
     readme = root / "README.md"

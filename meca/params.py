@@ -7,6 +7,8 @@ packaged copy `meca/params.yaml` equals the one at the root of the repository (a
 import dataclasses
 import difflib
 import hashlib
+import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +23,13 @@ __all__ = ["PACKAGED", "PRESETS", "Params", "read_params", "with_settings"]
 
 PACKAGED = Path(__file__).with_name("params.yaml")
 PRESETS = ("default", "paper")
+MAX_BYTES = 2**20  # of a parameter file; the packaged one has 20 kB
+MAX_DEPTH = 20
+ONE_MEANING = {  # how a value must be written, so that YAML 1.1 and 1.2 take it for the same: not `no`, `017`, `12:30:45`
+    "tag:yaml.org,2002:bool": r"(?i:true|false)",
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)",
+    "tag:yaml.org,2002:float": r"[-+]?[0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|[-+]?\.(?i:inf|nan)",
+}
 
 T = TypeVar("T")
 
@@ -91,7 +100,8 @@ class Params:
                 return Params({where: value}, self.origin).group(where, option)
             if origin is tuple and isinstance(value, list):
                 return tuple(self._convert(where, item, args[0]) for item in value)
-            if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            # Neither infinite nor NaN, which would pass for a number everywhere and end in a record that is no JSON.
+            if option is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
                 return float(value)
             if option in (int, str, bool) and type(value) is option:
                 return value
@@ -108,14 +118,37 @@ def _loader() -> type:
     import yaml  # only here: importing the core needs no YAML reader
 
     class Strict(yaml.SafeLoader):
-        """A SafeLoader that refuses a key given twice."""
+        """A SafeLoader that refuses a key given twice, what two readers take for two values, references (ten lines of them are a billion values)."""
+
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1} refers to another value; write it out")
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise yaml.YAMLError(f"more than {MAX_DEPTH} levels inside each other")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def compose_scalar_node(self, anchor: Any) -> Any:
+            node = super().compose_scalar_node(anchor)
+            if not re.fullmatch(ONE_MEANING.get(node.tag, "(?s:.*)"), node.value):
+                raise yaml.YAMLError(
+                    f"{node.value!r} (line {node.start_mark.line + 1}) is another value to another reader; write true, false, or a decimal number"
+                )
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen: set[Any] = set()
+            seen: set[str] = set()
             for key_node, _ in node.value:
+                where = f"(line {key_node.start_mark.line + 1})"
                 key = self.construct_object(key_node, deep=True)
+                if not isinstance(key, str):
+                    raise UsageError(f"{node.start_mark.name}: expected a name as key, got {key!r} {where}.")
                 if key in seen:
-                    raise UsageError(f"{node.start_mark.name}: the key {key!r} stands twice in one group (line {key_node.start_mark.line + 1}).")
+                    raise UsageError(f"{node.start_mark.name}: the key {key!r} stands twice in one group {where}.")
                 seen.add(key)
             return super().construct_mapping(node, deep)
 
@@ -128,7 +161,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
     try:
         return yaml.load(text, Loader=_loader())  # noqa: S506 - Strict is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, the 31st of February
         raise UsageError(f"{origin} is not YAML: {error}") from None
 
 
@@ -136,23 +169,44 @@ def read_params(path: Path = PACKAGED) -> Params:
     """Read a params.yaml.
 
     Raises:
-        UsageError: The file is missing, is no YAML mapping, or repeats a key.
+        UsageError: The file is missing, is no YAML mapping, repeats a key, or has a group that nobody reads.
     """
+    tree = _read_tree(path)
+    known = tree if path == PACKAGED else _packaged()
+    unknown = next((group for group in tree if group not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, known, 1)
+        raise UsageError(f"{path.name} has an unknown group {unknown!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    return Params(tree=tree, origin=path.name)
+
+
+@cache
+def _packaged() -> dict[str, Any]:
+    return _read_tree(PACKAGED)
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise UsageError(f"Expected a parameter file at {path}, found none.") from None
+        with open(path, "rb") as file:
+            text = file.read(MAX_BYTES + 1).decode("utf-8")
+    except OSError as error:
+        found = "none" if isinstance(error, FileNotFoundError | IsADirectoryError) else error.strerror
+        raise UsageError(f"Expected a parameter file at {path}, found {found}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"Expected {path} to be UTF-8.") from None
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"Expected a parameter file of at most {MAX_BYTES} bytes, {path} is larger.")
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: expected groups of parameters, got {type(tree).__name__}.")
-    return Params(tree=tree, origin=path.name)
+    return tree
 
 
 def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
     """Return a copy with fields replaced; keys are dotted paths that exist already, such as `ingest.source`.
 
     A field of the method (`partition.epochs`) is set in the block of the preset in force.
-    Values that are strings are read as YAML.
+    Strings are read as YAML where the field holds no text. A text stays as it is: a path may hold `#`, `: ` and quotes.
     """
     import copy
 
@@ -167,7 +221,7 @@ def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
         if not isinstance(node, dict) or name not in node:
             near = difflib.get_close_matches(key, _leaves(tree, tree), 1)
             raise UsageError(f"{params.origin} has no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
-        node[name] = parse_yaml(value, f"--set {key}") if isinstance(value, str) else value
+        node[name] = parse_yaml(value, f"--set {key}") if isinstance(value, str) and not isinstance(node[name], str) else value
     return Params(tree=tree, origin=params.origin)
 
 

@@ -159,7 +159,7 @@ def _cell(
     axes: dict[str, Any] = {
         "preset": preset,
         "seed": seed,
-        "ingest.source": _quoted(source),
+        "ingest.source": source,
         "ingest.train_limit": limit,
         "poison.attack": attack,
         "network.name": name,
@@ -180,7 +180,7 @@ def _cell(
     if is_path:
         # What is there counts, not where: the same folder moved elsewhere has its rows already.
         numbers["ingest"] |= {"source": digest, "watch": None}
-        params = with_settings(params, {"ingest.source": _quoted(str(Path(source).resolve()))})
+        params = with_settings(params, {"ingest.source": str(Path(source).resolve())})
     label = Path(source).name if is_path else source
     data = label + (f":{limit}" if limit else "")
     options = {"data": data, "attack": attack, "rate": rate, "seed": seed, "preset": preset, "network": network, "partition-rate": share}
@@ -212,11 +212,6 @@ def _cell(
             "params_sha256": _hash(numbers),
         },
     )
-
-
-def _quoted(text: str) -> str:
-    """Return text as YAML that stands for just this text, whatever is in it: settings are read as YAML."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 @cache

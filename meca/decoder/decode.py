@@ -6,12 +6,13 @@ Pillow decodes, and only the four formats below; no plug-in of another format is
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "Decoded", "Unreadable", "decode", "resize"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_RATIO", "Decoded", "Unreadable", "decode", "resize"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -89,6 +90,7 @@ def _decode(data: bytes) -> Decoded:
             raise Unreadable("too-narrow")
         if getattr(image, "n_frames", 1) > 1:
             raise Unreadable("several-frames")
+        stored = _stored_mode(image)
         image.load()
         notes: list[str] = []
         upright: Image.Image = image
@@ -101,9 +103,17 @@ def _decode(data: bytes) -> Decoded:
             raise Unreadable(f"mode:{mode}")
         if how == "keep" and "transparency" in image.info:
             how = "over"
-        if how != "keep":
-            notes.append(f"converted:{mode}")
+        if how != "keep" or stored != mode:
+            notes.append(f"converted:{stored}")
         return Decoded(_to_rgb(upright, how), width, height, mode, kind, tuple(notes))
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """Return the mode, or how the file holds its channels where Pillow drops half of their bits without a word."""
+    tiles: Any = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    raw = arguments if isinstance(arguments, str) else ""
+    return raw if image.mode in ("RGB", "RGBA", "LA") and raw.endswith(";16B") else image.mode
 
 
 def _to_rgb(image: Image.Image, how: str) -> Pixels:

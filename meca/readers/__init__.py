@@ -204,6 +204,8 @@ def open_source(params: IngestParams, seed: int) -> Source:
 
 
 def _open_path(path: Path, format: str, label_column: str) -> Source:
+    if text(str(path)) != str(path):  # it goes into records that are UTF-8
+        raise InputRefused(f"Expected a path in UTF-8, got {text(str(path))}; rename it.")
     found = detect(path) if format == "auto" else format
     if not path.exists() and not webdataset.is_pattern(path):
         raise InputRefused(f"Nothing found at {path}; expected data in the format {found}.")

@@ -1,11 +1,12 @@
 """The python batches of CIFAR-10 and CIFAR-100: `cifar-10-batches-py`, `cifar-100-python`, what their authors and torchvision give out.
 
-They are pickles, and a pickle is a program. Ours is an unpickler that knows five names and answers each with a stand-in
-of its own, so that not even NumPy's code runs on what the file says.
+They are pickles, and a pickle is a program. Ours is an unpickler that knows the few steps that a batch needs, and five
+names; it answers each name with a stand-in of its own, so that not even NumPy's code runs on what the file says.
 """
 
 import io
-import pickle  # only to subclass Unpickler below: the format is pickle, and nothing that it names is looked up
+import pickle  # only to subclass the unpickler below: the format is pickle, and nothing that it names is looked up
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from meca.errors import InputRefused, UsageError
-from meca.readers.files import read_whole
+from meca.readers.files import MAX_NAME, read_whole
+from meca.readers.labels import MAX_CLASSES, checked
 from meca.readers.source import Found, Labels, Source
 
 __all__ = ["SIDE", "WIDTH", "coarse_of", "data_set_name", "folder_of", "labels_by_split", "load_batch", "open_cifar"]
@@ -66,8 +68,56 @@ def _encode(value: object, encoding: object = "latin1") -> bytes:
     return value.encode("latin1")
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
+_STEPS = b"".join(
+    (
+        *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
+        *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4, pickle.FLOAT, pickle.BINFLOAT),
+        *(pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
+        *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
+        *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
+        *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+        *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
+        *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD),
+    )
+)
+
+
+class _Steps(dict[int, Any]):
+    def __missing__(self, code: int) -> Any:
+        raise _Refused(f"the step {chr(code)!r}")
+
+
+class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage] - in Python: the one in C takes gigabytes for a large memo number
+    stack: list[Any]
+    append: Any
+    pop_mark: Any
+    dispatch = _Steps({code: pickle._Unpickler.dispatch[code] for code in _STEPS})  # pyright: ignore[reportPrivateUsage]
+
+    def load_dict(self) -> None:
+        """Make a dictionary of what follows the mark."""
+        items: list[Any] = self.pop_mark()
+        self.append(dict(zip(_keys(items[::2]), items[1::2], strict=True)))
+
+    def load_setitem(self) -> None:
+        """Put one item into the dictionary below it."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._dictionary().update(zip(_keys([key]), [value], strict=True))
+
+    def load_setitems(self) -> None:
+        """Put what follows the mark into the dictionary below it."""
+        items: list[Any] = self.pop_mark()
+        self._dictionary().update(zip(_keys(items[::2]), items[1::2], strict=True))
+
+    def _dictionary(self) -> dict[Any, Any]:
+        if type(self.stack[-1]) is not dict:
+            raise _Refused("items of what is no dictionary")
+        return self.stack[-1]
+
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def find_class(self, module: str, name: str) -> Any:
         """Return our stand-in for one of the five names that a batch needs; refuse any other."""
         stand_ins: dict[tuple[str, str], Any] = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *a: _reconstruct(*a),  # new each time: a pickle may write onto what it gets
@@ -79,6 +129,12 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in stand_ins:
             raise _Refused(f"{module}.{name}")
         return stand_ins[module, name]
+
+
+def _keys(keys: list[Any]) -> list[Any]:
+    if not all(isinstance(key, bytes | str) for key in keys):
+        raise _Refused("a key that is no text")  # tuples inside tuples: to hash them takes for ever, or more stack than there is
+    return keys
 
 
 def load_batch(data: bytes, name: str) -> dict[str, Any]:
@@ -101,9 +157,20 @@ def load_batch(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _string(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    return value if isinstance(value, str) else type(value).__name__
+    if not isinstance(value, bytes | str):
+        return type(value).__name__
+    if len(value) > MAX_NAME:  # one value may stand in a million places
+        raise InputRefused(f"Expected names of at most {MAX_NAME} characters in a batch, got one of {len(value)}.")
+    data = value.encode("utf-8", "backslashreplace") if isinstance(value, str) else value  # a str may hold half a character
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _shown(value: object) -> str:
+    """Return what an error says of a value, which may be endless."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _pixels(value: object, name: str) -> NDArray[np.uint8]:
@@ -114,9 +181,9 @@ def _pixels(value: object, name: str) -> NDArray[np.uint8]:
     _, shape, dtype, fortran, raw = state
     code = dtype.code if isinstance(dtype, _Dtype) else dtype
     if code not in ("u1", "|u1") or not isinstance(raw, bytes):
-        raise InputRefused(f"Expected `data` of {name} to be uint8, got {code!r}.")
-    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != WIDTH or not isinstance(shape[0], int) or shape[0] * WIDTH != len(raw):
-        raise InputRefused(f"Expected `data` of {name} to have the shape [n {WIDTH}] and as many bytes, got {shape!r} and {len(raw)} bytes.")
+        raise InputRefused(f"Expected `data` of {name} to be uint8, got {_shown(code)}.")
+    if not isinstance(shape, tuple) or [type(side) for side in shape] != [int, int] or shape != (len(raw) // WIDTH, WIDTH) or len(raw) % WIDTH:
+        raise InputRefused(f"Expected `data` of {name} to have the shape [n {WIDTH}] and as many bytes, got {_shown(shape)} and {len(raw)} bytes.")
     return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
@@ -221,9 +288,9 @@ def _class_names(folder: Path, meta: str, key: str) -> tuple[str, ...]:
     if not (folder / meta).exists():
         raise InputRefused(f"Expected {meta} with the class names beside the batches, found none.")
     names = load_batch(read_whole(folder / meta, 2**20), meta).get(key)
-    if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
+    if not isinstance(names, list) or not 0 < len(names) <= MAX_CLASSES or not all(isinstance(name, bytes | str) for name in names):
         raise InputRefused(f"Expected a list of class names as `{key}` of {meta}, got {type(names).__name__}.")
-    return tuple(_string(name) for name in names)
+    return checked([_string(name) for name in names], f"the class names in {meta}")
 
 
 def _labels(value: object, n: int, classes: int, name: str) -> Labels:
@@ -231,5 +298,5 @@ def _labels(value: object, n: int, classes: int, name: str) -> Labels:
         raise InputRefused(f"Expected `labels` of {name} to be a list of {n} integers.")
     for at, label in enumerate(value):
         if not 0 <= label < classes:
-            raise InputRefused(f"Expected labels in 0..{classes - 1}, got {label} in row {at} of {name}.")
+            raise InputRefused(f"Expected labels in 0..{classes - 1}, got {_shown(label)} in row {at} of {name}.")
     return np.array(value, np.int64)

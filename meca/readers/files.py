@@ -52,11 +52,11 @@ def _read(number: int, limit: int) -> bytes:
         if status.st_size > limit:
             raise NotRegular("too-many-bytes")
         try:
-            data = file.read(limit + 1)
+            data = file.read(status.st_size + 1)  # not the limit: so much memory is taken before a byte is read
         except OSError:
             raise NotRegular("cannot-read") from None
-    if len(data) > limit:
-        raise NotRegular("too-many-bytes")
+    if len(data) > status.st_size:
+        raise NotRegular("cannot-read")  # it grew meanwhile
     return data
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from meca.decoder.decode import MAX_PIXELS
+from meca.decoder.decode import MAX_RATIO as MAX_SIDES
 from meca.errors import InputRefused
 from meca.readers.files import read_whole
 from meca.readers.source import Found, Labels, Source
@@ -55,6 +57,11 @@ def open_idx(path: Path) -> Source:
             raise InputRefused(f"Expected {prefix}-images-idx3-ubyte and {prefix}-labels-idx1-ubyte side by side, found only one of them.")
         zipped = zipped or picture.suffix == ".gz"
         images[split], labels[split] = _array(picture, 3), _array(answer, 1).astype(np.int64)
+        height, width = images[split].shape[1:]
+        if height * width > MAX_PIXELS or max(height, width) > MAX_SIDES * min(height, width):
+            raise InputRefused(
+                f"Expected images of at most {MAX_PIXELS} pixels, at most {MAX_SIDES} times as long as wide, in {picture.name}, got {height}x{width}."
+            )
         if len(images[split]) != len(labels[split]):
             raise InputRefused(
                 f"Expected as many labels as images, got {len(labels[split])} in {answer.name} and {len(images[split])} in {picture.name}."

@@ -134,12 +134,14 @@ def _classes(folder: Path, odd: list[str], root: Path) -> list[str]:
 
 
 def refuse_twins(names: Iterable[str]) -> None:
-    """Refuse class folders that are one folder on a system without case or with other Unicode rules."""
+    """Refuse class folders that are one folder on a system without case or with other Unicode rules, or that look like one."""
     seen: dict[str, str] = {}
     for name in names:
-        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        # Characters that are not shown go, and so do blanks and dots at the end, as Windows has it.
+        shown = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+        key = unicodedata.normalize("NFC", shown.casefold()).rstrip(" .")
         if key in seen:
-            raise InputRefused(f"The class folders {seen[key]!r} and {name!r} are one folder on some systems; rename one of them.")
+            raise InputRefused(f"The class folders {seen[key]!r} and {name!r} are one folder on some systems, or look like one; rename one of them.")
         seen[key] = name
 
 

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from meca.errors import InputRefused
 
-__all__ = ["MAX_CLASSES", "classes_of", "numbered"]
+__all__ = ["MAX_CLASSES", "checked", "classes_of", "numbered"]
 
 MAX_CLASSES = 100_000
 MAX_LENGTH = 255  # characters; a label is no caption
 NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+HALF = re.compile("[\ud800-\udfff]")  # no file and no screen can hold one
 
 
 def classes_of(labels: Iterable[str], what: str) -> tuple[str, ...]:
@@ -26,9 +28,25 @@ def classes_of(labels: Iterable[str], what: str) -> tuple[str, ...]:
             f"Expected at most {MAX_CLASSES} classes with names of at most {MAX_LENGTH} characters in {what}, found {found}; "
             "is that the label (params.yaml: ingest.label_column)?"
         )
+    half = next((name for name in names if HALF.search(name)), None)
+    if half is not None:
+        raise InputRefused(f"The label {half!r} in {what} holds half a character (a lone surrogate); mend or drop its row.")
     if all(NUMBER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names, key=lambda name: name.encode()))
+
+
+def checked(names: Any, what: str) -> tuple[str, ...]:
+    """Return class names that a file lists beside its labels.
+
+    Raises:
+        InputRefused: They are no list of different names, or too many, too long, or hold half a character.
+    """
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise InputRefused(f"Expected {what} to be different strings.")
+    if len(names) > MAX_CLASSES or any(len(name) > MAX_LENGTH or HALF.search(name) for name in names):
+        raise InputRefused(f"Expected {what} to be at most {MAX_CLASSES} names of at most {MAX_LENGTH} characters, without half a character.")
+    return tuple(names)
 
 
 def numbered(class_names: tuple[str, ...], tests: Mapping[str, str]) -> dict[str, int]:

@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from meca.decoder.decode import MAX_BYTES
 from meca.errors import InputRefused, UsageError
-from meca.readers.files import NotRegular, clean_name, inside, open_regular, read_below, text
+from meca.readers.files import NotRegular, clean_name, inside, read_below, text
 from meca.readers.imagefolder import OTHER_SUFFIXES, walk
 from meca.readers.imagefolder import SUFFIXES as IMAGES
 from meca.readers.labels import classes_of, numbered
 from meca.readers.rows import SUFFIXES, Rows, is_list, read_rows
 from meca.readers.source import Found, Source
 from meca.readers.splits import SPLITS, by_name, splits_of
+from meca.readers.tables import Room, Table
 
 __all__ = ["manifests_of", "metadata_of", "open_manifest", "open_metadata"]
 
@@ -160,8 +160,7 @@ def _open(format: str, root: Path, splits: dict[Path, str | None], label_column:
         if rows.kind != "parquet":
             lines = [rows.raw[kept[at]] for at in chosen] if split == "train" else [""] * len(chosen)
             return pa.table({"raw": pa.array(lines, pa.large_string())})
-        with open_regular(train) as opened, pq.ParquetFile(opened) as file:
-            table = file.read()
+        table = _whole(train, about["name"])
         fields = [field.with_nullable(True) for field in table.schema]
         if split == "train":
             return table.take(pa.array([kept[at] for at in chosen], pa.int64())).cast(pa.schema(fields))
@@ -176,6 +175,14 @@ def _open(format: str, root: Path, splits: dict[Path, str | None], label_column:
         columns=columns,
         options={"list": about, "label_column": rows.label_column, "listed": [str(path) for listed in samples.values() for path, _ in listed]},
     )
+
+
+def _whole(file: Path, name: str) -> pa.Table:
+    """Return all rows of a parquet list, with all their columns."""
+    room = Room.of([file], name)
+    with Table(file, name) as table:
+        pieces = [piece for group in range(len(table.rows)) for piece in table.pieces(table.schema.names, room, group)]
+    return pa.concat_tables(pieces) if pieces else table.schema.empty_table()
 
 
 def _path(value: str, below: Path, name: str, number: int) -> PurePosixPath:

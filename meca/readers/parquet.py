@@ -1,6 +1,6 @@
 """Hugging Face-style parquet: `image: struct{bytes, path}` and `label`; one file, or a folder of shards.
 
-A shard belongs to the split that its name begins with (`train-00000-of-00005.parquet`). Row groups are read one by one.
+A shard belongs to the split that its name begins with (`train-00000-of-00005.parquet`). Rows are read in pieces.
 """
 
 import base64
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from meca.errors import InputRefused
 from meca.readers.files import text
+from meca.readers.labels import checked
 from meca.readers.source import Found, Labels, Source
 from meca.readers.splits import splits_of
+from meca.readers.tables import Room, Table
 
 __all__ = ["holds_images", "open_parquet", "shards_of"]
 
@@ -39,9 +40,8 @@ def shards_of(path: Path) -> list[Path]:
 def holds_images(path: Path) -> bool:
     """Say whether a parquet file is for this reader: it has a column of image bytes, or cannot be read at all."""
     try:
-        with pq.ParquetFile(path) as file:
-            return _bytes_column(file.schema_arrow) is not None
-    except (OSError, pa.ArrowException):
+        return _bytes_column(_schema(path)) is not None
+    except InputRefused:
         return True  # whoever opens it says what is wrong
 
 
@@ -66,17 +66,18 @@ def open_parquet(path: Path, label_column: str = "auto") -> Source:
         raise InputRefused(f"Expected parquet files at {path.name}, found none.")
     named = splits_of([text(shard.name) for shard in shards], "shard")
     splits = {shard: named[text(shard.name)] for shard in shards}
-    schema = _schema(shards[0])
-    image, label = _columns(schema, shards[0].name, label_column)
-    names = _class_names(schema, label, shards[0].name)
+    schema, first = _schema(shards[0]), text(shards[0].name)
+    image, label = _columns(schema, first, label_column)
+    names = _class_names(schema, label, first)
     given: dict[Path, Labels] = {}
+    room = Room.of(shards, text(path.name))
     for shard in shards:
         other = _schema(shard)
         if not other.equals(schema):
-            raise InputRefused(f"Expected every shard to have the columns of {shards[0].name}, but {shard.name} has others: {_list(other)}.")
-        if _class_names(other, label, shard.name) != names:
-            raise InputRefused(f"Expected every shard to have the class names of {shards[0].name}, but {shard.name} has others.")
-        given[shard] = _labels(shard, label)
+            raise InputRefused(f"Expected every shard to have the columns of {first}, but {text(shard.name)} has others: {_list(other)}.")
+        if _class_names(other, label, text(shard.name)) != names:
+            raise InputRefused(f"Expected every shard to have the class names of {first}, but {text(shard.name)} has others.")
+        given[shard] = _labels(shard, label, room)
     highest = max((int(values.max()) for values in given.values() if values.size), default=-1)
     if highest >= MAX_CLASSES:
         raise InputRefused(f"Expected at most {MAX_CLASSES} classes, found a label {highest}; is column {label!r} the label?")
@@ -85,13 +86,13 @@ def open_parquet(path: Path, label_column: str = "auto") -> Source:
         wrong = np.flatnonzero((values < 0) | (values >= len(names)))
         if wrong.size:
             raise InputRefused(
-                f"Expected labels in 0..{len(names) - 1}, got {values[wrong[0]]} in row {wrong[0]} of {shard.name}; mend or drop that row."
+                f"Expected labels in 0..{len(names) - 1}, got {values[wrong[0]]} in row {wrong[0]} of {text(shard.name)}; mend or drop that row."
             )
     mine = {split: [shard for shard in shards if splits[shard] == split] for split in ("train", "test")}
     rest = schema.remove(schema.get_field_index(label))
 
     def read(split: str, take: NDArray[np.bool_]) -> Iterator[Found]:
-        for shard, start, table, wanted in _groups(mine[split], [image, label], take):
+        for shard, start, table, wanted in _pieces(mine[split], [image, label], take, text(path.name), plain=False):
             cells, labels = table.column(image).combine_chunks(), table.column(label)
             data = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
             for at in np.flatnonzero(wanted):
@@ -101,7 +102,7 @@ def open_parquet(path: Path, label_column: str = "auto") -> Source:
 
     def columns(split: str, take: NDArray[np.bool_]) -> pa.Table:
         kept = [
-            _without_bytes(table.select(rest.names), image).filter(pa.array(wanted)) for _, _, table, wanted in _groups(mine[split], rest.names, take)
+            _without_bytes(table, image).filter(pa.array(wanted)) for _, _, table, wanted in _pieces(mine[split], rest.names, take, text(path.name))
         ]
         return pa.concat_tables(kept) if kept else _without_bytes(rest.empty_table(), image)
 
@@ -122,16 +123,9 @@ def open_parquet(path: Path, label_column: str = "auto") -> Source:
     )
 
 
-def _open(shard: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(shard)
-    except (OSError, pa.ArrowException) as error:
-        raise InputRefused(f"{text(shard.name)} is not a readable parquet file ({str(error).splitlines()[0]}).") from None
-
-
 def _schema(shard: Path) -> pa.Schema:
-    with _open(shard) as file:
-        return file.schema_arrow
+    with Table(shard, text(shard.name)) as table:
+        return table.schema
 
 
 def _list(schema: pa.Schema) -> str:
@@ -167,14 +161,13 @@ def _class_names(schema: pa.Schema, label: str, shard: str) -> tuple[str, ...]:
         return ()
     if isinstance(names, dict):  # older writers number the names
         names = [names[key] for key in sorted(names, key=lambda key: (len(key), key))]
-    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise InputRefused(f"Expected the class names in the metadata of {shard} to be different strings.")
-    return tuple(names)
+    return checked(names, f"the class names in the metadata of {shard}")
 
 
-def _labels(shard: Path, label: str) -> Labels:
-    with _open(shard) as file:
-        column = _read(file, shard, None, [label]).column(label)
+def _labels(shard: Path, label: str, room: Room) -> Labels:
+    with Table(shard, text(shard.name)) as table:
+        pieces = [piece for group in range(len(table.rows)) for piece in table.pieces([label], room, group)]
+    column = pa.chunked_array([chunk for piece in pieces for chunk in piece.column(label).chunks], table.schema.field(label).type)
     if column.null_count:
         row = next(at for at, value in enumerate(column) if not value.is_valid)
         raise InputRefused(f"Expected a label in every row, found none in row {row} of {text(shard.name)}; mend or drop that row.")
@@ -184,24 +177,20 @@ def _labels(shard: Path, label: str) -> Labels:
         raise InputRefused(f"Expected the labels of {text(shard.name)} to fit into 64 bits with a sign.") from None
 
 
-def _read(file: pq.ParquetFile, shard: Path, group: int | None, columns: list[str]) -> pa.Table:
-    try:
-        return file.read(columns=columns) if group is None else file.read_row_group(group, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise InputRefused(f"{text(shard.name)} is damaged ({str(error).splitlines()[0]}); get the file again.") from None
-
-
-def _groups(shards: list[Path], columns: list[str], take: NDArray[np.bool_]) -> Iterator[tuple[Path, int, pa.Table, NDArray[np.bool_]]]:
-    """Yield every row group that holds wanted rows: its shard, its first row there, its rows, and which are wanted."""
-    done = 0
+def _pieces(
+    shards: list[Path], columns: list[str], take: NDArray[np.bool_], name: str, plain: bool = True
+) -> Iterator[tuple[Path, int, pa.Table, NDArray[np.bool_]]]:
+    """Yield every piece of the row groups that hold wanted rows: its shard, its first row there, its rows, and which are wanted."""
+    room, done = Room.of(shards, name), 0
     for shard in shards:
-        with _open(shard) as file:
+        with Table(shard, text(shard.name)) as table:
             start = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                wanted = take[done : done + rows]
+            for group, rows in enumerate(table.rows):
+                wanted, at = take[done : done + rows], 0
                 if wanted.any():
-                    yield shard, start, _read(file, shard, group, columns), wanted
+                    for piece in table.pieces(columns, room, group, plain):
+                        yield shard, start + at, piece, wanted[at : at + piece.num_rows]
+                        at += piece.num_rows
                 start, done = start + rows, done + rows
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from meca.errors import InputRefused, UsageError
 from meca.readers.files import open_regular, text
+from meca.readers.tables import Room, Table
 
 __all__ = ["LABELS", "SUFFIXES", "Rows", "csv_fields", "is_list", "json_members", "read_rows"]
 
@@ -29,7 +30,6 @@ SPLIT = "split"
 DELIMITERS = (",", ";", "\t")
 MAX_LINE = 2**20  # characters
 MAX_ROWS = 10_000_000
-MAX_BYTES = 4 * 2**30  # of a parquet list, unpacked
 BOM = "\ufeff"
 
 
@@ -214,6 +214,7 @@ def json_members(line: str) -> list[tuple[str, Any, int, int]]:
         raise ValueError("no object")
     at = _skip(blank, line, at + 1)
     members: list[tuple[str, Any, int, int]] = []
+    seen: set[str] = set()
     while line[at : at + 1] != "}":
         if members:
             if line[at : at + 1] != ",":
@@ -228,8 +229,9 @@ def json_members(line: str) -> list[tuple[str, Any, int, int]]:
             value, end = decoder.raw_decode(line, begin)
         except RecursionError:
             raise ValueError("nested too deeply") from None
-        if any(key == other for other, _, _, _ in members):
+        if key in seen:
             raise ValueError(f"the key {key[:50]!r} twice")
+        seen.add(key)
         members.append((key, value, begin, end))
         at = _skip(blank, line, end)
     if line[at + 1 :].strip():
@@ -273,25 +275,20 @@ def _read_json(path: Path, name: str, label_column: str) -> Rows:
 
 
 def _read_parquet(path: Path, name: str, label_column: str) -> Rows:
-    try:
-        with open_regular(path) as opened, pq.ParquetFile(opened) as file:
-            schema: pa.Schema = file.schema_arrow
-            names = list(schema.names)
-            path_name, label_name = _column(names, PATHS, name, "path"), _label(names, name, label_column)
-            with_split = SPLIT in names and label_name != SPLIT
-            wanted = [path_name, label_name, *([SPLIT] if with_split else [])]
-            if sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) > MAX_BYTES:
-                raise InputRefused(f"Expected {name} to unpack to at most {MAX_BYTES // 2**30} GiB; a list of files is small.")
-            rows = Rows(
-                "parquet", "", "", path_name, label_name, tuple(names), [], [], [] if with_split else None, [],
-                base64.b64encode(schema.serialize().to_pybytes()).decode(),
-            )  # fmt: skip
-            number = 0
-            for batch in file.iter_batches(columns=wanted):
-                columns = [batch.column(batch.schema.get_field_index(column)).to_pylist() for column in wanted]
+    with Table(path, name) as table:
+        names = list(table.schema.names)
+        path_name, label_name = _column(names, PATHS, name, "path"), _label(names, name, label_column)
+        with_split = SPLIT in names and label_name != SPLIT
+        wanted = [path_name, label_name, *([SPLIT] if with_split else [])]
+        rows = Rows(
+            "parquet", "", "", path_name, label_name, tuple(names), [], [], [] if with_split else None, [],
+            base64.b64encode(table.schema.serialize().to_pybytes()).decode(),
+        )  # fmt: skip
+        number, room = 0, Room.of([path], name)
+        for group in range(len(table.rows)):
+            for piece in table.pieces(wanted, room, group):
+                columns = [piece.column(column).to_pylist() for column in wanted]
                 for path_value, label, *split in zip(*columns, strict=True):
                     number += 1
                     _add(rows, name, number, path_value, label, split[0] if split else None, None)
-    except pa.ArrowException as problem:
-        raise InputRefused(f"{name} is not a readable parquet file ({str(problem).splitlines()[0]}).") from None
     return rows

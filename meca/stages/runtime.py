@@ -30,6 +30,7 @@ from meca.errors import MecaError, system_failure
 from meca.files import atomic_write, canonical_json, lock, make_folder, replace_folder, sha256_file, sha256_tree
 from meca.params import Params, read_params
 from meca.progress import Progress
+from meca.report.text import plain
 
 __all__ = ["Context", "code_digest", "describe", "execute", "main", "stage_key"]
 
@@ -224,7 +225,7 @@ def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:
         with Progress() as progress:
             execute(module, paths, read_params(arguments.params), arguments.receipt, progress)
     except MecaError as error:
-        print(f"meca {stage.name}: {error}", file=sys.stderr)
+        print(f"meca {stage.name}: {plain(error, 2000)}", file=sys.stderr)  # it may repeat a name out of the data
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -24,7 +24,7 @@ def project(tmp_path):
         "meca/sub/page.html": "{% include 'page.css' %}",
         "meca/sub/page.css": "",
         "meca/sub/other.css": "",
-        "params.yaml": "preset: default\nseed: 0\nplain: {x: 1}\nblocks: {default: {x: 1}, paper: {x: 2}}\n",
+        "params.yaml": "preset: default\nseed: 0\npoison: {x: 1}\npartition: {default: {x: 1}, paper: {x: 2}}\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,11 +44,11 @@ def test_closure_holds_what_python_loads():
 
 
 def test_rewrite_changes_code_and_parameters_and_nothing_else(project):
-    (project / "meca" / "a.py").write_text('GROUPS = ("seed", "plain", "blocks")\n')
+    (project / "meca" / "a.py").write_text('GROUPS = ("seed", "poison", "partition")\n')
     head = "stages: # kept\n  a:\n    cmd: >-\n      python -m meca.a\n      --out out\n"
     before = head + "    deps:\n      - data\n      - meca/gone.py\n    params:\n      - old\n    outs:\n      - out # kept\n"
     after = before.replace("      - meca/gone.py\n", "      - meca/__init__.py\n      - meca/a.py\n")
-    after = after.replace("      - old\n", "      - seed\n      - plain\n      - blocks.${preset}\n")
+    after = after.replace("      - old\n", "      - seed\n      - poison\n      - partition.${preset}\n")
     assert rewrite(project, before) == after
     assert rewrite(project, after) == after
 
