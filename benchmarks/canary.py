@@ -55,8 +55,7 @@ def hits(folder: Path, words: Mapping[str, str]) -> list[str]:
     needles = {f"{name}, {how}": needle for name, word in words.items() for how, needle in encodings(word).items()}
     found: list[str] = []
     for path in sorted(folder.rglob("*")):
-        if any(word in path.name for word in words.values()):
-            found.append(f"{path}: in its name")
+        found += [f"{path.relative_to(folder)}: {name}, in its name" for name, word in words.items() if word in path.name]
         if path.is_symlink() or not path.is_file():
             continue
         for content in _contents(path.read_bytes(), path):

@@ -30,7 +30,7 @@ from benchmarks.faults import Campaign, Cleaning, cleaning
 from meca.files import sha256_tree
 
 PER_RUN = 6
-SHARES = {"clean": 0.35, "dvc": 0.25, "stages": 0.4}
+SHARES = {"clean": (0.3, 0.3), "dvc": (0.1, 0.3), "stages": (0.6, 0.4)}  # of the kills, of the time
 FOLDERS = (
     "data",
     "work/partition",
@@ -145,7 +145,8 @@ def dvc(room: Path, clock: Clock, rng: random.Random) -> Campaign:
     """Kill `dvc repro`: the parent, its children, the group."""
     from tasks.workspace import create
 
-    settings = {**scene.TINY, "ingest.source": "shapes", "ingest.shapes_train": scene.TRAIN, "ingest.shapes_test": scene.TEST}
+    source = str(scene.make_data(room / "source"))
+    settings = {**scene.TINY, "ingest.source": source, "ingest.watch": source}
     whole = create(room / "whole", settings, code=False)
     started = time.perf_counter()
     done = _repro(whole)
@@ -257,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=300, help="SIGKILLs in all")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new run after so many")
+    parser.add_argument("--only", choices=SHARES, help="one of the three, with its share of the kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--signals", type=int, metavar="ROUNDS", help="send the signals that a person or a scheduler sends instead")
     parser.add_argument("--no-row", action="store_true", help="a rehearsal")
@@ -264,16 +266,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts: dict[str, Any] = {"clean": clean, "dvc": dvc, "stages": stages}
     names = {"clean": "random SIGKILL, `meca clean`", "dvc": "random SIGKILL, `dvc repro`", "stages": "random SIGKILL, stage programs without torch"}
     command, failed = " ".join(["python -m benchmarks.kills", *(argv if argv is not None else sys.argv[1:])]), False
-    for part in ["signals"] if arguments.signals else parts:
+    for part in ["signals"] if arguments.signals else [arguments.only] if arguments.only else parts:
         room = Path(tempfile.mkdtemp(prefix="meca-kills-")).resolve()
         started = time.perf_counter()
         try:
             if part == "signals":
                 done, name = signals(room, arguments.signals, random.Random(arguments.seed)), "SIGTERM, SIGHUP, Ctrl-C once and twice, `meca clean`"
             else:
-                share = SHARES[part]
+                kills, minutes = SHARES[part]
                 done, name = (
-                    parts[part](room, Clock(round(share * arguments.kills), share * arguments.minutes), random.Random(arguments.seed)),
+                    parts[part](room, Clock(round(kills * arguments.kills), minutes * arguments.minutes), random.Random(arguments.seed)),
                     names[part],
                 )
         finally:

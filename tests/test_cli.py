@@ -1,5 +1,6 @@
 """The command line: what it imports, what it prints, and an exit code for every end."""
 
+import errno
 import json
 import os
 import re
@@ -134,12 +135,20 @@ def test_no_failure_looks_like_a_verdict(cleaned, capsys, error, expected):
 
 def test_an_unforeseen_failure_says_where_its_traceback_is(cleaned, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    cleaned(ZeroDivisionError("so\x1b[31mbad"))
+    cleaned(ZeroDivisionError("so\x1b[31mbad at https://somebody:hidden@host/x?token=hidden"))
     assert clean() == 2
     err = capsys.readouterr().err
     (kept,) = tmp_path.iterdir()
     assert str(kept) in err and "ZeroDivisionError" in err and "\x1b" not in err
     assert "Traceback (most recent call last)" in kept.read_text()
+    assert "https://host/x" in err and "hidden" not in err + kept.read_text()
+
+
+def test_a_full_disk_is_a_sentence_and_no_traceback(cleaned, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cleaned(OSError(errno.ENOSPC, "No space left on device", "out/x"))
+    assert clean() == 2
+    assert capsys.readouterr().err.startswith("meca: Could not go on at out/x: the disk is full; make room") and not list(tmp_path.iterdir())
 
 
 def test_json_is_one_object_with_the_keys_of_the_summary(cleaned, capsys):
@@ -340,7 +349,7 @@ def test_nothing_from_data_reaches_the_terminal_as_a_control(capsys):
     assert len(out.splitlines()) == len(lines)  # a name forges no second line
 
 
-def test_sigterm_ends_with_143():
+def test_each_signal_has_its_exit_code():
     code = """
 import sys, time
 from meca import pipeline
@@ -352,12 +361,20 @@ sys.argv = ["meca", "clean", "shapes", "-o", "out"]
 from flows.cli import main
 main()
 """
-    for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == expected
+    # Under `nohup` a terminal that closes ends nothing.
+    ignored = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignored)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
 
 
 def test_output_survives_a_terminal_that_knows_ascii_only(tmp_path):

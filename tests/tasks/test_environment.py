@@ -31,3 +31,20 @@ def test_importing_the_glue_loads_no_platform_and_no_torch(module):
     heavy = "{'prefect', 'mlflow', 'dvc', 'torch', 'boto3', 'matplotlib'}"
     program = f"import sys, tasks.{module}; print(*sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("http://host:5000/path", "http://host:5000/path"),
+        ("API request to https://me:hidden@host/api failed", "API request to https://host/api failed"),
+        ("at postgresql://me:hid@den@host/db.", "at postgresql://host/db."),
+        ("https://hidden@host and s3://bucket/key?X-Signature=hidden", "https://host and s3://bucket/key"),
+        ("exceeded with url: /?token=hidden/api (Caused by 'x')", "exceeded with url: / (Caused by 'x')"),
+        ('told "http://host/?a=hidden&b=hidden" so', 'told "http://host/" so'),
+        ("mail somebody@host? yes", "mail somebody@host? yes"),
+        ("http://host/a then me@host", "http://host/a then me@host"),
+    ],
+)
+def test_no_address_keeps_its_secrets(text, public):
+    assert environment.without_secrets(text) == public
