@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from flows import doctor
+from meca import readers, verification
 from meca.decoder import pool
 from meca.decoder.decode import decode, resize
 from meca.errors import MecaError
@@ -14,10 +16,10 @@ from meca.files import sha256_tree
 from meca.inspection import inspect
 from meca.stages import ingest as stage
 from meca.stages.runtime import execute
-from meca.store import open_store
+from meca.store import open_store, pixel_id
 from meca.verification import verify
 from tests.decoder.programs import EVIL
-from tests.making import encode, ingest, make_cleaned, make_folder, pixels, settings
+from tests.making import NAMES, encode, ingest, make_cleaned, make_folder, pixels, settings, table
 
 
 @pytest.fixture
@@ -69,6 +71,27 @@ def test_a_store_holds_what_decoding_here_gives(size: int, tmp_path: Path) -> No
         assert np.array_equal(store.images[line["row"]], resize(image.pixels, *side))
         assert line["notes"] == [*image.notes, *([f"resized:{width}x{height}"] if (height, width) != side else [])]
         assert (line["width"], line["height"], line["mode"], line["format"]) == (image.width, image.height, image.mode, image.format)
+
+
+def test_pixels_come_in_the_size_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def watched(image: np.ndarray, *side: int) -> np.ndarray:
+        sizes.append(image.shape[:2])
+        return resize(image, *side)
+
+    monkeypatch.setattr(readers, "resize", watched)
+    ingest(make_folder(tmp_path / "in"), tmp_path / "store", size=8)
+    assert sizes == [(8, 8)] * 24, "an image crossed in full and was made small in this process"
+
+
+def test_a_published_picture_that_cannot_be_read_is_unreadable(tmp_path: Path) -> None:
+    encoded = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate([encode(pixels(0)), b"broken", encode(pixels(2, channels=1))])]
+    (tmp_path / "data").mkdir()
+    pq.write_table(table([0, 1, 2], image=encoded), tmp_path / "data" / "train-00000-of-00001.parquet")
+    summary = {"source": {"format": "shapes", "options": {}}, "classes": [{"name": name, "label": i} for i, name in enumerate(NAMES)]}
+    expected = {(pixel_id(pixels(0)), 0): 1, ("unreadable", 1): 1, (pixel_id(pixels(2, channels=1)), 2): 1}
+    assert verification._published(tmp_path / "data", summary) == expected
 
 
 def test_the_receipt_names_the_walls_and_the_store_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
