@@ -4,7 +4,10 @@ import csv
 import html.parser
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -80,6 +83,17 @@ def test_the_terminal_shows_no_control_character_and_no_line_that_is_not_ours(pa
 @pytest.mark.parametrize("payload", [text for text in PAYLOADS if text.isprintable() and len(text) <= 60], ids=repr)
 def test_what_is_harmless_is_still_to_be_read(payload: str) -> None:
     assert plain(payload) == payload, "markup is no control character: it is shown as it is"
+
+
+def test_a_stage_that_refuses_says_it_in_plain_text(tmp_path: Path) -> None:
+    """DVC and Prefect show the last words of a stage program as they are."""
+    name = "\x1b[2J\x1b]0;owned\x07\u202e.parquet"
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "params.yaml").write_bytes(PACKAGED.read_bytes().replace(b"source: shapes", b"source: " + json.dumps(name).encode()))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-m", "meca.stages.ingest", "--out", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3 and "is not a readable parquet file" in done.stderr
+    assert not CONTROLS.search(done.stderr) and len(done.stderr.splitlines()) == 1
 
 
 def test_a_bar_on_a_terminal_interprets_nothing() -> None:
