@@ -18,6 +18,7 @@ from prefect import flow  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 
 from meca.errors import Inconclusive, MecaError  # noqa: E402
+from meca.report.text import plain  # noqa: E402
 from tasks import registry, server, summary  # noqa: E402
 
 __all__ = ["promote", "run"]
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         outcome = run()
     except MecaError as error:
-        print(f"meca: {error}", file=sys.stderr)
+        print(f"meca: {plain(error, 2000)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     print(json.dumps(outcome, indent=2))
 

@@ -27,6 +27,7 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from meca.errors import MecaError  # noqa: E402
 from meca.params import read_params  # noqa: E402
+from meca.report.text import plain  # noqa: E402
 from tasks import fetch, remote, server, slots, summary, tracking  # noqa: E402
 from tasks.stage import Pipeline, StageFailed  # noqa: E402
 
@@ -145,7 +146,7 @@ def main() -> None:
     try:
         result = run(push_after=arguments.push)
     except MecaError as error:
-        print(f"meca: {error}", file=sys.stderr)
+        print(f"meca: {plain(error, 2000)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     print(json.dumps(result, indent=2))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from meca.files import read_json
 from meca.params import Params
+from meca.report.text import plain as shown
 
 __all__ = ["classes", "data_name", "key", "markdown", "plain", "promotion", "read", "text"]
 
@@ -36,7 +37,7 @@ def key(name: str) -> str:
 
 def text(value: Any, length: int = 80) -> str:
     """Return a value that data may have named, as one line of Markdown that is text and nothing else."""
-    return MARKUP.sub(r"\\\1", " ".join(str(value).split())[:length])
+    return MARKUP.sub(r"\\\1", shown(" ".join(str(value).split()), length))
 
 
 def markdown(summary: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
@@ -56,7 +57,7 @@ def markdown(summary: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
 
 def classes(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row per class for a table."""
-    return [{name: str(value)[:80] if isinstance(value, str) else value for name, value in row.items()} for row in summary["classes"]]
+    return [{name: shown(value, 80) if isinstance(value, str) else value for name, value in row.items()} for row in summary["classes"]]
 
 
 def promotion(outcome: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 from meca.errors import MecaError, UsageError
 from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder
 from meca.params import read_params
+from meca.report.text import sheet_cell
 from tasks import environment
 from tasks.environment import without_secrets
 from tasks.stage import TEMPORARY_FAILURE
@@ -435,10 +436,10 @@ def _write_curves(result: Result, folder: Path) -> None:
         names = sorted({name for line in lines for name in line if name not in ("phase", "epoch", "step")})
         with open(folder / f"{source.parent.name}.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["phase", "step", *names])
+            writer.writerow(["phase", "step", *map(sheet_cell, names)])
             for number, line in enumerate(lines):
                 step = next((line[name] for name in ("epoch", "step") if name in line), number)
-                writer.writerow([line.get("phase", ""), step, *(line.get(name, "") for name in names)])
+                writer.writerow([sheet_cell(value) for value in (line.get("phase", ""), step, *(line.get(name, "") for name in names))])
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ FREE = 256 * 2**20
 MAX_RATIO = 20
 PIECE = 1024  # rows
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}  # bytes of a value in memory
 
 
 @dataclass
@@ -43,8 +42,12 @@ class Room:
         Raises:
             InputRefused: There is no room left.
         """
+        self.need(size)
         self.left -= size
-        if self.left < 0:
+
+    def need(self, size: int) -> None:
+        """Refuse where there is no room for `size` bytes."""
+        if size > self.left:
             raise InputRefused(f"{self.name} unpacks to more than {MAX_RATIO} times its size; a few values that stand in many rows do that.")
 
 
@@ -64,13 +67,15 @@ class Table:
                 leaves: list[Any] = [plain.schema.column(at) for at in range(len(plain.schema))]
                 metadata: Any = plain.metadata
             self._file = pq.ParquetFile(path, metadata=metadata, read_dictionary=[leaf.path for leaf in leaves if self._is_long(leaf)])
-        except (OSError, pa.ArrowException) as error:
+            names = self.schema.names
+        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a name that is no UTF-8
             raise InputRefused(f"{name} is not a readable parquet file ({_said(error)}).") from None
-        if len(set(self.schema.names)) != len(self.schema.names):
+        if len(set(names)) != len(names):
             self._file.close()
-            raise InputRefused(f"Expected columns of different names in {name}, got {', '.join(map(repr, self.schema.names[:20]))}.")
+            raise InputRefused(f"Expected columns of different names in {name}, got {', '.join(map(repr, names[:20]))}.")
+        # Of a row group nothing but its rows is asked for: asked about a column chunk that is damaged, Arrow ends the process.
         self.rows: list[int] = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self._widths = [(leaf.path, leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else WIDTHS[leaf.physical_type]) for leaf in leaves]
+        self._widths = {leaf.path: leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY"}
         if sum(self.rows) > MAX_ROWS:
             self._file.close()
             raise InputRefused(f"Expected at most {MAX_ROWS} rows in {name}, found {sum(self.rows)}.")
@@ -82,7 +87,7 @@ class Table:
         self._file.close()
 
     def _is_long(self, leaf: Any) -> bool:
-        top = next((field for field in self.schema if leaf.path == field.name or leaf.path.startswith(f"{field.name}.")), None)
+        top = next((field for field in self.schema if _is_in(leaf.path, field.name)), None)
         return leaf.physical_type == "BYTE_ARRAY" and (top is None or "view" not in str(top.type))  # Arrow has no way back to views
 
     def pieces(self, columns: Sequence[str], room: Room, group: int, plain: bool = True) -> Iterator[pa.Table]:
@@ -98,15 +103,13 @@ class Table:
             InputRefused: The file is damaged, or unpacks to far more than it is.
         """
         schema, rows = pa.schema([self.schema.field(name) for name in columns]), 0
+        widest = max((width for path, width in self._widths.items() if any(_is_in(path, name) for name in columns)), default=0)
+        room.need(widest * min(PIECE, self.rows[group]))
         try:
-            about: Any = self._file.metadata.row_group(group)
-            for at, (path, width) in enumerate(self._widths):
-                if any(path == name or path.startswith(f"{name}.") for name in columns):
-                    room.take(about.column(at).num_values * width)
             for batch in self._file.iter_batches(PIECE, row_groups=[group], columns=list(columns)):
                 piece = pa.Table.from_batches([batch]).select(list(columns))
                 rows += piece.num_rows
-                room.take(sum(_long_bytes(chunk) for column in piece.columns for chunk in column.chunks))
+                room.take(sum(_bytes(chunk) for column in piece.columns for chunk in column.chunks))
                 yield piece.cast(schema) if plain else piece
         except (OSError, pa.ArrowException) as error:
             raise InputRefused(f"{self.name} is damaged ({_said(error)}); get the file again.") from None
@@ -114,19 +117,22 @@ class Table:
             raise InputRefused(f"{self.name} promises {self.rows[group]} rows in row group {group} and holds {rows}; get the file again.")
 
 
-def _long_bytes(array: Any) -> int:
-    """Return how many bytes the text and the bytes of an array have when each value is written out."""
+def _is_in(path: str, column: str) -> bool:
+    return path == column or path.startswith(f"{column}.")
+
+
+def _bytes(array: Any) -> int:
+    """Return how many bytes an array has when each text of a dictionary is written out."""
     kind = array.type
-    if pa.types.is_dictionary(kind):
-        lengths: Any = pc.binary_length(array.dictionary) if _has_length(kind.value_type) else None
-        return 0 if lengths is None else pc.sum(lengths.take(array.indices)).as_py() or 0
+    if pa.types.is_dictionary(kind) and _has_length(kind.value_type):
+        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
     if pa.types.is_struct(kind):
-        return sum(_long_bytes(child) for child in array.flatten())
+        return sum(_bytes(child) for child in array.flatten())
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _long_bytes(array.flatten())
+        return _bytes(array.flatten())
     if pa.types.is_map(kind):
-        return _long_bytes(array.keys) + _long_bytes(array.items)
-    return array.nbytes if "view" in str(kind) else 0  # all others were counted by their width
+        return _bytes(array.keys) + _bytes(array.items)
+    return array.nbytes
 
 
 def _has_length(kind: pa.DataType) -> bool:

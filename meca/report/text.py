@@ -3,10 +3,11 @@
 import unicodedata
 from typing import Any
 
-__all__ = ["plain"]
+__all__ = ["plain", "sheet_cell"]
 
 # Other/control, format (bidi overrides, zero width), surrogate, private use, unassigned, line and paragraph separator.
 _REMOVED = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+FORMULA = frozenset("=+-@＝＋－＠")  # the wide ones too: some spreadsheets take them for the narrow ones
 
 
 def plain(value: Any, limit: int = 200) -> str:
@@ -18,3 +19,11 @@ def plain(value: Any, limit: int = 200) -> str:
     characters = (" " if c in "\t\n\r\v\f\x85" else c for c in str(value))
     kept = "".join(c for c in characters if unicodedata.category(c) not in _REMOVED)
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def sheet_cell(value: Any) -> Any:
+    """Return a cell of a CSV file: text as on a screen, and none that a spreadsheet takes for a formula; numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    shown = plain(value, 1000)
+    return f"'{shown}" if shown.lstrip()[:1] in FORMULA else shown

@@ -330,6 +330,14 @@ TABLES = [
         "list.parquet",
     ),
     listed(
+        "list-parquet-level-lies",
+        "T03",
+        "a parquet list whose footer and statistics disagree: asked the wrong way, Arrow ends the process",
+        refuse("is damaged"),
+        lambda: parquet_rows(ROWS).replace(b"%\x02\x18\x04path", b"%\x00\x18\x04path"),
+        "list.parquet",
+    ),
+    listed(
         "list-parquet-dictionary-bomb",
         "T13",
         "a parquet list of 300,000 rows that share one path of 1 MiB",

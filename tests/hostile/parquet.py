@@ -353,6 +353,13 @@ LIES = [
         lambda: footer(lambda part: part.__setitem__(slice(None), b"\x1c" * len(part))),
     ),
     file(
+        "level-lies",
+        "T03",
+        "a footer whose levels and statistics disagree: asked the wrong way, Arrow ends the process",
+        refuse("is damaged"),
+        lambda: packed(table()).replace(b"%\x02\x18\x05label", b"%\x00\x18\x05label"),
+    ),
+    file(
         "more-rows-than-there-are",
         "T13",
         "a footer that promises 63 rows where there are 6",

@@ -30,7 +30,7 @@ from meca.store import Store, open_store
 from tests.hostile.case import Case, Expected
 from tests.hostile.parts import CANARY, folder, picture, write
 
-__all__ = ["Trial", "attempt", "tree_of"]
+__all__ = ["Trial", "attempt", "limited", "tree_of"]
 
 MEMORY = 2**30  # bytes beyond what the process has mapped; the largest case that is read has pictures of a few megabytes
 EXITS = {"REFUSE": 3, "USAGE": 4, "QUAR": 0, "KEPT": 0}
@@ -55,7 +55,7 @@ def attempt(case: Case, place: Path) -> Trial:
     before = tree_of(place)
     for name in STEPS:  # before memory is limited: they bring torch
         importlib.import_module(f"meca.stages.{name}")
-    with _watched(place) as seen, _limited():
+    with _watched(place) as seen, limited():
         trial = _by_command_alone(case, made, place) if case.options else _read(case, made, place)
         if not trial.wrong and not case.options:
             trial.wrong += _by_command(case, made, place)
@@ -131,7 +131,7 @@ def _watched(place: Path) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
+def limited() -> Iterator[None]:
     old, hard = resource.getrlimit(resource.RLIMIT_AS)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 2**44
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY if hard == resource.RLIM_INFINITY else min(hard, mapped + MEMORY), hard))
