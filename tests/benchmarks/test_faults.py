@@ -34,7 +34,7 @@ def in_sqlite(path: Path) -> None:
         connection = sqlite3.connect(path)
         connection.execute("pragma page_size = 512")
         connection.execute("create table t (x)")
-        connection.execute("insert into t values (?)", ("x" * before + WORD + "y" * 900,))
+        connection.execute("insert into t values (?)", ("x" * before + WORD + "y" * (2000 - before),))
         connection.commit()
         connection.close()
         if WORD.encode() not in path.read_bytes():
