@@ -37,8 +37,13 @@ demo: install ## poison a data set, clean it, report, register the model; DATA=c
 test: install check ## every check and every test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-crash-test: install ## kill every stage before each of its writes, and run it again (hours; needs Linux and strace)
+crash-test: install ## kills, full disks, secrets: every campaign of docs/faults.md (hours; needs Linux and strace)
 	$(BIN)/python -m benchmarks.crash_points --all
+	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.kills
+	$(BIN)/python -m benchmarks.kills --signals 5
+	$(BIN)/python -m benchmarks.canary
+	$(BIN)/python -m benchmarks.render
 
 check: install ## formatting, lint, types, imports, computed files
 	$(BIN)/ruff format --check --quiet .

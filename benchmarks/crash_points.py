@@ -1,6 +1,7 @@
 """Kill a stage before each of its changes to the disk, run it again, compare every byte; see docs/faults.md.
 
-    python -m benchmarks.crash_points                     the stages without torch at every point, of the others a drawn sample
+    python -m benchmarks.crash_points                     every point of the stages without torch and of the last step of `meca clean`,
+                                                          of the other stages a drawn sample
     python -m benchmarks.crash_points --all               every point of every stage
     python -m benchmarks.crash_points --stages publish    some stages
     python -m benchmarks.crash_points --sample 5          so many points of every stage, and no row
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import scene
-from benchmarks.scene import WITH_TORCH, WITHOUT_TORCH, Place
+from benchmarks.scene import CLEAN, WITH_TORCH, WITHOUT_TORCH, Place
 from benchmarks.tracing import Point, disorder, fail, points, record, require_strace
 from meca.errors import UsageError
 
@@ -44,7 +45,7 @@ def enumerate_points(place: Place) -> tuple[list[Point], list[str]]:
     """Return the points of a stage, and what a power failure could tear."""
     place.reset()
     log = place.folder.with_name(place.folder.name + ".record")
-    calls = record(place.command, place.folder, place.variables, log)
+    calls = record(place.command, place.folder, place.variables, log, place.good)
     if wrong := place.difference():
         raise RuntimeError(f"stage {place.stage} writes other bytes under strace: {wrong}")
     return points(calls, place.folder), disorder(calls, place.folder)
@@ -59,7 +60,7 @@ def survives(place: Place, point: Point) -> str | None:
     if torn := [*place.torn(), *place.missing()]:
         return f"{place.stage} {point}: a reader finds {torn} neither old nor new"
     again = place.run()
-    if again.returncode:
+    if again.returncode not in place.good:
         return f"{place.stage} {point}: run again it ends with {again.returncode}: {again.stderr[-400:]}"
     if wrong := place.difference():
         return f"{place.stage} {point}: {wrong} differ after the second run"
@@ -76,7 +77,7 @@ def drawn(found: Sequence[Point], sample: int | None, seed: int) -> list[Point]:
 
 
 def campaign(room: Path, stages: Sequence[str], sample: int | None, seed: int, runs: tuple[Path, Path], outcome: Outcome) -> Outcome:
-    """Try points of some stages: first runs, and for `publish` and `report` also over an earlier output.
+    """Try points of some stages: first runs, and for `poison`, `publish`, `report` and `meca clean` also over an earlier output.
 
     Args:
         room: An empty folder.
@@ -88,9 +89,10 @@ def campaign(room: Path, stages: Sequence[str], sample: int | None, seed: int, r
     """
     finished, other = runs
     for stage in stages:
-        for old in (None, other) if stage in ("poison", "publish", "report") else (None,):
+        for old in (None, other) if stage in ("poison", "publish", "report", CLEAN) else (None,):
             name = f"{stage}{' over an older output' if old else ''}"
-            place = scene.set_up(stage, finished, room / name.replace(" ", "-"), old)
+            where = room / name.replace(" ", "-")
+            place = scene.set_up_clean(finished, where, old) if stage == CLEAN else scene.set_up(stage, finished, where, old)
             found, wrong = enumerate_points(place)
             tried = drawn(found, sample, seed)
             outcome.disorder += [f"{name}: {what}" for what in wrong]
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaign, write its rows, return the exit code: 0 when every point is survived, 2 otherwise, 4 without strace."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crash_points", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every point of the stages with torch, too (hours)")
-    parser.add_argument("--stages", nargs="+", choices=(*WITHOUT_TORCH, *WITH_TORCH), help="these alone")
+    parser.add_argument("--stages", nargs="+", choices=(*WITHOUT_TORCH, CLEAN, *WITH_TORCH), help="these alone")
     parser.add_argument("--sample", type=int, help="so many points of every stage; a rehearsal, which writes no row")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--room", type=Path, help="a folder for the runs; a temporary one without it")
@@ -131,18 +133,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = first, scene.make_run(room / "other", first / "source", **{"seed": 1, "publish.name": "another"})
         for kind, stages, sample in (
             ("stages without torch", WITHOUT_TORCH, arguments.sample),
+            ("the last step of `meca clean`", (CLEAN,), arguments.sample),
             ("stages with torch", WITH_TORCH, arguments.sample or (None if arguments.all else SAMPLE)),
         ):
             chosen = [stage for stage in stages if stage in (arguments.stages or stages)]
             if not chosen:
                 continue
             started = time.perf_counter()
-            outcome = campaign(room / kind.replace(" ", "-"), chosen, sample, arguments.seed, runs, Outcome())
+            outcome = campaign(room / kind.replace(" ", "-").replace("`", ""), chosen, sample, arguments.seed, runs, Outcome())
             wrong += len(outcome.wrong) + len(outcome.disorder)
             if not arguments.sample and not arguments.stages:
                 notes = f"{'; '.join(outcome.found)}; each killed before the call took effect, run again, compared byte by byte"
                 notes += f"; order of fsync and rename: {len(outcome.disorder)} faults"
-                how = "" if sample is None else ", a drawn sample"
+                how = "" if sample is None else ", a drawn sample"  # a kind that is tried whole has a row of its own
                 survived, seconds = outcome.tried - len(outcome.wrong), time.perf_counter() - started
                 scene.row(f"crash points, {kind}{how}", outcome.tried, survived, len(outcome.wrong), notes, command, arguments.seed, seconds)
     finally:

@@ -3,6 +3,7 @@
 python -m benchmarks.scene FOLDER     make the run
 """
 
+import dataclasses
 import datetime
 import importlib.metadata
 import io
@@ -12,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.jsonl"
 
 WITHOUT_TORCH = ("ingest", "poison", "publish", "report")
+CLEAN = "clean"
 WITH_TORCH = ("partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate")
 VOLATILE = ("seconds", "timings", "peak_mib")  # of a receipt; all else in it is a function of input, parameters and code
 
@@ -114,11 +115,11 @@ def variables(place: Path) -> dict[str, str]:
     return {**kept, **fixed, "OMP_WAIT_POLICY": "PASSIVE", "MECA_SCRATCH": str(place / ".meca")}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Place:
     """A folder with what one stage reads, and what an undisturbed run of it writes."""
 
-    stage: str
+    stage: str  # or CLEAN, which has only its last step to do: every stage is finished
     folder: Path
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -129,7 +130,14 @@ class Place:
     @property
     def command(self) -> list[str]:
         """The program of the stage."""
+        if self.stage == CLEAN:
+            return clean_command(self.folder / "source", self.folder / "out", self.folder / "params.json")
         return command(self.stage, self.folder)
+
+    @property
+    def good(self) -> tuple[int, ...]:
+        """The exit codes with which it has done its work; of `meca clean` they are verdicts."""
+        return (0, 1, 5) if self.stage == CLEAN else (0,)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -138,7 +146,7 @@ class Place:
 
     def reset(self) -> None:
         """Take away what a run left, and put the earlier output there."""
-        for path in (*self.outputs, *(f"{path}.tmp" for path in self.outputs), ".meca", "receipts"):
+        for path in (*self.outputs, *(f"{path}.tmp" for path in self.outputs), ".out.tmp", ".meca", "receipts"):
             shutil.rmtree(self.folder / path, ignore_errors=True)
         if self.old:
             for path in self.outputs:
@@ -160,7 +168,7 @@ class Place:
     def difference(self) -> list[str]:
         """Return what an undisturbed run would not have left like this."""
         found = results(self.stage, self.folder, self.outputs)
-        wrong = [name for name in (*self.outputs, "receipt") if found.get(name) != self.expected[name]]
+        wrong = [name for name in self.expected if found.get(name) != self.expected[name]]
         checkpoints = self.folder / ".meca" / "checkpoints"
         left = [path for path in self.folder.rglob("*.tmp")] + (list(checkpoints.iterdir()) if checkpoints.is_dir() else [])
         return wrong + [str(path.relative_to(self.folder)) for path in left]
@@ -211,14 +219,36 @@ def set_up(stage: str, finished: Path, folder: Path, old: Path | None = None) ->
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         copy_folder(finished / path, folder / path)
     shutil.copyfile(finished / "params.json", folder / "params.json")
-    place = Place(stage, folder, reads, writes, old, {}, {path: sha256_tree(old / path) for path in writes} if old else {})
+    return _undisturbed(Place(stage, folder, reads, writes, old, {}, {}))
+
+
+def set_up_clean(finished: Path, folder: Path, old: Path | None = None) -> Place:
+    """Return a place in which `meca clean` has finished every stage, so that its last step is left: `out` appears; see `set_up`."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True)
+    copy_folder(finished / "source", folder / "source")
+    params = json.loads((finished / "params.json").read_text())
+    place = Place(CLEAN, folder, ("source",), ("out",), None, {}, {})
+    if old:
+        (folder / "older").mkdir()
+        (folder / "params.json").write_text(json.dumps({**params, "seed": 1}))
+        _undisturbed(place)
+        shutil.move(folder / "out", folder / "older" / "out")
+        shutil.rmtree(folder / ".out.meca")
+    (folder / "params.json").write_text(json.dumps(params))
+    return _undisturbed(Place(CLEAN, folder, ("source",), ("out",), folder / "older" if old else None, {}, {}))
+
+
+def _undisturbed(place: Place) -> Place:
+    """Run a place once and return it with what that wrote."""
+    older = {path: sha256_tree(place.old / path) for path in place.outputs} if place.old else {}
     done = place.run()
-    if done.returncode:
-        raise RuntimeError(f"stage {stage} ended with {done.returncode}: {done.stderr[-2000:]}")
-    expected = results(stage, folder, writes)
-    if any(expected[path] == place.older.get(path) for path in writes):
-        raise RuntimeError(f"stage {stage}: the earlier output is the new one, so that nothing could be seen")
-    return Place(stage, folder, reads, writes, old, expected, place.older)
+    if done.returncode not in place.good:
+        raise RuntimeError(f"{place.stage} ended with {done.returncode}: {done.stderr[-2000:]}")
+    expected = results(place.stage, place.folder, place.outputs)
+    if any(expected[path] == older.get(path) for path in place.outputs):
+        raise RuntimeError(f"{place.stage}: the earlier output is the new one, so that nothing could be seen")
+    return dataclasses.replace(place, expected=expected, older=older)
 
 
 if __name__ == "__main__":

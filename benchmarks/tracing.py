@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -77,15 +77,15 @@ def require_strace() -> str:
     return found
 
 
-def record(command: Sequence[str], cwd: Path, variables: Mapping[str, str], out: Path) -> list[Call]:
+def record(command: Sequence[str], cwd: Path, variables: Mapping[str, str], out: Path, good: Collection[int] = (0,)) -> list[Call]:
     """Run a program to its end and return every call that changes the disk, or could.
 
     Raises:
-        RuntimeError: The program ended with a code other than 0.
+        RuntimeError: The program ended with a code that is not among the good ones.
     """
     options = ["-f", "-y", "-qq", "-s", "0", "-o", str(out), "-e", f"trace={','.join('?' + name for name in CHANGES)}"]
     done = _run([require_strace(), *options, *command], cwd, variables)
-    if done.returncode:
+    if done.returncode not in good:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
     return read_record(out.read_text(encoding="utf-8", errors="surrogateescape"))
 

@@ -151,6 +151,7 @@ def test_a_stage_that_writes_in_place_is_found_out(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(scene.Place, "difference", lambda self: [])
     found, wrong = crash_points.enumerate_points(place)
     assert any("in its place" in what for what in wrong)
+    assert "not killed, exit code 0" in str(crash_points.survives(place, Point("write", "/nowhere", 1))), "a point that is never met is no pass"
     failures = [crash_points.survives(place, point) for point in found]
     assert failures[0] is None and all("neither old nor new" in str(failure) for failure in failures[1:])
 

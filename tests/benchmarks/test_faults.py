@@ -28,13 +28,18 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs 
 
 
 def in_sqlite(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute("pragma page_size = 512")
-    connection.execute("create table t (x)")
-    # So long that it is spread over pages: no run of bytes in the file holds all of every copy.
-    connection.executemany("insert into t values (?)", [("x" * (300 + k) + WORD + "y" * 900,) for k in range(40)])
-    connection.commit()
-    connection.close()
+    """Write a database in which the word lies across the border of two pages, so that the file's bytes do not hold it."""
+    for before in range(300, 1400):
+        path.unlink(missing_ok=True)
+        connection = sqlite3.connect(path)
+        connection.execute("pragma page_size = 512")
+        connection.execute("create table t (x)")
+        connection.execute("insert into t values (?)", ("x" * before + WORD + "y" * (2000 - before),))
+        connection.commit()
+        connection.close()
+        if WORD.encode() not in path.read_bytes():
+            return
+    raise AssertionError("no border was met")
 
 
 def in_zip(path: Path) -> None:
