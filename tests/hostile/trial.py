@@ -14,6 +14,7 @@ import os
 import re
 import resource
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         seen.append(f"{event} of {arguments[:2]!r}"[:200])
     elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes) else ""
-        if path.startswith("/") and not path.startswith((place, "/dev/")) and "/__pycache__/" not in path:
+        # Files of a process that decodes lie in the folder for temporary ones, as does `place`, where everything is compared.
+        if path.startswith("/") and not path.startswith((place, tempfile.gettempdir(), "/dev/")) and "/__pycache__/" not in path:
             seen.append(f"{path} was opened for writing")
 
 
