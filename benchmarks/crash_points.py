@@ -3,7 +3,7 @@
     python -m benchmarks.crash_points                     every point of the stages without torch and of the last step of `meca clean`,
                                                           of the other stages a drawn sample
     python -m benchmarks.crash_points --all               every point of every stage
-    python -m benchmarks.crash_points --stages publish    some stages
+    python -m benchmarks.crash_points --stages clean      some of them; a row only if its kind is tried whole
     python -m benchmarks.crash_points --sample 5          so many points of every stage, and no row
 
 Each point is a system call that changes the stage's folder; the process dies before the call takes effect. What a reader could
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             started = time.perf_counter()
             outcome = campaign(room / kind.replace(" ", "-").replace("`", ""), chosen, sample, arguments.seed, runs, Outcome())
             wrong += len(outcome.wrong) + len(outcome.disorder)
-            if not arguments.sample and not arguments.stages:
+            if not arguments.sample and len(chosen) == len(stages):
                 notes = f"{'; '.join(outcome.found)}; each killed before the call took effect, run again, compared byte by byte"
                 notes += f"; order of fsync and rename: {len(outcome.disorder)} faults"
                 how = "" if sample is None else ", a drawn sample"  # a kind that is tried whole has a row of its own

@@ -351,30 +351,29 @@ def test_nothing_from_data_reaches_the_terminal_as_a_control(capsys):
 
 def test_each_signal_has_its_exit_code():
     code = """
-import sys, time
+import signal, sys, time
 from meca import pipeline
 def clean(*_):
-    print("ready", flush=True)
+    print("ready", signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, flush=True)
     time.sleep(60)
 pipeline.clean = clean
 sys.argv = ["meca", "clean", "shapes", "-o", "out"]
 from flows.cli import main
 main()
 """
-    for number, expected in ((signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout and process.stdout.readline() == "ready\n"
+
+    def sent(number, **options):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        assert process.stdout
+        word, ignored = process.stdout.readline().split()
         process.send_signal(number)
         process.communicate(timeout=60)
-        assert process.returncode == expected
+        return word, ignored, process.returncode
+
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)):
+        assert sent(number) == ("ready", "False", expected)
     # Under `nohup` a terminal that closes ends nothing.
-    ignored = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignored)
-    assert process.stdout and process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGHUP)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert sent(signal.SIGTERM, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) == ("ready", "True", 143)
 
 
 def test_output_survives_a_terminal_that_knows_ascii_only(tmp_path):
