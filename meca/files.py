@@ -47,7 +47,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:  # a signal comes at any moment, too
         temporary.unlink(missing_ok=True)  # on a full disk it would be in the way of the next try
         raise
     os.replace(temporary, path)

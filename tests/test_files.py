@@ -13,7 +13,7 @@ import pytest
 
 from meca import files
 from meca.errors import MecaError, system_failure
-from meca.files import copy_folder, need_room, replace_folder, sha256_tree
+from meca.files import atomic_write, copy_folder, need_room, replace_folder, sha256_tree
 from meca.store import write_array
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +90,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], check=True, cwd=ROOT)
 
 
+def test_a_write_that_a_signal_interrupts_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    atomic_write(tmp_path / "x", "old")
+
+    def interrupt(number: int) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(SystemExit, match="143"):
+        atomic_write(tmp_path / "x", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
+
+
 def test_no_size_of_the_disk_lets_a_short_array_pass(tmp_path: Path) -> None:
     """`np.save` fails this: what the C library holds in its buffer at the end may be lost without a word."""
     program = LIMITED + (
@@ -139,7 +151,8 @@ def test_no_file_is_written_in_a_way_that_can_lose_a_failure() -> None:
             called, words = ast.unparse(node.func), [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             lossy = called in ("np.save", "np.savez", "np.savez_compressed") or called.endswith(".tofile")
             mapped = called == "np.memmap" and any(word in ("w+", "r+") for word in words)
-            unguarded = called == "open" and id(node) not in guarded and any(set(word) & set("wxa+") for word in words[-1:])
+            descriptor = bool(node.args) and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, int)  # a pipe, no file
+            unguarded = called == "open" and not descriptor and id(node) not in guarded and any(set(word) & set("wxa+") for word in words[-1:])
             if lossy or mapped or unguarded:
                 found.append(f"{file.relative_to(ROOT)}:{node.lineno} {called}")
     assert found == [f"meca/readers/__init__.py:{_opened_by_the_collector()} open"] * 2
