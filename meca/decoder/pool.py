@@ -47,7 +47,7 @@ REASONS = re.compile(
     "too-many-bytes|not-an-image|too-many-pixels|too-much-memory|truncated|corrupt|no-pixels|too-narrow|several-frames|beyond-16bit|mode:[A-Za-z0-9;]{1,8}"
 )
 _MODES = "|".join(map(re.escape, CONVERSIONS))
-TEXT = re.compile(rf"({_MODES})\n({'|'.join(FORMATS)})((?:\norientation:[2-8])?)((?:\nconverted:\1)?)")
+TEXT = re.compile(rf"({_MODES})\n({'|'.join(FORMATS)})((?:\norientation:[2-8])?)((?:\nconverted:(?:\1|(?:RGB|RGBA|LA);16B))?)")
 
 ROOT = Path(__file__).parents[2]
 PATHS = "import sys; sys.path[:0] = {sys.argv[1]} - {*sys.path}; sys.path += sys.argv[5:]"  # where meca is, and where numpy and Pillow are

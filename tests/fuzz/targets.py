@@ -99,7 +99,7 @@ def _file(format: str, name: str, beside: Callable[[], dict[str, bytes]] | None 
 def _picture(data: bytes) -> None:
     with _place("picture") as place:
         folder(place / "in", {"cat/x.png": data})
-        params = IngestParams(str(place / "in"), "", "imagefolder", "auto", 8, 0, 0, 10, 0, 1.0)
+        params = IngestParams(str(place / "in"), "", "", "imagefolder", "auto", 8, 0, 0, 10, 0, 1.0)
         read_source(params, 0, place / "store")  # one bad picture refuses nothing
         store = open_store(place / "store")
         line = store.samples.to_pylist()[3]

@@ -24,7 +24,7 @@ from meca.errors import InputRefused
 from meca.readers import FORMATS
 from meca.readers.files import clean_name
 from meca.store import Store
-from meca.writers import Entry, write_sanitized
+from meca.writers import Entries, write_sanitized
 from tests.fuzz.mutation import mutated
 from tests.fuzz.targets import TARGETS
 from tests.making import encode, ingest
@@ -221,7 +221,7 @@ def test_what_is_written_is_read_and_what_is_published_is_the_same_again(
         assert "look like one" in str(problem)
         return
     assert store.info.quarantined == 0 and found(store, way != "idx") == wanted(samples, way)
-    entries = [Entry(at, line, line["label"]) for at, line in enumerate(store.samples.to_pylist())]
+    entries = Entries(store.samples, np.arange(store.samples.num_rows), store.samples["label"].to_numpy())
     write_sanitized(store, entries, root.parent / "out")
     again = ingest(root.parent / "out", root.parent / "again", size=SIDE, format=format)
     assert found(again, way != "idx") == found(store, way != "idx") and sorted(again.ids) == sorted(store.ids)
