@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,10 @@ def make(folder: Path, n: int) -> None:
 def scores(store: Path, partition: Path, enhance: Path) -> None:
     """Write what the stages before `split` would, for its rule in preset `paper`: the enhanced network is right in every twentieth sample."""
     opened = open_store(store)
-    n, labels = opened.info.n_train, opened.labels[opened.train]
+    n, labels, classes = opened.info.n_train, opened.labels[opened.train], len(opened.info.class_names)
     rows = np.arange(n)
     draw = np.random.default_rng(0)
-    predicted = np.where(rows % 20 == 7, labels, (labels + 1 + rows // 20 % (CLASSES - 1)) % CLASSES)
+    predicted = np.where(rows % 20 == 7, labels, (labels + 1 + rows // 20 % (classes - 1)) % classes)
     table: dict[str, Any] = {"row": rows, "sample_id": opened.readable["sample_id"].slice(0, n)}
     for folder, more in ((partition, {}), (enhance, {"predicted": predicted})):
         folder.mkdir(parents=True)
@@ -86,8 +86,8 @@ def scores(store: Path, partition: Path, enhance: Path) -> None:
         )
 
 
-def final(split: Path, out: Path) -> None:
-    """Write what `relabel_finetune` would: of the flagged samples each second is relabelled, the others are removed."""
+def final(split: Path, out: Path, names: Sequence[str]) -> None:
+    """Write what `relabel_finetune` would for these classes: of the flagged samples each second is relabelled, the others are removed."""
     import torch
 
     from meca.models import Description, NetworkParams, build, save_model
@@ -96,7 +96,7 @@ def final(split: Path, out: Path) -> None:
     flagged = np.array([word != "clean" for word in table["verdict"].to_pylist()])
     relabelled = flagged & (np.cumsum(flagged) % 2 == 0)
     action = np.where(relabelled, "relabel", np.where(flagged, "remove", "keep"))
-    seen = (table["label"].to_numpy() + 1) % CLASSES
+    seen = (table["label"].to_numpy() + 1) % len(names)
     columns = {
         "action": pa.array(action.tolist()),
         "new_label": pa.array(seen, pa.int64(), mask=~relabelled),
@@ -109,7 +109,7 @@ def final(split: Path, out: Path) -> None:
     verdict = json.loads((split / "verdict.json").read_text())
     (out / "verdict.json").write_text(canonical_json(verdict))
     network = NetworkParams("compact", "s2d", 8)
-    about = Description(network, tuple(f"class {at}" for at in range(CLASSES)), SIDE, SIDE, 3, (0.5,) * 3, (0.25,) * 3)
+    about = Description(network, tuple(names), SIDE, SIDE, 3, (0.5,) * 3, (0.25,) * 3)
     save_model(build(about, torch.Generator().manual_seed(0)), about, out)
 
 
@@ -183,7 +183,7 @@ def campaign(n: int, room: Path) -> dict[str, Any]:
     measured["ingest"] = step(room, "-m", "meca.stages.ingest", "--out", "store")
     scores(room / "store", room / "partition", room / "enhance")
     measured["split"] = step(room, *"-m meca.stages.split --store store --partition partition --enhance enhance --out split".split())
-    final(room / "split", room / "final")
+    final(room / "split", room / "final", [f"class {at}" for at in range(CLASSES)])
     inputs = "--store store --partition partition --enhance enhance --split split --relabel-finetune final"
     measured["publish"] = step(room, *f"-m meca.stages.publish {inputs} --out published".split())
     measured["verify"] = step(room, "-c", "from flows.cli import main; main()", "verify", "published")
