@@ -6,6 +6,7 @@
     python -m benchmarks.operations idle        `dvc repro` and the flow again where nothing has changed
     python -m benchmarks.operations kill        SIGKILL in the middle of `train_clean`, then again: the same bytes?
     python -m benchmarks.operations twice       every stage of the method a second time: the same bytes?
+    python -m benchmarks.operations inspect     `meca inspect` of 20,000 small pictures in a folder, every one decoded in confined processes
 
 `newcomer` times what a person waits for. The others use small settings: they are about everything around the training.
 """
@@ -69,7 +70,7 @@ def write(file: str, row: dict[str, Any]) -> None:
 
 
 def speed(name: str, value: float, what: str, n: int = 1, **more: Any) -> None:
-    """Append a row of speed.jsonl, in seconds."""
+    """Append a row of speed.jsonl: seconds, or `n` of something per second where a further `unit` says so."""
     row = {
         "name": name,
         "unit": "s",
@@ -81,7 +82,7 @@ def speed(name: str, value: float, what: str, n: int = 1, **more: Any) -> None:
         "ratio_high": None,
         "n": n,
     }
-    write("speed.jsonl", row | more | provenance(what, value))
+    write("speed.jsonl", row | more | provenance(what, value if more.get("unit", "s") == "s" else n / value))
 
 
 def program(workspace: Path, *arguments: str, check: bool = True, **variables: str) -> tuple[float, str]:
@@ -282,6 +283,30 @@ def epochs_done(checkpoints: Path) -> int:
     return 0
 
 
+def inspect(room: Path, repeats: int) -> None:
+    """Time `meca inspect` from start to end, imports and all."""
+    import numpy as np
+
+    from meca.store import png_bytes
+
+    n, draw = 20_000, np.random.default_rng(0)
+    for at in range(n):
+        folder = room / "photos" / f"class {at % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Eight shades, repeated: about as well compressed as a photograph, at 1.5 bytes a pixel.
+        (folder / f"{at}.png").write_bytes(png_bytes(draw.integers(0, 8, (32, 32, 3), np.uint8) * 32))
+    times: list[float] = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("meca")), "inspect", "photos"], cwd=room, capture_output=True, text=True, check=True
+        )
+        times.append(time.perf_counter() - started)
+        assert "20,000" in done.stdout or "20000" in done.stdout, done.stdout
+    middle = sorted(times)[len(times) // 2]
+    speed("meca inspect, 32 px, PNG in a folder", n / middle, "inspect", n, unit="img/s", target=2000, arms={"seconds": times})
+
+
 def newcomer(room: Path, tests: bool) -> None:
     """Time the README's two commands in a fresh clone with an empty home."""
     clone, home = room / "meca", room / "home"
@@ -330,7 +355,7 @@ def scripted(script: Path) -> None:
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("newcomer", "demo", "overhead", "idle", "kill", "twice"))
+    parser.add_argument("what", choices=("newcomer", "demo", "overhead", "idle", "kill", "twice", "inspect"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-tests", action="store_true", help="newcomer: the demo alone")
     parser.add_argument("--script", type=Path, help="newcomer: a script that clones, runs both commands and prints `make NAME exit 0 SECONDS s`")
@@ -355,6 +380,8 @@ def main() -> None:
                 idle(room)
             case "twice":
                 twice(room)
+            case "inspect":
+                inspect(room, arguments.repeats)
             case _:
                 kill(room, arguments.repeats)
     finally:
