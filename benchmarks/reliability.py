@@ -1,6 +1,7 @@
 """Campaigns that count: of so many trials, how many ended as specified, and how many samples were lost.
 
     python -m benchmarks.reliability --hostile    every set of the hostile corpus (tests/hostile); docs/hostile.md shows the outcomes
+    python -m benchmarks.reliability --fuzz       every target of tests/fuzz for twenty seconds each; findings stay below .fuzz
 
 Each appends one row to results/reliability.jsonl. A further campaign is a function that returns a `Campaign`, and a line of `CAMPAIGNS`.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.operations import RESULTS, provenance, write
+from benchmarks.operations import RESULTS, ROOT, provenance, write
 from meca.files import atomic_write
 
 HOSTILE = "hostile.jsonl"  # a line for each case, of the last campaign
@@ -52,8 +53,23 @@ def hostile() -> Campaign:
     return Campaign("hostile-inputs", len(lines), sum(bool(line["as_specified"]) for line in lines), lost, f"expected: {notes}")
 
 
+def fuzz() -> Campaign:
+    """Change valid inputs at random, and read them: a target each reader and each file that people write."""
+    from tests.fuzz.__main__ import fuzz as attempt
+    from tests.fuzz.targets import TARGETS
+
+    tried, found = 0, list[Path]()
+    for name, target in TARGETS.items():
+        inputs, findings = attempt(name, target, ROOT / ".fuzz", seed=FUZZ_SEED, seconds=FUZZ_SECONDS)
+        print(f"{name}: {inputs} inputs, {len(findings)} findings", file=sys.stderr, flush=True)
+        tried, found = tried + inputs, found + findings
+    notes = f"{len(TARGETS)} targets, {FUZZ_SECONDS} s each; as specified: read, or refused in a sentence, in time and memory"
+    return Campaign("fuzzed inputs", tried, tried - len(found), 0, notes)
+
+
+FUZZ_SECONDS, FUZZ_SEED = 20, 11
 WORDS = {"REFUSE": "refused", "USAGE": "asked about", "QUAR": "with samples set aside", "KEPT": "kept"}
-CAMPAIGNS: dict[str, Callable[[], Campaign]] = {"hostile": hostile}
+CAMPAIGNS: dict[str, Callable[[], Campaign]] = {"hostile": hostile, "fuzz": fuzz}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

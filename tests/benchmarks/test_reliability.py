@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hostile, operations, reliability
+from tests.fuzz import targets
+from tests.fuzz.targets import Target
 from tests.hostile import corpus
 from tests.hostile.case import keep
 
@@ -43,6 +45,23 @@ def test_the_page_has_a_line_for_every_case_and_no_name_breaks_its_table() -> No
     lines = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| case")]
     assert len(lines) == len(corpus.CASES) and all(line.replace("\\|", "").count("|") == 6 for line in lines)
     assert "<script" not in page and "0 of 0 that were tried" in page
+
+
+def test_fuzzing_leaves_a_row_that_counts_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fragile(data: bytes) -> None:
+        if b"%" in data:
+            raise KeyError("planted")
+
+    monkeypatch.setattr(
+        targets, "TARGETS", {name: Target(one, lambda: [b"nothing here"], words=(b"%",)) for name, one in (("a", fragile), ("b", len))}
+    )
+    monkeypatch.setattr(reliability, "FUZZ_SECONDS", 0.5)
+    monkeypatch.setattr(operations, "RESULTS", tmp_path)
+    monkeypatch.setattr(reliability, "ROOT", tmp_path)
+    assert reliability.main(["--fuzz"]) == 1
+    (row,) = (json.loads(line) for line in (tmp_path / "reliability.jsonl").read_text().splitlines())
+    assert row["name"] == "fuzzed inputs" and row["tried"] > 100 and row["tried"] - row["as_specified"] == 1 and row["lost"] == 0
+    assert [file.name[:2] for file in (tmp_path / ".fuzz").glob("*.bin")] == ["a-"]
 
 
 def test_without_a_campaign_the_command_asks_for_one(capsys: pytest.CaptureFixture[str]) -> None:
