@@ -18,8 +18,8 @@
    that move, turn or bend, as long as their samples come from several classes.
 
 A heap that is proven by either is flagged, and nothing anywhere else, so a class can never be thrown away as a whole. No proven heap: no
-evidence. A difference that carries over half-way, heaps very far apart that nothing explains, or a cap that is reached: inconclusive, and
-nothing is removed.
+evidence. A difference that carries over half-way, heaps very far apart that nothing explains (not even content: what a network without
+them sees in them is their own class, or few others), or a cap that is reached: inconclusive, and nothing is removed.
 
 `misclassified` (preset `paper`). What the enhanced model misclassifies is clean, the rest is poisoned (Pu et al., 2024).
 """
@@ -53,13 +53,15 @@ class SplitParams:
     max_valley: float  # two heaps: at most this share of a class lies in the middle fifth of its range
     min_separation: float  # two heaps: their means are at least so many standard deviations apart
     min_range: float  # logits: two heaps are at least so far apart
-    far_range: float  # logits: heaps so far apart are doubtful where their difference does not carry over
+    far_range: float  # logits: heaps so far apart are doubtful where neither their difference nor their content explains them
     min_flips: float  # share of other pictures that the difference turns to the class: from here on it is a trigger
     doubt_flips: float  # from here on it may be one
     strong_flips: float  # the same where the margins are one heap: from here on it is a trigger
     doubt_strong_flips: float  # from here on it may be one
     min_foreign: float  # share of a heap in which a network that was trained without it sees other classes: from here on it is poison,
     min_foreign_spread: float  # if they are many: entropy of those classes over that of all, in [0, 1]
+    doubt_foreign: float  # a smaller share is content of the class's own,
+    doubt_foreign_spread: float  # a smaller entropy content that looks like few neighbours: either explains heaps that are very far apart
     probe: int  # pictures of other classes that are tried
     spread: float  # standard deviations of the plain heap that are still plain
     cap_flagged: float  # of all samples: more are not believed
@@ -194,7 +196,7 @@ def by_two_clusters(
         else:
             order = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
             suspicion[mine] = 0.4 * order / max(1, len(mine) - 1)  # below every flagged sample: a rank, not a probability
-            doubtful += [e for e in judged if _doubtful(e, params)][:1]
+            doubtful += [e for e in judged if _doubtful(e, judged, params)][:1]
     caps = caps_of(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
     verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
@@ -209,9 +211,15 @@ def _carries(e: Evidence, params: SplitParams) -> bool:
     return e.flips is not None and e.flips >= (params.min_flips if e.apart else params.strong_flips)
 
 
-def _doubtful(e: Evidence, params: SplitParams) -> bool:
+def _doubtful(e: Evidence, judged: list[Evidence], params: SplitParams) -> bool:
     half_way = e.flips is not None and e.flips >= (params.doubt_flips if e.apart else params.doubt_strong_flips)
-    return half_way or (e.apart and e.range >= params.far_range)
+    return half_way or (e.apart and e.range >= params.far_range and not _is_content(judged, params))
+
+
+def _is_content(judged: list[Evidence], params: SplitParams) -> bool:
+    """Tell whether every heap of a class that was asked about looks like its own class, or like few others: two kinds of pictures."""
+    asked = [e for e in judged if e.foreign is not None]
+    return bool(asked) and all((e.foreign or 0.0) < params.doubt_foreign or (e.foreign_spread or 0.0) < params.doubt_foreign_spread for e in asked)
 
 
 def _foreign(e: Evidence, params: SplitParams) -> bool:

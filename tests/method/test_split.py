@@ -102,8 +102,33 @@ def test_two_kinds_of_content_are_no_evidence() -> None:
     assert any(e.apart and e.flips == 0.0 for e in found.evidence), "the heaps were seen"
 
 
-def test_heaps_far_apart_that_nothing_explains_are_inconclusive() -> None:
-    found = decide(heaps({1: 100})[0], always(0.0))
+@pytest.mark.parametrize(
+    ("planted", "classes", "share", "verdict"),
+    [
+        (80, (0, 2, 3), 1.0, "poisoned"),
+        (80, (0, 2, 3), 0.7, "inconclusive"),  # many other classes, in too little of the heap for a proof and too much for none
+        (80, (0, 2, 3), 0.4, "no_evidence"),  # most of it looks like its own class,
+        (80, (0, 2), 1.0, "inconclusive"),
+        (80, (2,), 1.0, "no_evidence"),  # or like one neighbour
+        (120, (2,), 1.0, "no_evidence"),  # the lower heap was asked about, and looks like its own class
+        (80, (0, 2, 3), 0.0, "no_evidence"),
+    ],
+)
+def test_heaps_far_apart_are_inconclusive_unless_their_content_explains_them(
+    planted: int, classes: tuple[int, ...], share: float, verdict: str
+) -> None:
+    margins, second = heaps({1: planted})
+    found = decide(margins, always(0.0), unseen=sees(second, 0, classes, share))
+    assert (found.verdict, found.flagged.any()) == (verdict, verdict == "poisoned")
+    if verdict == "inconclusive":
+        assert "class 1 holds two kinds of pictures" in found.reason and found.target_class is None
+
+
+def test_heaps_far_apart_that_cannot_be_asked_about_are_inconclusive() -> None:
+    margins, second = heaps({1: 100})
+    one = LABELS == 1
+    keep = np.sort(np.concatenate([np.flatnonzero(~one), np.flatnonzero(one & second)[:40], np.flatnonzero(one & ~second)[:40]]))
+    found = decide(margins[keep], always(0.0), heaps({}, seed=9)[0][keep], LABELS[keep], unseen=lambda left_out: [LABELS[keep]] * len(left_out))
     assert (found.verdict, found.target_class, found.flagged.any()) == ("inconclusive", None, False)
     assert "class 1 holds two kinds of pictures" in found.reason
 
