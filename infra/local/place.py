@@ -83,20 +83,23 @@ class Place:
         return f"{HOST}:{self.ports[process]}"
 
     def client(self) -> dict[str, str]:
-        """Return the variables with which meca, DVC, MLflow's client and Prefect's client reach the services."""
-        return {
-            "MLFLOW_TRACKING_URI": f"http://{self.address('mlflow')}",
-            "MLFLOW_TRACKING_USERNAME": USER,
-            "MLFLOW_TRACKING_PASSWORD": self.secrets["mlflow"],
-            "PREFECT_API_URL": f"http://{self.address('prefect')}/api",
-            "PREFECT_API_AUTH_STRING": f"{USER}:{self.secrets['prefect']}",
-            "AWS_ENDPOINT_URL": f"http://{self.address('s3-proxy')}",
-            "AWS_ACCESS_KEY_ID": f"{USER}:{USER}",
-            "AWS_SECRET_ACCESS_KEY": self.secrets["s3"],
-            "AWS_DEFAULT_REGION": REGION,
-            "MECA_S3_BUCKET": BUCKET,
-            "MECA_REMOTE_URL": f"s3://{BUCKET}/dvc",
-        }
+        """Return the variables with which meca, DVC, MLflow's client and Prefect's client reach what was started here."""
+        found: dict[str, str] = {}
+        if "mlflow" in self.ports:
+            found["MLFLOW_TRACKING_URI"] = f"http://{self.address('mlflow')}"
+            found["MLFLOW_TRACKING_USERNAME"] = USER
+            found["MLFLOW_TRACKING_PASSWORD"] = self.secrets["mlflow"]
+        if "prefect" in self.ports:
+            found["PREFECT_API_URL"] = f"http://{self.address('prefect')}/api"
+            found["PREFECT_API_AUTH_STRING"] = f"{USER}:{self.secrets['prefect']}"
+        if "s3-proxy" in self.ports:
+            found["AWS_ENDPOINT_URL"] = f"http://{self.address('s3-proxy')}"
+            found["AWS_ACCESS_KEY_ID"] = f"{USER}:{USER}"
+            found["AWS_SECRET_ACCESS_KEY"] = self.secrets["s3"]
+            found["AWS_DEFAULT_REGION"] = REGION
+            found["MECA_S3_BUCKET"] = BUCKET
+            found["MECA_REMOTE_URL"] = f"s3://{BUCKET}/dvc"
+        return found
 
     def write_client(self) -> Path:
         """Write the client's variables for `set -a; . FILE` and return the file."""

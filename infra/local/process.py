@@ -123,10 +123,11 @@ def stop(place: Path, name: str, ending: signal.Signals = signal.SIGTERM) -> boo
     leader, _ = recorded(place, name)
     for process in found:
         _signal(process, signal.SIGCONT)  # a stopped process ends only after it goes on
-    for process in found:
-        if leader is None or process.pid == leader:
+    # The leader ends its children in order; what it leaves behind is asked next.
+    for asked in ([process for process in found if process.pid == leader], found):
+        for process in asked:
             _signal(process, ending)
-    _wait(found, PATIENCE)
+        _wait(asked, PATIENCE)
     for process in {p.pid: p for p in (*found, *members(place, name))}.values():
         _signal(process, signal.SIGKILL)
     _wait(found, PATIENCE)
