@@ -10,15 +10,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.settings import client
 from meca.errors import MecaError
 
-__all__ = ["BUCKET", "HOST", "MODELS_BUCKET", "PORTS", "REGION", "USER", "Place", "write_private"]
+__all__ = ["HOST", "PORTS", "SECRETS", "Place", "write_private"]
 
 HOST = "127.0.0.1"
-REGION = "us-east-1"
-USER = "meca"
-BUCKET = "meca"  # data and DVC's remote
-MODELS_BUCKET = "mlflow"  # behind MLflow's proxy; clients hold no key for it
 
 # The ports to start with; a port that somebody else holds is replaced by a free one, which is kept from then on.
 PORTS: Mapping[str, int] = {
@@ -83,23 +80,10 @@ class Place:
         return f"{HOST}:{self.ports[process]}"
 
     def client(self) -> dict[str, str]:
-        """Return the variables with which meca, DVC, MLflow's client and Prefect's client reach what was started here."""
-        found: dict[str, str] = {}
-        if "mlflow" in self.ports:
-            found["MLFLOW_TRACKING_URI"] = f"http://{self.address('mlflow')}"
-            found["MLFLOW_TRACKING_USERNAME"] = USER
-            found["MLFLOW_TRACKING_PASSWORD"] = self.secrets["mlflow"]
-        if "prefect" in self.ports:
-            found["PREFECT_API_URL"] = f"http://{self.address('prefect')}/api"
-            found["PREFECT_API_AUTH_STRING"] = f"{USER}:{self.secrets['prefect']}"
-        if "s3-proxy" in self.ports:
-            found["AWS_ENDPOINT_URL"] = f"http://{self.address('s3-proxy')}"
-            found["AWS_ACCESS_KEY_ID"] = f"{USER}:{USER}"
-            found["AWS_SECRET_ACCESS_KEY"] = self.secrets["s3"]
-            found["AWS_DEFAULT_REGION"] = REGION
-            found["MECA_S3_BUCKET"] = BUCKET
-            found["MECA_REMOTE_URL"] = f"s3://{BUCKET}/dvc"
-        return found
+        """Return the variables with which clients reach what was started here."""
+        forms = {"mlflow": ("mlflow", "http://{}"), "prefect": ("prefect", "http://{}/api"), "s3": ("s3-proxy", "http://{}")}
+        addresses = {name: form.format(self.address(process)) for name, (process, form) in forms.items() if process in self.ports}
+        return client(self.secrets, addresses)
 
     def write_client(self) -> Path:
         """Write the client's variables for `set -a; . FILE` and return the file."""

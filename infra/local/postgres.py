@@ -10,12 +10,12 @@ from pathlib import Path
 
 from infra.local.place import HOST, Place, write_private
 from infra.local.process import Program, run_as
+from infra.stores import DATABASES, address, make_databases
 from meca.errors import MecaError
 
 __all__ = ["complete", "database", "find", "is_ready", "prepare", "programs"]
 
 OLDEST = 14  # what MLflow and Prefect ask for
-DATABASES = {"mlflow": "mlflow", "mlflow_auth": "mlflow", "prefect": "prefect"}  # and the role that owns each
 
 
 def find() -> Path:
@@ -87,44 +87,23 @@ def is_ready(place: Place) -> bool:
 
 
 def complete(place: Place) -> None:
-    """Create the roles and databases that are missing and set the passwords."""
-    lines: list[str] = []
-    for role in sorted(set(DATABASES.values())):
-        lines += _unless(f"FROM pg_roles WHERE rolname = '{role}'", f"CREATE ROLE {role} LOGIN")
-        lines += [f"ALTER ROLE {role} PASSWORD '{place.secrets[f'{role}_database']}';"]  # hexadecimal, our own
-    for name, role in DATABASES.items():
-        lines += _unless(f"FROM pg_database WHERE datname = '{name}'", f"CREATE DATABASE {name} OWNER {role}")
-        lines += [f"REVOKE ALL ON DATABASE {name} FROM PUBLIC;"]
-    done = subprocess.run(  # noqa: S603 - our own program and words
-        [
-            find() / "psql",
-            "--no-psqlrc",
-            "--quiet",
-            "--set=ON_ERROR_STOP=1",
-            f"--host={HOST}",
-            f"--port={place.ports['postgres']}",
-            "--username=postgres",
-        ],
-        input="\n".join(lines),
-        env={"PATH": os.defpath, "PGPASSWORD": place.secrets["postgres"], "PGDATABASE": "postgres", "PGCONNECT_TIMEOUT": "10"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lost = "password authentication failed" in done.stderr
-        help_ = f" {place.folder / 'secrets.json'} is not the one the cluster was made with: bring it back, or delete the folder." if lost else ""
-        raise MecaError(f"PostgreSQL refused to make its databases: {_last(done.stderr)}{help_}")
+    """Create the roles and databases that are missing and set the passwords.
+
+    Raises:
+        MecaError: It refuses, as when the secrets are not those that the cluster was made with.
+    """
+    passwords = {role: place.secrets[f"{role}_database"] for role in DATABASES.values()}
+    try:
+        make_databases(HOST, place.ports["postgres"], place.secrets["postgres"], passwords)
+    except MecaError as error:
+        lost = "password authentication failed" in str(error)
+        help_ = f"; {place.folder / 'secrets.json'} is not the one the cluster was made with: bring it back, or delete the folder." if lost else ""
+        raise MecaError(f"{error}{help_}") from None
 
 
 def database(place: Place, driver: str, name: str) -> str:
     """Return the address of a database, password included: for environments and private files only."""
-    role = DATABASES[name]
-    return f"postgresql+{driver}://{role}:{place.secrets[f'{role}_database']}@{place.address('postgres')}/{name}"
-
-
-def _unless(exists: str, statement: str) -> list[str]:
-    return [f"SELECT '{statement}' WHERE NOT EXISTS (SELECT {exists}) \\gexec"]
+    return address(driver, name, place.secrets[f"{DATABASES[name]}_database"], place.address("postgres"))
 
 
 def _user() -> tuple[int, int] | None:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from infra.local.place import BUCKET, HOST, MODELS_BUCKET, REGION, USER, Place, write_private
+from infra.local.place import HOST, Place, write_private
 from infra.local.process import Program
+from infra.settings import REGION, USER
+from infra.stores import make_buckets
 from meca.errors import MecaError
 
-__all__ = ["complete", "environment", "prepare", "programs"]
+__all__ = ["complete", "configuration", "environment", "prepare", "programs"]
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = Path(__file__).with_name("swift.lock")
@@ -31,10 +33,12 @@ def environment() -> Path:
         MecaError: The packages could not be installed.
     """
     home = Path(os.environ.get("MECA_SWIFT", ROOT / ".venv-swift")).resolve()
-    home.mkdir(parents=True, exist_ok=True)
     folder = home / "environment"
     want = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()
     stamp = folder / "meca-lock"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == want:  # in an image the folder is read-only
+        return folder
+    home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # two that start at once install once
         if stamp.is_file() and stamp.read_text(encoding="utf-8") == want:
@@ -52,13 +56,13 @@ def environment() -> Path:
     return folder
 
 
-def prepare(place: Place) -> None:
+def prepare(place: Place, host: str = HOST) -> None:
     """Write the configuration and the rings for the ports in force."""
     folder = place.folder / "s3"
     disk = folder / "node" / "disk"
     disk.mkdir(parents=True, exist_ok=True)
     _check_attributes(disk)
-    for name, text in _configuration(place).items():
+    for name, text in configuration(place, host).items():
         write_private(folder / name, text)
     binaries = environment() / "bin"
     ports = [f"{kind}={place.ports[f's3-{kind}']}" for kind in KINDS]
@@ -78,52 +82,32 @@ def programs(place: Place) -> list[Program]:
             place.folder,
             [str(binaries / "python"), str(binaries / f"swift-{kind}-server"), str(folder / f"{kind}.conf"), "--verbose"],
             {"PYTHONWARNINGS": "ignore"},  # of eventlet, about its own future, at every start
-            depends_on=_configuration(place)[f"{kind}.conf"] + ports,
+            depends_on=configuration(place)[f"{kind}.conf"] + ports,
         )
         for kind in (*KINDS, "proxy")
     ]
 
 
 def complete(place: Place) -> None:
-    """Create the buckets; what lies in the one of the data keeps its versions."""
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{place.address('s3-proxy')}",
-        aws_access_key_id=f"{USER}:{USER}",
-        aws_secret_access_key=place.secrets["s3"],
-        region_name=REGION,
-        config=Config(retries={"max_attempts": 5}, proxies={}, connect_timeout=5, read_timeout=60),
-    )
-    try:
-        there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
-        for name in {BUCKET, MODELS_BUCKET} - there:
-            client.create_bucket(Bucket=name)
-        client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
-    except (BotoCoreError, ClientError) as error:
-        raise MecaError(f"The S3 server refused to make its buckets: {error}; its logs lie in {place.folder / 'logs'}.") from None
-    finally:
-        client.close()
+    """Create the buckets."""
+    make_buckets(f"http://{place.address('s3-proxy')}", REGION, f"{USER}:{USER}", place.secrets["s3"])
 
 
-def _configuration(place: Place) -> dict[str, str]:
-    """Return every configuration file by name."""
+def configuration(place: Place, host: str = HOST) -> dict[str, str]:
+    """Return every configuration file by name; `host` is where clients reach it."""
     files = {
         # The suffix goes into the hash that says where an object lies: another one hides everything.
         "swift.conf": f"[swift-hash]\nswift_hash_path_suffix = {place.secrets['s3_hash']}\n[storage-policy:0]\nname = one\ndefault = yes\n",
-        "proxy.conf": _default(place, "proxy") + _PROXY.format(user=USER, region=REGION, **place.secrets),
+        "proxy.conf": _default(place, "proxy", host) + _PROXY.format(user=USER, region=REGION, **place.secrets),
     }
     for kind in KINDS:
-        files[f"{kind}.conf"] = _default(place, kind) + _STORAGE.format(kind=kind)
+        files[f"{kind}.conf"] = _default(place, kind, HOST) + _STORAGE.format(kind=kind)
     return files
 
 
-def _default(place: Place, kind: str) -> str:
+def _default(place: Place, kind: str, host: str) -> str:
     folder = place.folder / "s3"
-    return _DEFAULT.format(host=HOST, port=place.ports[f"s3-{kind}"], folder=folder, user=_user_name())
+    return _DEFAULT.format(host=host, port=place.ports[f"s3-{kind}"], folder=folder, user=_user_name())
 
 
 # workers = 0: one process each. Without fallocate a file takes no more room than it needs, and no memcached is asked for.
@@ -139,7 +123,7 @@ mount_check = false
 disable_fallocate = true
 workers = 0
 log_level = INFO
-log_udp_host = {host}
+log_udp_host = 127.0.0.1
 log_udp_port = 9
 """
 

@@ -5,14 +5,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from infra.local.place import HOST, MODELS_BUCKET, REGION, USER, Place, write_private
+from infra.local.place import HOST, Place, write_private
 from infra.local.postgres import database
 from infra.local.process import Program
+from infra.settings import REGION, USER, mlflow_auth, mlflow_server, prefect_server
+from infra.stores import MODELS_BUCKET
 from meca.errors import MecaError
 
 __all__ = ["answers", "mlflow", "prefect", "prepare_mlflow", "prepare_prefect"]
-
-SILENT = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 def prepare_mlflow(place: Place) -> None:
@@ -32,22 +32,20 @@ def prepare_mlflow(place: Place) -> None:
 def mlflow(place: Place) -> list[Program]:
     """Return the tracking server. Artifacts pass through it, so clients need no key for the bucket."""
     port = place.ports["mlflow"]
-    hosts = f"{HOST}:{port},localhost:{port}"
     variables = {
-        **SILENT,
-        "MLFLOW_BACKEND_STORE_URI": database(place, "psycopg2", "mlflow"),
-        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{MODELS_BUCKET}/artifacts",
+        **mlflow_server(
+            database=database(place, "psycopg2", "mlflow"),
+            auth_file=str(_auth_file(place)),
+            artifacts=f"s3://{MODELS_BUCKET}/artifacts",
+            hosts=f"{HOST}:{port},localhost:{port}",
+            login=(USER, place.secrets["mlflow"]),
+            session=place.secrets["mlflow_session"],
+        ),
         "MLFLOW_S3_ENDPOINT_URL": f"http://{place.address('s3-proxy')}",
         "AWS_ACCESS_KEY_ID": f"{USER}:mlflow",
         "AWS_SECRET_ACCESS_KEY": place.secrets["s3_mlflow"],
         "AWS_DEFAULT_REGION": REGION,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,  # a page of the web must not reach it through the browser of its user
-        "MLFLOW_AUTH_CONFIG_PATH": str(_auth_file(place)),
-        "MLFLOW_AUTH_ADMIN_USERNAME": USER,
-        "MLFLOW_AUTH_ADMIN_PASSWORD": place.secrets["mlflow"],
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": place.secrets["mlflow_session"],
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes and 0.5 GB instead of 10 and 1.9 GB
     }
     argv = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", HOST, "--port", str(port), "--workers", "1"]
     return [Program("mlflow", place.folder, argv, variables, depends_on=_auth(place))]
@@ -62,14 +60,9 @@ def prefect(place: Place) -> list[Program]:
     """Return the server with its background services."""
     folder = place.folder / "prefect"
     variables = {
-        **SILENT,
+        **prefect_server(database=database(place, "asyncpg", "prefect"), login=f"{USER}:{place.secrets['prefect']}"),
         "PREFECT_HOME": str(folder),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database(place, "asyncpg", "prefect"),
-        "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{place.secrets['prefect']}",
-        # With leases in memory, a server that crashes leaks the slots of its limits for good.
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "pages"),  # it writes its address into them
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
     argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(place.ports["prefect"])]
     return [Program("prefect", place.folder, argv, variables)]
@@ -90,9 +83,4 @@ def _auth_file(place: Place) -> Path:
 
 
 def _auth(place: Place) -> str:
-    settings = {
-        "default_permission": "READ",
-        "database_uri": database(place, "psycopg2", "mlflow_auth"),
-        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
-    }
-    return "[mlflow]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
+    return mlflow_auth(database(place, "psycopg2", "mlflow_auth"))
