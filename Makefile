@@ -75,6 +75,8 @@ lock: install ## resolve the versions anew
 	  --extra dev --extra services pyproject.toml --output-file requirements.lock
 	$(BIN)/uv pip compile --universal --upgrade --generate-hashes --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet \
 	  infra/local/swift.in --output-file infra/local/swift.lock
+	$(BIN)/uv pip compile --universal --upgrade --generate-hashes --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet \
+	  --constraint requirements.lock infra/servers.in --output-file infra/servers.lock
 
 closure: install ## the code each stage depends on, written into dvc.yaml
 	$(BIN)/python -m tasks.closure
