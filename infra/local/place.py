@@ -52,8 +52,10 @@ class Place:
     def make(self) -> None:
         """Create the folder and the secrets that it lacks."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("logs", "run"):
+        # PostgreSQL may run as somebody else, who has to come through; what the others keep is nobody's business.
+        for name in ("logs", "run", "s3", "mlflow", "prefect"):
             (self.folder / name).mkdir(exist_ok=True)
+            (self.folder / name).chmod(0o700)
         missing = [name for name in SECRETS if name not in self.secrets]
         if missing:
             # Hexadecimal: it stands in addresses, in ini files and in the shell without quoting.

@@ -50,8 +50,8 @@ def environment() -> Path:
         ):
             done = subprocess.run([uv, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                raise MecaError(f"Swift, the S3 server, could not be installed into {folder}: {last}")
+                said = " ".join(done.stderr.split()) or "no message"
+                raise MecaError(f"Swift, the S3 server, could not be installed into {folder}: {said[-600:]}")
         stamp.write_text(want, encoding="utf-8")
     return folder
 

@@ -25,7 +25,6 @@ def prepare_mlflow(place: Place) -> None:
 
     if missing := [package for module, package in (("psycopg2", "psycopg2-binary"), ("flask_wtf", "flask-wtf")) if not find_spec(module)]:
         raise MecaError(f"Expected {' and '.join(missing)} beside MLflow for its server, found none; `make install` brings them (extra `services`).")
-    (place.folder / "mlflow").mkdir(exist_ok=True)
     write_private(_auth_file(place), _auth(place))
 
 

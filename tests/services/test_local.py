@@ -270,6 +270,9 @@ def test_no_secret_stands_in_a_command_line_a_log_or_an_open_file(services):
             if any(secret in file.read_text(errors="replace") for secret in secrets):
                 holding.append(file.name)
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    # Nor can other users of the machine read objects, tables, models or logs.
+    for folder in ("logs", "run", "s3", "mlflow", "prefect", "postgres/data"):
+        assert stat.S_IMODE((services.folder / folder).stat().st_mode) == 0o700, folder
     assert {"secrets.json", "client.env", "auth.ini", "proxy.conf", "swift.conf"} <= set(holding)
 
 

@@ -16,6 +16,7 @@ import pytest
 from infra import secrets
 from infra.local import servers
 from infra.local.place import Place
+from infra.local.s3 import environment
 from tests.services.conftest import ROOT, place
 from tests.services.test_services import status_of
 
@@ -50,6 +51,7 @@ class Team:
             "MECA_HOSTS": f"127.0.0.1:{self.ports['mlflow']}",
             "MECA_BIND": "127.0.0.1",
             "MECA_DATA_FOLDER": str(folder / "data"),
+            "MECA_SWIFT": str(environment().parent),  # as in the image, where it is made beforehand
         }
         (folder / "data").mkdir()
         self.running = {}
