@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install demo test crash-test check format lock closure results bench bench-quality bench-gpu clean
+.PHONY: help install demo test integration services services-stop services-status crash-test check format lock closure results bench bench-quality bench-gpu clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -36,6 +36,18 @@ demo: install ## poison a data set, clean it, report, register the model; DATA=c
 
 test: install check ## every check and every test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+integration: install ## the tests against real servers (PostgreSQL, S3, MLflow, Prefect), which they start and stop themselves
+	MECA_SERVICES_TESTS=1 $(BIN)/python -m pytest -q tests/services
+
+services: install ## PostgreSQL, S3, MLflow and Prefect as processes of this machine; says how to use them
+	@$(BIN)/python -m infra.local start
+
+services-stop: install ## end them; data and secrets stay in .meca/services
+	@$(BIN)/python -m infra.local stop
+
+services-status: install ## whether each of them answers
+	@$(BIN)/python -m infra.local status
 
 crash-test: install ## kills, full disks, secrets: every campaign of docs/faults.md (hours; needs Linux and strace)
 	$(BIN)/python -m benchmarks.crash_points --all
@@ -60,7 +72,11 @@ format: install ## write what `check` asks for
 
 lock: install ## resolve the versions anew
 	$(BIN)/uv pip compile --universal --upgrade --generate-hashes --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet \
-	  --extra dev pyproject.toml --output-file requirements.lock
+	  --extra dev --extra services pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --universal --upgrade --generate-hashes --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet \
+	  infra/local/swift.in --output-file infra/local/swift.lock
+	$(BIN)/uv pip compile --universal --upgrade --generate-hashes --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet \
+	  --constraint requirements.lock infra/servers.in --output-file infra/servers.lock
 
 closure: install ## the code each stage depends on, written into dvc.yaml
 	$(BIN)/python -m tasks.closure
@@ -79,4 +95,5 @@ bench-gpu: install ## the rows that need a GPU, speed and quality, in nine minut
 	$(BIN)/python -m benchmarks.speed --gpu
 
 clean: ## everything that was made
-	rm -rf $(VENV) .demo .meca data work published report mlflow.db* mlruns mlartifacts
+	@test ! -d .meca/services || $(BIN)/python -m infra.local stop
+	rm -rf $(VENV) .venv-swift .demo .meca data work published report mlflow.db* mlruns mlartifacts

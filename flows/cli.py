@@ -386,7 +386,11 @@ def doctor(*, as_json: Json = False) -> int:
     if as_json:
         _json({"ok": all(check["ok"] for check in checks), "checks": checks})
     else:
-        _say(*(f"{'ok ' if check['ok'] else 'BAD'} {check['name']:<12} {plain(check['found'])}" for check in checks))
+        for check in checks:
+            _say(f"{'ok ' if check['ok'] else 'BAD'} {check['name']:<12} {plain(check['found'])}")
+            _say(*(f"    {'warning:':<12} {plain(warning)}" for warning in check["warnings"]))
+            if check["next"]:
+                _say(f"    {'next:':<12} {plain(check['next'])}")
     return DONE if all(check["ok"] for check in checks) else FAILED
 
 

@@ -9,19 +9,19 @@ import platform
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import environment
+from tasks import environment, health
 from tasks.environment import without_secrets
 
 __all__ = ["examine"]
 
 PATIENCE = 60.0  # seconds for the import of torch on a slow disk
-ANSWER = 3.0  # seconds for a server
+DEADLINE = 30.0  # seconds for all questions to all servers, which are asked side by side
 SPACE = 2 * 2**30  # bytes: less will not hold the smallest demonstration and its environment's caches
 
 _DEVICES = """
@@ -34,14 +34,14 @@ Check = dict[str, Any]
 
 
 def examine() -> list[Check]:
-    """Return a line per check: `name`, `ok` (false where meca cannot work like this), `found`."""
+    """Return a line per check: `name`, `ok` (false where meca cannot work like this), `found`, `warnings`, `next` (step)."""
     environment.prepare()
-    checks: tuple[Callable[[], Check], ...] = (_python, _packages, _devices, _sandbox, _disk, _data, _dvc, _mlflow, _prefect, _telemetry)
-    return [check() for check in checks]
+    checks: tuple[Callable[[], Check], ...] = (_python, _packages, _devices, _sandbox, _disk, _data, _dvc)
+    return [*(check() for check in checks), *_servers(), _telemetry()]
 
 
-def _check(name: str, ok: bool, found: str) -> Check:
-    return {"name": name, "ok": ok, "found": found}
+def _check(name: str, ok: bool, found: str, warnings: Sequence[str] = (), next_step: str = "") -> Check:
+    return {"name": name, "ok": ok, "found": found, "warnings": list(warnings), "next": next_step}
 
 
 def _version(name: str) -> str | None:
@@ -105,55 +105,77 @@ def _data() -> Check:
 
 
 def _dvc() -> Check:
-    file = Path(".dvc/config")
-    if not file.is_file():
+    if not Path(".dvc/config").is_file():
         return _check("dvc", True, f"{_version('dvc') or 'missing'}; no DVC project in this folder")
-    settings = configparser.ConfigParser()
-    for path in (file, Path(".dvc/config.local")):
+    settings = _dvc_settings()
+    remotes = _remotes(settings)
+    told = [f"remote {without_secrets(block.get('url', '?'))}" for block in remotes.values()]
+    unverified = [name for name, block in remotes.items() if block.get("verify") != "true"]
+    trusting = f"verify is off for {', '.join(unverified)}: DVC hands out whatever it finds there (dvc remote modify … verify true)"
+    default = settings.get("core", "remote", fallback="none")
+    return _check(
+        "dvc", True, f"{_version('dvc') or 'missing'}; default remote {default}; {', '.join(told) or 'no remote'}", [trusting] if unverified else []
+    )
+
+
+def _dvc_settings() -> configparser.ConfigParser:
+    settings = configparser.ConfigParser(interpolation=None)  # a key may hold a percent sign
+    for path in (Path(".dvc/config"), Path(".dvc/config.local")):
         with contextlib.suppress(configparser.Error):
             settings.read(path, encoding="utf-8")
-    remotes = {name: dict(settings[name]) for name in settings.sections() if "remote" in name}
-    default = settings.get("core", "remote", fallback="none")
-    told = [
-        f"remote {without_secrets(block.get('url', '?'))}{'' if block.get('verify') == 'true' else ' (verify is off)'}" for block in remotes.values()
+    return settings
+
+
+def _remotes(settings: configparser.ConfigParser) -> dict[str, dict[str, str]]:
+    """Return DVC's remotes by name; their sections are called `'remote "name"'`."""
+    return {name.strip("'").removeprefix("remote").strip(' "'): dict(settings[name]) for name in settings.sections() if "remote" in name}
+
+
+def _servers() -> list[Check]:
+    """Ask every server that the environment names, side by side; one that never finishes holds nobody up."""
+    found = health.buckets(_remotes(_dvc_settings()))
+    asked: list[tuple[str, Callable[[], Check]]] = [("mlflow", _mlflow), ("prefect", _prefect)]
+    asked += [("s3", lambda bucket=bucket: _finding("s3", health.s3(bucket))) for bucket in found]
+    answers: dict[int, Check] = {}
+
+    def ask(number: int, question: Callable[[], Check]) -> None:
+        try:
+            answers[number] = question()
+        except Exception as error:  # its text may hold anything
+            told = f"could not be examined ({type(error).__name__})"
+            answers[number] = _check(asked[number][0], False, told, next_step="Look at the variables that name it.")
+
+    threads = [threading.Thread(target=ask, args=(number, question), daemon=True) for number, (_, question) in enumerate(asked)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + DEADLINE
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = f"no end of its answers within {DEADLINE:.0f} s"
+    return [
+        answers.get(number) or _check(name, False, late, next_step="Look at the server's log and load.") for number, (name, _) in enumerate(asked)
     ]
-    unreachable = [block["endpointurl"] for block in remotes.values() if "endpointurl" in block and _answer(block["endpointurl"]) is None]
-    text = f"{_version('dvc') or 'missing'}; default remote {default}; {', '.join(told) or 'no remote'}"
-    return _check("dvc", not unreachable, text + "".join(f"; {without_secrets(u)} does not answer" for u in unreachable))
+
+
+def _finding(name: str, found: health.Finding) -> Check:
+    return _check(name, found.ok, found.found, found.warnings, found.next)
 
 
 def _mlflow() -> Check:
     address = environment.tracking_uri(Path())
     if not address.startswith("http"):
         return _check("mlflow", True, f"{_version('mlflow') or 'missing'}; no server, records in {without_secrets(address)}")
-    if _answer(address.rstrip("/") + "/health") is None:
-        return _check("mlflow", False, f"{without_secrets(address)} does not answer within {ANSWER:.0f} s")
-    is_open = _answer(without_secrets(address).rstrip("/") + "/api/2.0/mlflow/experiments/search?max_results=1") == 200
-    return _check("mlflow", True, f"{_version('mlflow') or 'missing'}; {without_secrets(address)} answers" + ("; auth is off" if is_open else ""))
+    return _finding("mlflow", health.mlflow(address))
 
 
 def _prefect() -> Check:
-    address = os.environ.get("PREFECT_API_URL")
-    if not address:
+    server = health.prefect_in_force()
+    if server is None:
         return _check("prefect", True, f"{_version('prefect') or 'missing'}; no server set, a temporary one starts with each flow")
-    status = _answer(address.rstrip("/") + "/health")
-    return _check("prefect", status is not None, f"{without_secrets(address)} " + ("answers" if status else f"does not answer within {ANSWER:.0f} s"))
+    return _finding("prefect", health.prefect(*server))
 
 
 def _telemetry() -> Check:
     names = ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS", "PREFECT_SERVER_ANALYTICS_ENABLED")
     on = [name for name in names if os.environ.get(name) != environment.DEFAULTS[name]]
     return _check("telemetry", True, f"off, but for what you set: {', '.join(on)}" if on else "off in meca's processes")
-
-
-def _answer(address: str) -> int | None:
-    """Return the status that a server gives, whatever it is; None where nothing answers in time."""
-    if not address.startswith(("http://", "https://")):
-        return None
-    try:
-        with urllib.request.urlopen(address, timeout=ANSWER) as reply:  # noqa: S310 - the scheme is checked above
-            return int(reply.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, ValueError):
-        return None

@@ -27,9 +27,7 @@ def main() -> None:
     from tasks.slots import server_url
 
     if server_url() is None:
-        print(
-            "meca: Expected the address of a Prefect server in PREFECT_API_URL, found none; infra/local/prefect.sh start starts one.", file=sys.stderr
-        )
+        print("meca: Expected the address of a Prefect server in PREFECT_API_URL, found none; `make services` starts one.", file=sys.stderr)
         raise SystemExit(4)
     from flows.sanitize import sanitize
 

@@ -482,27 +482,3 @@ def test_doctor_exits_2_when_something_is_missing(monkeypatch, capsys, tmp_path)
     found = {check["name"]: check for check in json.loads(out)["checks"]}
     assert not found["MECA_DATA"]["ok"] and not found["mlflow"]["ok"] and found["disk"]["ok"]
     assert "secret" not in out
-
-
-def test_doctor_sees_an_open_server(monkeypatch):
-    import http.server
-    import threading
-
-    class Open(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Open)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
-        assert "auth is off" in doctor._mlflow()["found"]
-        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
-        assert doctor._prefect()["ok"]
-    finally:
-        server.shutdown()
-        server.server_close()
