@@ -289,22 +289,99 @@ def verify(
     return POISONED if mismatches else DONE
 
 
+Why = Annotated[str, Parameter(help="The reason, for the record in the registry.")]
+
+
 @app.command
 def promote(
     run: Annotated[Path, Parameter(help="A workspace whose run is tracked; without it the working directory.")] = Path(),
     /,
     *,
+    why: Why = "",
+    key: Annotated[Path | None, Parameter(help="An Ed25519 public key (PEM) that must have signed the published folder.")] = None,
+    attestation: Attestation = None,
+    uncompared: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Replace a champion that cannot be measured on this data; needs --why.")
+    ] = False,
+    rollback: Annotated[
+        bool,
+        Parameter(name=["--rollback", "--undo"], negative="", show_default=False, help="Give the alias back to the version before; needs --why."),
+    ] = False,
+    history: Annotated[bool, Parameter(negative="", show_default=False, help="Print who moved the alias, when, why, and change nothing.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Register the clean model and move the alias, if every gate in params.yaml holds. Exits 5 with the distance if one does not."""
+    """Register the clean model and move the alias, if every gate in params.yaml holds and the champion is no better. Else exits 5."""
     _platform()
-    from tasks.registry import promote as move
+    from tasks import registry
 
-    outcome = move(_folder(run))
+    if rollback + history + uncompared > 1 or ((rollback or history) and (key is not None or attestation is not None)):
+        raise UsageError("Expected one of --rollback, --history, or a promotion with its options.")
+    if history:
+        events = registry.history(_folder(run))
+        _json(events) if as_json else _say(*_moves(events) or ["The alias was never moved."])
+        return DONE
+    if rollback:
+        outcome = registry.rollback(_folder(run), why=why)
+        sentences = [f"Version {outcome['undone']} is {outcome['alias']} no more."]
+    else:
+        outcome = registry.promote(_folder(run), why=why, key=key, attestation=attestation, uncompared=uncompared)
+        sentences = [gate["sentence"] for gate in outcome["gates"]]
     if as_json:
         _json(outcome)
     else:
-        _say(f"{outcome['model']} version {outcome['version']} is {outcome['alias']}.", *(gate["sentence"] for gate in outcome["gates"]))
+        _say(f"{outcome['model']} version {outcome['version']} is {outcome['alias']}.", *sentences)
+    return DONE
+
+
+def _moves(events: Iterable[dict[str, Any]]) -> list[str]:
+    return [
+        f"{e.get('when')}  {e['action']:<8} {e['from'] or '-':>4} -> {e['to']:<4} {e.get('who')}: {e.get('why') or 'no reason given'}" for e in events
+    ]
+
+
+@app.command
+def check_serving(
+    run: Annotated[Path, Parameter(help="A workspace, whose params.yaml names the registered model; without it the working directory.")] = Path(),
+    /,
+    *,
+    alias: Annotated[str | None, Parameter(help="Without it the one in params.yaml.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Load what the alias names in a clean process, with unpickling forbidden, and let it predict. Exits 2 if it cannot be served."""
+    _platform()
+    from meca.params import read_params
+    from tasks.serving import check
+
+    params = read_params(_folder(run) / "params.yaml")
+    found = check(run, str(params.raw("track")["registered_model"]), alias or str(params.raw("promote")["alias"]))
+    if as_json:
+        _json(found)
+    else:
+        _say(
+            f"{found['model']} version {found['version']} is {found['alias']}, and answers: labels {', '.join(map(str, found['labels']))} for noise.",
+            f"SHA-256 of the model {found['sha256']}, {len(found['classes'])} classes, {found['seconds']} s.",
+        )
+    return DONE
+
+
+@app.command
+def track(
+    run: Annotated[Path, Parameter(help="A workspace with a finished run; without it the working directory.")] = Path(), /, *, as_json: Json = False
+) -> int:
+    """Tell MLflow what it was not told: this result, and those kept while it was away. Takes the time that it takes; exits 2 if it cannot."""
+    _platform()
+    from meca.errors import MecaError
+    from tasks.stage import Pipeline
+    from tasks.tracking import is_recorded, untold
+
+    os.environ["MECA_TRACKING_SECONDS"] = "0"
+    before = len(untold(_folder(run)))
+    if not is_recorded(run):
+        Pipeline(run).run("track", force=True, log=_complain)
+    left = len(untold(run))
+    if not is_recorded(run):
+        raise MecaError(f"MLflow was not told everything; {left} results are still kept, the lines above say why.")
+    _json({"recorded": True, "told": before, "left": left}) if as_json else _say(f"MLflow knows this result, and {before} that were kept.")
     return DONE
 
 
