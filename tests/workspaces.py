@@ -44,13 +44,13 @@ def colours(folder: Path, n: int = 10, size: int = 8, names: Sequence[str] = COL
 
 
 def network(store: Store, folder: Path, seed: int, confused: Sequence[int] = ()) -> nn.Module:
-    """Write a network whose last layer is fitted to the training pictures; the classes in `confused` are taken for class 0."""
+    """Write a network whose last layer is fitted to all pictures; the classes in `confused` are taken for class 0."""
     info = store.info
     description = Description(NetworkParams("compact", "s2d", 8), info.class_names, info.height, info.width, info.channels, (0.5,) * 3, (0.25,) * 3)
     model = build(description, torch.Generator().manual_seed(seed)).eval()
-    known = features(model, torch.from_numpy(store.pixels(store.train))).numpy()
-    wanted = np.eye(len(info.class_names))[[0 if label in confused else label for label in store.labels[store.train]]]
-    weights = np.linalg.lstsq(np.hstack([known, np.ones((len(known), 1))]), wanted, rcond=0.05)[0]
+    known = features(model, torch.from_numpy(store.pixels(slice(0, store.info.n)))).numpy()
+    wanted = np.eye(len(info.class_names))[[0 if label in confused else label for label in store.labels]]
+    weights = np.linalg.lstsq(np.hstack([known, np.ones((len(known), 1))]), wanted, rcond=None)[0]
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
         last.weight.copy_(torch.from_numpy(weights[:-1].T))
