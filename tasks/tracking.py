@@ -393,6 +393,8 @@ class _Recorder:
         if not _is_complete(parent):
             self._parent(parent, receipts, runs)
             self._close(parent, seconds)
+        elif parent.info.status == "RUNNING":  # killed between the two calls of _close
+            self._close(parent, seconds)
         return {"parent": parent.info.run_id, "runs": runs, "models": models, "result_key": key}
 
     def _run(self, tag: str, key: str, name: str, tags: Mapping[str, str], seconds: float, parent: str | None = None) -> Any:

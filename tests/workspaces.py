@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from meca.engine import features
@@ -63,10 +64,10 @@ def finished(folder: Path, seed: int = 0, confused: Sequence[int] = (), verdict:
     """Make a workspace as a run leaves it, up to stage `track`, and return it."""
     settings = {key: how.pop(key) for key in list(how) if "." in key}
     create(folder, {**GATES, **settings}, code=False)
-    pipeline = (folder / "dvc.yaml").read_text(encoding="utf-8")
-    (folder / "dvc.yaml").write_text(
-        re.sub(r"--receipts .*?--store", f"--receipts {' '.join(map(receipt_of, STAGES))} --store", pipeline, flags=re.S)
-    )
+    pipeline = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["track"]
+    pipeline["cmd"] = re.sub(r"--receipts .*?--store", f"--receipts {' '.join(map(receipt_of, STAGES))} --store", pipeline["cmd"])
+    pipeline["deps"] = ["published", "report", "work/relabel_finetune"]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"track": pipeline}}))
     store = colours(folder, **how)
     published = publish_store(store, folder, {0: ("poisoned", "remove", None)} if verdict == "poisoned" else {}, verdict)
     shutil.rmtree(folder / "scratch")
