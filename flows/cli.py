@@ -141,7 +141,43 @@ def fetch(
         found = asdict(copy(source, output, progress))
     found["path"] = str(found["path"])
     size = f"{found['objects']} objects, {found['bytes']} bytes, {found['downloaded']} of them fetched now"
-    _json(found) if as_json else _say(f"Copy          {found['path']}", f"Objects       {size}", f"SHA-256       {found['root']}")
+    if as_json:
+        _json(found)
+    else:
+        _say(f"Copy          {found['path']}", f"Objects       {size}", f"SHA-256       {found['root']}")
+        if found["version"]:
+            _say(f"Version       {found['version']}, a published set: `meca verify {output} --key KEY` says whose.")
+    return DONE
+
+
+@app.command
+def publish(
+    run: Annotated[Path, Parameter(help="The output of `clean`, or a workspace.")],
+    url: Annotated[str, Parameter(help="s3://bucket/prefix; keys come from the AWS variables.")],
+    /,
+    *,
+    key: Annotated[Path | None, Parameter(help="An Ed25519 public key (PEM) that must have signed the folder.")] = None,
+    attestation: Annotated[Path | None, Parameter(name="--attestation", help="The signed statement, where it is not in the folder.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Bring a published folder to a bucket: every object is read back, and then one pointer names the set. `fetch` follows it."""
+    from dataclasses import asdict
+
+    from meca.progress import Progress
+    from tasks.publishing import publish as send
+    from tasks.publishing import published_folder
+
+    if attestation is not None and key is None:
+        raise UsageError("Expected --key beside --attestation: without a key nothing can be said about a signature.")
+    with Progress() as progress:
+        found = asdict(send(published_folder(_folder(run)), url, key, attestation, progress))
+    if as_json:
+        _json(found)
+    else:
+        _say(f"Pointer       {found['url']}" + ("" if found["moved"] else ", which named this version already"), f"Version       {found['version']}")
+        _say(f"Objects       {found['objects']}, {found['bytes']} bytes, {found['sent']} of them sent now, all read back")
+        if found["guarded"] is False:
+            _say("This server ignores conditions on writes: let only one publish to this prefix at a time.")
     return DONE
 
 
@@ -382,6 +418,31 @@ def track(
     if not is_recorded(run):
         raise MecaError(f"MLflow was not told everything; {left} results are still kept, the lines above say why.")
     _json({"recorded": True, "told": before, "left": left}) if as_json else _say(f"MLflow knows this result, and {before} that were kept.")
+    return DONE
+
+
+Workspace = Annotated[Path, Parameter(help="A workspace; without it the working directory.")]
+
+
+@app.command
+def push(run: Workspace = Path(), /) -> int:
+    """Send what the DVC remote lacks: data, models, verdicts, run cache. MECA_REMOTE_URL names another remote, such as s3://bucket/prefix."""
+    _platform()
+    from tasks.remote import push as send
+
+    send(_folder(run))
+    _say("The remote has all of it.")
+    return DONE
+
+
+@app.command
+def pull(run: Workspace = Path(), /) -> int:
+    """Fetch what dvc.lock names from the DVC remote, and compare it with the SHA-256 that the stages wrote down. Exits 2 if it differs."""
+    _platform()
+    from tasks.remote import pull as receive
+
+    receive(_folder(run))
+    _say("Everything is here, and as the stages wrote it.")
     return DONE
 
 
