@@ -4,6 +4,7 @@ DVC knows files by MD5, for which two different ones can be made. So what was pu
 stage wrote into its receipt, and with those of the store and of the published folder: in a chain that ends at dvc.lock.
 """
 
+import itertools
 import os
 import shlex
 import shutil
@@ -66,8 +67,10 @@ def check(workspace: Path = Path()) -> list[tuple[Path, str]]:
     wrong: list[tuple[Path, str]] = []
     for path, expected, stage in _written(workspace):
         if path.exists() and (found := sha256_tree(path)) != expected:
-            what = f"{plain(path.relative_to(workspace))} is not what stage {stage} wrote: expected SHA-256 {expected[:12]}, got {found[:12]}."
-            wrong.append((path, what))
+            what = (
+                f"is not what stage {stage} wrote: expected SHA-256 {expected[:12]}, got {found[:12]}" if expected else "has no receipt of its stage"
+            )
+            wrong.append((path, f"{plain(path.relative_to(workspace))} {what}."))
     return wrong
 
 
@@ -81,8 +84,11 @@ def _written(workspace: Path) -> Iterator[tuple[Path, str, str]]:
         raise MecaError(f"Expected {workspace / 'dvc.yaml'} with stages.") from None
     for name, stage in stages.items():
         words = shlex.split(stage["cmd"]) if isinstance(stage, dict) and isinstance(stage.get("cmd"), str) else []
-        options = {word[2:].replace("-", "_"): value for word, value in zip(words, words[1:], strict=False) if word.startswith("--")}
-        if "receipt" not in options or not (workspace / options["receipt"]).is_file():
+        options = {word[2:].replace("-", "_"): value for word, value in itertools.pairwise(words) if word.startswith("--")}
+        if "receipt" not in options:
+            continue
+        if not (workspace / options["receipt"]).is_file():
+            yield from ((workspace / out, "", plain(name, 40)) for out in stage.get("outs", ()) if isinstance(out, str))
             continue
         receipt = read_json(workspace / options["receipt"])
         for output, digest in receipt["outputs"].items():
@@ -111,15 +117,23 @@ def _transfer(workspace: Path, direction: str, **options: Any) -> None:
         with Repo(root, config=_configuration(url) if url else None, _wait_for_lock=True) as repo:
             getattr(repo, direction)(**(options or {"run_cache": True}))
     except Exception as error:
-        names = {cls.__name__ for link in chain(error) for cls in type(link).__mro__}
+        links = chain(error)
+        names = {cls.__name__ for link in links for cls in type(link).__mro__}
         # DVC reports files that failed by their number alone; on a remote behind a network that is taken for the network.
         hidden = bool(url) and urlsplit(url or "").scheme not in ("", "file") and names & {"UploadError", "DownloadError", "FileTransferError"}
-        if names & NETWORK_ERRORS or hidden:
+        if names & NETWORK_ERRORS or hidden or any(map(_is_busy, links)):
             told = environment.without_secrets(f"The DVC remote could not be reached ({error}); look at MECA_REMOTE_URL and the network.")
             raise RemoteUnavailable(told) from None
         if not isinstance(error, DvcException | OSError):
             raise
         raise MecaError(environment.without_secrets(f"dvc {direction} failed: {error}")) from None
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Tell whether a storage's answer says that it may do better later; its library makes an OSError of a number of its own of that."""
+    answer = getattr(error, "response", None)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
+    return status in (408, 429) or status >= 500
 
 
 def _configuration(url: str) -> dict[str, Any]:
