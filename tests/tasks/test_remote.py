@@ -35,11 +35,10 @@ EVIL = bytes.fromhex(
 FILES = {"a.bin": GOOD, "b.bin": b"b" * 300_000, "c.bin": b"c"}
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace of one stage whose result is here, and no remote but that of the test."""
+def make_workspace(folder: Path) -> Path:
+    """Make a workspace of one stage whose result is here."""
     environment.prepare()
-    place = create(tmp_path / "w", {}, code=False)
+    place = create(folder / "w", {}, code=False)
     program = "import pathlib, shutil; shutil.copytree('source', 'out'); pathlib.Path('receipt.json').write_text(pathlib.Path('said').read_text())"
     (place / "stage.py").write_text(program)
     stage = {"cmd": "python stage.py --out out --receipt receipt.json", "deps": ["source", "said"], "outs": ["out", "receipt.json"]}
@@ -50,8 +49,14 @@ def workspace(tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> P
     (place / "said").write_text(canonical_json({"stage": "make", "outputs": {"out": sha256_tree(place / "source")}}))
     done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=place, env=environment.child_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    monkeypatch.setenv("MECA_REMOTE_URL", "s3://bucket/remote")
     return place
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose remote is the bucket of the test."""
+    monkeypatch.setenv("MECA_REMOTE_URL", "s3://bucket/remote")
+    return make_workspace(tmp_path)
 
 
 def forget(workspace: Path) -> None:
