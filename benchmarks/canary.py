@@ -207,6 +207,8 @@ def campaign(room: Path) -> Campaign:
         runs.meca("promotion to nowhere", "promote", str(place), MLFLOW_TRACKING_URI=nowhere)
         away = {"MECA_REMOTE_URL": "s3://bucket/prefix", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
         push = "from tasks import remote; remote.push()"
+        runs.meca("publication to nowhere", "publish", str(work / "out"), "s3://bucket/prefix", **away, AWS_DEFAULT_REGION="eu-west-1")
+        runs.meca("what was kept, to nowhere", "track", str(place), MLFLOW_TRACKING_URI=nowhere)
         runs.run("remote that is away", sys.executable, "-c", push, cwd=place, **away, AWS_DEFAULT_REGION="eu-west-1")
         with mlflow_server(room / "server", runs.variables) as port:
             there = f"http://somebody:{password}@127.0.0.1:{port}"

@@ -141,7 +141,43 @@ def fetch(
         found = asdict(copy(source, output, progress))
     found["path"] = str(found["path"])
     size = f"{found['objects']} objects, {found['bytes']} bytes, {found['downloaded']} of them fetched now"
-    _json(found) if as_json else _say(f"Copy          {found['path']}", f"Objects       {size}", f"SHA-256       {found['root']}")
+    if as_json:
+        _json(found)
+    else:
+        _say(f"Copy          {found['path']}", f"Objects       {size}", f"SHA-256       {found['root']}")
+        if found["version"]:
+            _say(f"Version       {found['version']}, a published set: `meca verify {output} --key KEY` says whose.")
+    return DONE
+
+
+@app.command
+def publish(
+    run: Annotated[Path, Parameter(help="The output of `clean`, or a workspace.")],
+    url: Annotated[str, Parameter(help="s3://bucket/prefix; keys come from the AWS variables.")],
+    /,
+    *,
+    key: Annotated[Path | None, Parameter(help="An Ed25519 public key (PEM) that must have signed the folder.")] = None,
+    attestation: Annotated[Path | None, Parameter(name="--attestation", help="The signed statement, where it is not in the folder.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Bring a published folder to a bucket: every object is read back, and then one pointer names the set. `fetch` follows it."""
+    from dataclasses import asdict
+
+    from meca.progress import Progress
+    from tasks.publishing import publish as send
+    from tasks.publishing import published_folder
+
+    if attestation is not None and key is None:
+        raise UsageError("Expected --key beside --attestation: without a key nothing can be said about a signature.")
+    with Progress() as progress:
+        found = asdict(send(published_folder(_folder(run)), url, key, attestation, progress))
+    if as_json:
+        _json(found)
+    else:
+        _say(f"Pointer       {found['url']}" + ("" if found["moved"] else ", which named this version already"), f"Version       {found['version']}")
+        _say(f"Objects       {found['objects']}, {found['bytes']} bytes, {found['sent']} of them sent now, all read back")
+        if found["guarded"] is False:
+            _say("This server ignores conditions on writes: let only one publish to this prefix at a time.")
     return DONE
 
 
@@ -289,22 +325,124 @@ def verify(
     return POISONED if mismatches else DONE
 
 
+Why = Annotated[str, Parameter(help="The reason, for the record in the registry.")]
+
+
 @app.command
 def promote(
     run: Annotated[Path, Parameter(help="A workspace whose run is tracked; without it the working directory.")] = Path(),
     /,
     *,
+    why: Why = "",
+    key: Annotated[Path | None, Parameter(help="An Ed25519 public key (PEM) that must have signed the published folder.")] = None,
+    attestation: Attestation = None,
+    uncompared: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Replace a champion that cannot be measured on this data; needs --why.")
+    ] = False,
+    rollback: Annotated[
+        bool,
+        Parameter(name=["--rollback", "--undo"], negative="", show_default=False, help="Give the alias back to the version before; needs --why."),
+    ] = False,
+    history: Annotated[bool, Parameter(negative="", show_default=False, help="Print who moved the alias, when, why, and change nothing.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Register the clean model and move the alias, if every gate in params.yaml holds. Exits 5 with the distance if one does not."""
+    """Register the clean model and move the alias, if every gate in params.yaml holds and the champion is no better. Else exits 5."""
     _platform()
-    from tasks.registry import promote as move
+    from tasks import registry
 
-    outcome = move(_folder(run))
+    if rollback + history + uncompared > 1 or ((rollback or history) and (key is not None or attestation is not None)):
+        raise UsageError("Expected one of --rollback, --history, or a promotion with its options.")
+    if history:
+        events = registry.history(_folder(run))
+        _json(events) if as_json else _say(*_moves(events) or ["The alias was never moved."])
+        return DONE
+    if rollback:
+        outcome = registry.rollback(_folder(run), why=why)
+        sentences = [f"Version {outcome['undone']} is {outcome['alias']} no more."]
+    else:
+        outcome = registry.promote(_folder(run), why=why, key=key, attestation=attestation, uncompared=uncompared)
+        sentences = [gate["sentence"] for gate in outcome["gates"]]
     if as_json:
         _json(outcome)
     else:
-        _say(f"{outcome['model']} version {outcome['version']} is {outcome['alias']}.", *(gate["sentence"] for gate in outcome["gates"]))
+        _say(f"{outcome['model']} version {outcome['version']} is {outcome['alias']}.", *sentences)
+    return DONE
+
+
+def _moves(events: Iterable[dict[str, Any]]) -> list[str]:
+    return [
+        f"{e.get('when')}  {e['action']:<8} {e['from'] or '-':>4} -> {e['to']:<4} {e.get('who')}: {e.get('why') or 'no reason given'}" for e in events
+    ]
+
+
+@app.command
+def check_serving(
+    run: Annotated[Path, Parameter(help="A workspace, whose params.yaml names the registered model; without it the working directory.")] = Path(),
+    /,
+    *,
+    alias: Annotated[str | None, Parameter(help="Without it the one in params.yaml.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Load what the alias names in a clean process, with unpickling forbidden, and let it predict. Exits 2 if it cannot be served."""
+    _platform()
+    from meca.params import read_params
+    from tasks.serving import check
+
+    params = read_params(_folder(run) / "params.yaml")
+    found = check(run, str(params.raw("track")["registered_model"]), alias or str(params.raw("promote")["alias"]))
+    if as_json:
+        _json(found)
+    else:
+        _say(
+            f"{found['model']} version {found['version']} is {found['alias']}, and answers: labels {', '.join(map(str, found['labels']))} for noise.",
+            f"SHA-256 of the model {found['sha256']}, {len(found['classes'])} classes, {found['seconds']} s.",
+        )
+    return DONE
+
+
+@app.command
+def track(
+    run: Annotated[Path, Parameter(help="A workspace with a finished run; without it the working directory.")] = Path(), /, *, as_json: Json = False
+) -> int:
+    """Tell MLflow what it was not told: this result, and those kept while it was away. Takes the time that it takes; exits 2 if it cannot."""
+    _platform()
+    from meca.errors import MecaError
+    from tasks.stage import Pipeline
+    from tasks.tracking import is_recorded, untold
+
+    os.environ["MECA_TRACKING_SECONDS"] = "0"
+    before = len(untold(_folder(run)))
+    if not is_recorded(run):
+        Pipeline(run).run("track", force=True, log=_complain)
+    left = len(untold(run))
+    if not is_recorded(run):
+        raise MecaError(f"MLflow was not told everything; {left} results are still kept, the lines above say why.")
+    _json({"recorded": True, "told": before, "left": left}) if as_json else _say(f"MLflow knows this result, and {before} that were kept.")
+    return DONE
+
+
+Workspace = Annotated[Path, Parameter(help="A workspace; without it the working directory.")]
+
+
+@app.command
+def push(run: Workspace = Path(), /) -> int:
+    """Send what the DVC remote lacks: data, models, verdicts, run cache. MECA_REMOTE_URL names another remote, such as s3://bucket/prefix."""
+    _platform()
+    from tasks.remote import push as send
+
+    send(_folder(run))
+    _say("The remote has all of it.")
+    return DONE
+
+
+@app.command
+def pull(run: Workspace = Path(), /) -> int:
+    """Fetch what dvc.lock names from the DVC remote, and compare it with the SHA-256 that the stages wrote down. Exits 2 if it differs."""
+    _platform()
+    from tasks.remote import pull as receive
+
+    receive(_folder(run))
+    _say("Everything is here, and as the stages wrote it.")
     return DONE
 
 

@@ -25,10 +25,14 @@ __all__ = ["promote", "run"]
 
 
 @flow(name="promote", persist_result=False)
-def promote() -> dict[str, Any]:
-    """Register the clean model of the workspace (the working directory) and move the alias, if every gate holds."""
+def promote(why: str = "") -> dict[str, Any]:
+    """Register the clean model of the workspace (the working directory) and move the alias, if every gate holds.
+
+    Args:
+        why: Goes into the record in the registry.
+    """
     try:
-        outcome = registry.promote()
+        outcome = registry.promote(why=why)
     except Inconclusive as refusal:
         create_markdown_artifact(summary.text(str(refusal), 2000), key="promotion", description="Refused")
         raise
@@ -36,7 +40,7 @@ def promote() -> dict[str, Any]:
     return outcome
 
 
-def run(workspace: Path = Path()) -> dict[str, Any]:
+def run(workspace: Path = Path(), why: str = "") -> dict[str, Any]:
     """Run the flow in a workspace and return what `tasks.registry.promote` says.
 
     Raises:
@@ -44,14 +48,16 @@ def run(workspace: Path = Path()) -> dict[str, Any]:
     """
     with contextlib.chdir(workspace):
         server.ensure()
-        return promote()
+        return promote(why=why)
 
 
 def main() -> None:
     """Run the flow in the working directory; exits 5 when a gate does not hold."""
-    argparse.ArgumentParser(prog="python -m flows.promote", description=(__doc__ or "").splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m flows.promote", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--why", default="", help="the reason, for the record in the registry")
+    arguments = parser.parse_args()
     try:
-        outcome = run()
+        outcome = run(why=arguments.why)
     except MecaError as error:
         print(f"meca: {plain(error, 2000)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -8,6 +8,7 @@ DVC says what is stale and keeps what was computed; Prefect only starts it. Dele
 import argparse
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -69,17 +70,29 @@ def push() -> None:
     remote.push()
 
 
+@task(name="publish", cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_is_temporary)
+def publish_set(folder: Path, url: str) -> dict[str, Any]:
+    """Bring the sanitized set to a bucket, the pointer last."""
+    from dataclasses import asdict
+
+    from tasks.publishing import publish  # boto3 takes a second to import
+
+    return asdict(publish(folder, url))
+
+
 @flow(
     name="sanitize",
     flow_run_name=lambda: summary.data_name(read_params(Path("params.yaml"))),
     task_runner=cast(Any, ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE)),
     persist_result=False,
 )
-def sanitize(push_after: bool = False) -> dict[str, Any]:
+def sanitize(push_after: bool = False, publish_to: str = "") -> dict[str, Any]:
     """Bring every stage of the workspace (the working directory) up to date and say what came out.
 
     Args:
         push_after: Send data, models and results to the DVC remote at the end.
+        publish_to: `s3://bucket/prefix` to publish the sanitized set to; what MECA_PUBLISH_URL says if empty. An inconclusive
+            set is not published: the pointer there stays.
     """
     if read_params(Path("params.yaml")).raw("ingest")["origin"]:
         fetch_source()
@@ -99,12 +112,16 @@ def sanitize(push_after: bool = False) -> dict[str, Any]:
     _tell(found, outcomes, summary.data_name(read_params(Path("params.yaml"))), pipeline.folder("report") / "report.html")
     if push_after:
         push()
+    url = publish_to or os.environ.get("MECA_PUBLISH_URL", "")
+    published = publish_set(pipeline.folder("publish"), url) if url and found["verdict"] != "inconclusive" else None
     return {
         "verdict": found["verdict"],
         "sentence": found["sentence"],
         "counts": found["counts"],
         "stages": {o["stage"]: {"outcome": o["outcome"], "seconds": o["seconds"]} for o in outcomes},
         "pushed": push_after,
+        "published": published,
+        "tracked": tracking.is_recorded(pipeline.workspace),
     }
 
 
@@ -127,7 +144,7 @@ def _tell(found: dict[str, Any], outcomes: list[dict[str, Any]], data: str, page
             client.update_flow_run(UUID(flow_run.id), name=f"{data}-{found['verdict']}")
 
 
-def run(workspace: Path = Path(), push_after: bool = False) -> dict[str, Any]:
+def run(workspace: Path = Path(), push_after: bool = False, publish_to: str = "") -> dict[str, Any]:
     """Run the flow in a workspace and return its result; nothing that it started is left when this process ends.
 
     Raises:
@@ -135,16 +152,17 @@ def run(workspace: Path = Path(), push_after: bool = False) -> dict[str, Any]:
     """
     with contextlib.chdir(workspace):
         server.ensure()
-        return sanitize(push_after=push_after)
+        return sanitize(push_after=push_after, publish_to=publish_to)
 
 
 def main() -> None:
     """Run the flow in the working directory."""
     parser = argparse.ArgumentParser(prog="python -m flows.sanitize", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--push", action="store_true", help="send the results to the DVC remote at the end")
+    parser.add_argument("--publish", metavar="URL", default="", help="s3://bucket/prefix for the sanitized set, the pointer last (MECA_PUBLISH_URL)")
     arguments = parser.parse_args()
     try:
-        result = run(push_after=arguments.push)
+        result = run(push_after=arguments.push, publish_to=arguments.publish)
     except MecaError as error:
         print(f"meca: {plain(error, 2000)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from meca.errors import UsageError
+from meca.errors import InputRefused, UsageError
 from meca.params import read_params
 from meca.progress import Progress
+from meca.report.text import plain
 
 __all__ = ["bring", "of_workspace"]
 
@@ -26,13 +27,25 @@ def bring(source: str, folder: Path, progress: Progress | None = None) -> Path:
     if source.startswith("s3://"):
         from tasks import s3  # boto3 takes a second to import
 
-        return s3.fetch(source, folder, progress).path
+        found = s3.fetch(source, folder, progress)
+        return _checked(found.path) if found.version else found.path
     if not source.endswith(DVC):
         raise UsageError(f"Expected an s3:// address or a .dvc file, got {source!r}.")
     from tasks import remote
 
     remote.pull_file(Path(source))
     return Path(source.removesuffix(DVC))
+
+
+def _checked(folder: Path) -> Path:
+    """Return the data of a published folder that is as it was published."""
+    from meca.verification import verify
+
+    if wrong := verify(folder):
+        raise InputRefused(f"The set that was fetched to {plain(folder)} is not as it was published: {plain(wrong[0], 300)}")
+    if not (folder / "data").is_dir():
+        raise InputRefused(f"The set that was fetched to {plain(folder)} holds no samples.")
+    return folder / "data"
 
 
 def of_workspace(workspace: Path, progress: Progress | None = None) -> Path | None:

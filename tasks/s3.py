@@ -6,6 +6,9 @@
 
 Each object is read as it was when it was listed (`If-Match`), its bytes are counted and hashed as they arrive, and the
 folder is replaced in one step. Fetched again, it takes only what changed. Keys come from the usual AWS variables.
+
+Where a pointer of `tasks.publishing` lies below the prefix, the copy is the set that it names, and nothing else: every file
+has the size and the SHA-256 that the list of that version says, and the list has the SHA-256 that the pointer names.
 """
 
 import contextlib
@@ -13,13 +16,15 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -33,7 +38,7 @@ from meca.report.text import plain
 from meca.store import read_parquet
 from tasks.remote import RemoteUnavailable
 
-__all__ = ["SCHEME", "Fetched", "fetch"]
+__all__ = ["SCHEME", "Fetched", "connect", "digest_of", "explained", "fetch", "named_by", "read_small", "split", "upload_errors"]
 
 SCHEME = "s3://"
 THREADS = 16  # small objects wait for the network, not for a core
@@ -42,6 +47,9 @@ CHUNK = 2**20
 SPARE = 64 * 2**20  # bytes of the disk that stay free
 SCHEMA = pa.schema([*((name, pa.string()) for name in ("name", "key", "etag", "version")), ("size", pa.int64()), ("sha256", pa.string())])
 ABSENT = {"NoSuchBucket", "NoSuchKey", "404"}
+POINTER = "current.json"  # names the version of a published set; what the three are stands in tasks/publishing.py
+POINTED, INDEX = "meca.pointer/1", "meca.index/1"
+SMALL = 256 * 2**20  # bytes of a list of files at most
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Fetched:
     bytes: int
     downloaded: int  # objects that came over the network this time
     root: str  # SHA-256 over name and SHA-256 of every object
+    version: str | None = None  # of a published set, which a pointer named
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class _Object:
     etag: str
     version: str  # "" where the bucket has no versions, and before it was read
     size: int
-    sha256: str  # "" before it was read
+    sha256: str  # "" before it was read, unless it is known what it must be
 
 
 def fetch(url: str, folder: Path, progress: Progress | None = None, client: Any = None) -> Fetched:
@@ -80,29 +89,31 @@ def fetch(url: str, folder: Path, progress: Progress | None = None, client: Any 
         RemoteUnavailable: The network was away, or an object changed while it was read; another try may help.
         MecaError: The disk is too small.
     """
-    bucket, prefix = _split(url)
+    bucket, prefix = split(url)
     folder = Path(folder)
-    with _explained(url):
-        client = client or _client()
+    with explained(url):
+        client = client or connect()
         with lock(folder.with_name(f"{folder.name}.fetching.lock"), f"The copy {folder}"):
             return _fetch(client, url, bucket, prefix, folder.absolute(), progress)
 
 
 def _fetch(client: Any, url: str, bucket: str, prefix: str, folder: Path, progress: Progress | None) -> Fetched:
     wanted = _listed(client, url, bucket, prefix)
+    version, wanted = _pointed(client, url, bucket, wanted)
     record, temporary = folder.with_name(f"{folder.name}.snapshot.parquet"), folder.with_name(f"{folder.name}.fetching")
     old = {line["name"]: _Object(**line) for line in read_parquet(record).to_pylist()} if record.is_file() and folder.is_dir() else {}
-    alone = len(wanted) == 1 and wanted[0].key == prefix
+    alone = version is None and len(wanted) == 1 and wanted[0].key == prefix
     if {o.name: (o.key, o.etag, o.size) for o in wanted} == {o.name: (o.key, o.etag, o.size) for o in old.values()} and _intact(folder, old):
-        return _fetched(folder, list(old.values()), 0, alone)
+        return _fetched(folder, list(old.values()), 0, alone, version)
     temporary.mkdir(parents=True, exist_ok=True)
     journal = temporary.with_name(f"{temporary.name}.jsonl")
     here = _journalled(journal)
     done: dict[str, _Object] = {}
     for item in wanted:
         for place, held in ((temporary, here.get(item.name)), (folder, old.get(item.name))):
-            if held and (held.key, held.etag, held.size) == (item.key, item.etag, item.size) and _take(place, temporary, held):
-                done[item.name] = held
+            # What is known by its SHA-256 may have had another key: two versions of a set share most of their files.
+            if held and _is_same(held, item) and _take(place, temporary, held):
+                done[item.name] = replace(item, sha256=held.sha256, version=held.version)
                 break
     missing = [item for item in wanted if item.name not in done]
     _room(temporary, sum(item.size for item in missing))
@@ -115,22 +126,30 @@ def _fetch(client: Any, url: str, bucket: str, prefix: str, folder: Path, progre
     replace_folder(temporary, folder)
     _write(record, found)
     journal.unlink(missing_ok=True)
-    return _fetched(folder, found, len(missing), alone)
+    return _fetched(folder, found, len(missing), alone, version)
 
 
-def _split(url: str) -> tuple[str, str]:
+def split(url: str) -> tuple[str, str]:
+    """Return bucket and prefix of an address.
+
+    Raises:
+        UsageError: It is none.
+    """
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or parts.username or parts.port:
         raise UsageError(f"Expected an address like s3://bucket/prefix, got {plain(url)!r}; keys and endpoints stand in the AWS variables.")
     return parts.netloc, parts.path.strip("/")
 
 
-def _client() -> Any:
+def connect() -> Any:
+    """Return a client with the usual AWS variables."""
     import boto3
     from botocore.config import Config
 
     retries: Any = {"mode": "standard", "max_attempts": TRIES}
-    config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=THREADS)
+    # Checksums of other kinds than every server knows are not asked for: what arrives is compared by SHA-256 in any case.
+    checksums: Any = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+    config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=THREADS, **checksums)
     return boto3.session.Session().client("s3", config=config)
 
 
@@ -160,6 +179,86 @@ def _listed(client: Any, url: str, bucket: str, prefix: str) -> list[_Object]:
     return [found[name] for name in sorted(found)]
 
 
+def named_by(content: bytes) -> str | None:
+    """Return the version that the content of a pointer names; None where it is no pointer."""
+    try:
+        record = json.loads(content)
+        version = record["version"] if record["schema"] == POINTED else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return version if isinstance(version, str) and re.fullmatch("[0-9a-f]{64}", version) else None
+
+
+def _pointed(client: Any, url: str, bucket: str, listed: list[_Object]) -> tuple[str | None, list[_Object]]:
+    """Return the version that a pointer among the objects names and its files; None and the objects where there is no pointer."""
+    pointer = next((item for item in listed if item.name == POINTER and item.size <= CHUNK), None)
+    version = named_by(read_small(client, bucket, pointer.key)) if pointer else None
+    if pointer is None or version is None:
+        return None, listed
+    base = pointer.key.removesuffix(POINTER)
+    index = read_small(client, bucket, f"{base}{version}.json")
+    if hashlib.sha256(index).hexdigest() != version:
+        raise InputRefused(f"The list of files of {plain(url)} is not the one that its pointer names: somebody changed it.")
+    found: dict[str, _Object] = {}
+    try:
+        record = json.loads(index)
+        if record["schema"] != INDEX:
+            raise ValueError(f"its schema is {plain(record['schema'], 40)!r}")
+        for line in record["files"]:
+            name, size, digest = str(inside(line["name"])), line["size"], line["sha256"]
+            if name in found or type(size) is not int or size < 0 or not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"its line about {plain(name)!r} is none")
+            found[name] = _Object(name, f"{base}{version}/{line['name']}", "", "", size, digest)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputRefused(f"The list of files of {plain(url)} is not one of meca: {plain(error, 200)}.") from None
+    return version, [found[name] for name in sorted(found)]
+
+
+def read_small(client: Any, bucket: str, key: str) -> bytes:
+    """Return the content of a small object."""
+    content = BytesIO()
+    _tried(lambda: _stream(client, bucket, key, "", content, SMALL))
+    return content.getvalue()
+
+
+def digest_of(client: Any, bucket: str, key: str, size: int) -> str:
+    """Return the SHA-256 of an object as it reads, "" where it has another size."""
+    found, digest, _ = _tried(lambda: _stream(client, bucket, key, "", None, size + 1))
+    return digest if found == size else ""
+
+
+def _tried(read: Any) -> Any:
+    """Return what a read returns; a body that breaks off is read again, which botocore leaves to us."""
+    from botocore.exceptions import BotoCoreError
+
+    for attempt in range(1, TRIES + 1):
+        try:
+            return read()
+        except (BotoCoreError, OSError, _Short) as error:
+            if attempt == TRIES or (isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)):
+                raise
+            time.sleep(random.uniform(0, 0.5 * 2**attempt))  # noqa: S311 - jitter
+    raise AssertionError("the last try returns or raises")
+
+
+def _stream(client: Any, bucket: str, key: str, etag: str, file: IO[bytes] | None, limit: int) -> tuple[int, str, str]:
+    """Copy an object into a file and return its size, its SHA-256 and its version; what is longer than `limit` is not read on."""
+    if file is not None:  # a try before this one may have written
+        file.seek(0)
+        file.truncate()
+    reply = client.get_object(Bucket=bucket, Key=key, **({"IfMatch": etag} if etag else {}))
+    digest, size = hashlib.sha256(), 0
+    with contextlib.closing(reply["Body"]) as body:
+        while size <= limit and (chunk := body.read(CHUNK)):
+            size += len(chunk)
+            digest.update(chunk)
+            if file is not None:
+                file.write(chunk)
+    if size != int(reply["ContentLength"]):
+        raise _Short(f"{reply['ContentLength']} bytes were announced, {size} came")
+    return size, digest.hexdigest(), reply.get("VersionId") or ""
+
+
 def _intact(folder: Path, objects: dict[str, _Object]) -> bool:
     return all((folder / o.name).is_file() and (folder / o.name).stat().st_size == o.size for o in objects.values())
 
@@ -173,6 +272,10 @@ def _journalled(journal: Path) -> dict[str, _Object]:
                 item = _Object(**json.loads(line))
                 found[item.name] = item
     return found
+
+
+def _is_same(held: _Object, item: _Object) -> bool:
+    return held.sha256 == item.sha256 if item.sha256 else (held.key, held.etag, held.size) == (item.key, item.etag, item.size)
 
 
 def _take(place: Path, temporary: Path, held: _Object) -> bool:
@@ -223,17 +326,7 @@ def _downloaded(client: Any, bucket: str, objects: Sequence[_Object], folder: Pa
 
 
 def _download(client: Any, bucket: str, item: _Object, path: Path) -> _Object:
-    from botocore.exceptions import BotoCoreError
-
-    for attempt in range(1, TRIES + 1):
-        try:
-            return _read(client, bucket, item, path)
-        except (BotoCoreError, OSError, _Short) as error:
-            # botocore tries a request again, but not a body that breaks off.
-            if attempt == TRIES or (isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)):
-                raise
-            time.sleep(random.uniform(0, 0.5 * 2**attempt))  # noqa: S311 - jitter
-    raise AssertionError("the last try returns or raises")
+    return _tried(lambda: _read(client, bucket, item, path))
 
 
 class _Short(Exception):  # noqa: N818 - it is caught here and becomes a sentence
@@ -241,19 +334,13 @@ class _Short(Exception):  # noqa: N818 - it is caught here and becomes a sentenc
 
 
 def _read(client: Any, bucket: str, item: _Object, path: Path) -> _Object:
-    reply = client.get_object(Bucket=bucket, Key=item.key, IfMatch=item.etag)
-    digest, size = hashlib.sha256(), 0
-    with contextlib.closing(reply["Body"]) as body, open(path, "wb") as file:
-        while chunk := body.read(CHUNK):
-            size += len(chunk)
-            if size > item.size:
-                break
-            digest.update(chunk)
-            file.write(chunk)
+    with open(path, "wb") as file:
+        size, digest, version = _stream(client, bucket, item.key, item.etag, file, item.size)
     if size != item.size:
         raise _Short(f"{item.size} bytes were listed, {size} came")
-    version = reply.get("VersionId") or ""
-    return _Object(item.name, item.key, item.etag, "" if version == "null" else version, size, digest.hexdigest())
+    if item.sha256 not in ("", digest):
+        raise _Short(f"{plain(item.name)} is not the file that the pointer's list names")
+    return _Object(item.name, item.key, item.etag, "" if version == "null" else version, size, digest)
 
 
 def _write(record: Path, objects: Sequence[_Object]) -> None:
@@ -264,14 +351,26 @@ def _write(record: Path, objects: Sequence[_Object]) -> None:
     sync(record.parent)
 
 
-def _fetched(folder: Path, objects: Sequence[_Object], downloaded: int, alone: bool) -> Fetched:
+def _fetched(folder: Path, objects: Sequence[_Object], downloaded: int, alone: bool, version: str | None = None) -> Fetched:
     root = hashlib.sha256("".join(f"{o.name}\0{o.sha256}\n" for o in objects).encode()).hexdigest()
     path = folder / objects[0].name if alone else folder
-    return Fetched(path, len(objects), sum(o.size for o in objects), downloaded, root)
+    return Fetched(path, len(objects), sum(o.size for o in objects), downloaded, root, version)
 
 
 @contextlib.contextmanager
-def _explained(url: str) -> Iterator[None]:
+def upload_errors() -> Iterator[None]:
+    """Turn the transfer manager's own error, which hides what it was caused by, into that."""
+    from boto3.exceptions import S3UploadFailedError
+
+    try:
+        yield
+    except S3UploadFailedError as error:
+        cause = error.__cause__ or error.__context__
+        raise cause if isinstance(cause, Exception) else ConnectionError(str(error)) from None
+
+
+@contextlib.contextmanager
+def explained(url: str, done: str = "read") -> Iterator[None]:
     """Turn what boto3 raises into one sentence and the right exit code. No message holds a key: boto3's do not, and none is added."""
     from botocore import exceptions
 
@@ -279,19 +378,19 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound, exceptions.TokenRetrievalError) as error:
-        raise UsageError(f"{where} cannot be read ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.") from None
+        raise UsageError(f"{where} cannot be {done} ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.") from None
     except (exceptions.ParamValidationError, exceptions.InvalidRegionError, exceptions.NoRegionError) as error:
-        raise UsageError(f"{where} cannot be read ({' '.join(str(error).split())}); check the address and the AWS variables.") from None
+        raise UsageError(f"{where} cannot be {done} ({' '.join(str(error).split())}); check the address and the AWS variables.") from None
     except exceptions.ClientError as error:
         code, status = error.response["Error"].get("Code", ""), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
         if code in ("PreconditionFailed", "412"):
-            raise RemoteUnavailable(f"An object of {where} changed while it was read; the same command starts from the new list.") from None
+            raise RemoteUnavailable(f"An object of {where} changed while it was {done}; the same command starts from the new list.") from None
         if code in ABSENT:
             raise InputRefused(f"{where} does not exist ({code}); check bucket and prefix.") from None
         if status in (401, 403):
-            raise InputRefused(f"{where} may not be read with these credentials ({code}).") from None
-        raise RemoteUnavailable(f"{where} could not be read ({code or status}); the same command goes on where it stopped.") from None
+            raise InputRefused(f"{where} may not be {done} with these credentials ({code}).") from None
+        raise RemoteUnavailable(f"{where} could not be {done} ({code or status}); the same command goes on where it stopped.") from None
     except (exceptions.BotoCoreError, ConnectionError, TimeoutError, _Short) as error:
         raise RemoteUnavailable(
-            f"{where} could not be read ({' '.join(str(error).split()) or type(error).__name__}); the same command goes on where it stopped."
+            f"{where} could not be {done} ({' '.join(str(error).split()) or type(error).__name__}); the same command goes on where it stopped."
         ) from None

@@ -5,6 +5,9 @@
 What ran stands in the receipts; MLflow is told, never asked. Runs are found by stage key, so that logging again finds the
 run of before: a finished one is left alone, a half-logged one is completed, and nothing is there twice. A stage whose
 result two pipeline results share has one run, nested in the first; every parent names the runs of its stages in tags.
+
+A server that is away, slow or refuses never fails a run: what it was not told is kept in `.meca/spool`, whole, and told by
+the next run that reaches it, or by `meca track`.
 """
 
 import argparse
@@ -12,37 +15,49 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from meca.errors import MecaError, UsageError
-from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder
+from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder, sync
 from meca.params import read_params
-from meca.report.text import sheet_cell
+from meca.report.text import plain, sheet_cell
 from tasks import environment
 from tasks.environment import without_secrets
-from tasks.stage import TEMPORARY_FAILURE
 
-__all__ = ["Result", "TrackingUnavailable", "is_recorded", "open_client", "read_result", "record"]
+__all__ = [
+    "Result", "TrackingUnavailable", "explained", "is_recorded", "open_client", "patience", "read_result", "record", "replay", "spool", "untold",
+]  # fmt: skip
 
 VALUE_LIMIT = 500  # characters of a parameter or tag: what data may have named stays short
 BATCH = 1000  # metrics in one call, MLflow's limit
-PARENT_FILES = ("verdicts.parquet", "summary.json", "manifest.json", "README.md")  # of `published`, whose images stay in DVC
+PARENT_FILES = ("verdicts.parquet", "summary.json", "README.md")  # of `published`, whose images stay in DVC
+MANIFEST = "manifest.json"  # uploaded last: where it is, all of the others are
+MODEL_FILES = ("model.json", "model.safetensors")
+SPOOL = Path(".meca") / "spool"  # in the workspace
+SPOOLED = "spooled.json"  # in each folder of the spool: since when and why
+PATIENCE = 300.0  # seconds in which a run tells MLflow what it has to tell; MECA_TRACKING_SECONDS says otherwise
+RATE = 2**20  # bytes a second that an upload may be as slow as
+SPEAKERS = {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "botocore", "boto3"}  # whose errors mean that MLflow could not be told
 TRAINED = ("partition", "enhance", "train_clean", "relabel_finetune")  # stages that learnt from the input set
 
 
 class TrackingUnavailable(MecaError):  # noqa: N818 - the name says what happened
-    """The MLflow server could not be reached; another try may help."""
+    """MLflow could not be reached, was too slow or refused; another try may help."""
+
+    is_temporary = True
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class Result:
     report: Path
     out: Path
     params: Path
+    when: float | None = None  # seconds since 1970 at which it was finished; now if None
 
 
 def read_result(workspace: Path, argv: Sequence[str] | None = None) -> Result:
@@ -102,30 +118,178 @@ def is_recorded(workspace: Path = Path()) -> bool:
     except MecaError:
         return False
     uri = environment.tracking_uri(workspace)
+    if untold(workspace):
+        return False
     there = not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()
     return there and told.get("uri_sha256") == _sha256(without_secrets(uri)) and told.get("result_key") == keys
 
 
-def record(workspace: Path = Path(), result: Result | None = None) -> dict[str, Any]:
+def patience() -> float | None:
+    """Return the seconds that telling MLflow may take in a run; None for as long as it takes (MECA_TRACKING_SECONDS=0)."""
+    given = os.environ.get("MECA_TRACKING_SECONDS", "")
+    try:
+        seconds = float(given) if given else PATIENCE
+    except ValueError:
+        raise UsageError(f"Expected a number of seconds in MECA_TRACKING_SECONDS, got {plain(given, 40)!r}.") from None
+    return seconds if seconds > 0 else None
+
+
+def record(workspace: Path = Path(), result: Result | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Tell MLflow about the result of a workspace and return the names of its runs. Calling it again changes nothing.
+
+    Args:
+        workspace: Whose record it is.
+        result: What is told, if it lies elsewhere.
+        seconds: After which it gives up; never if None.
 
     Returns:
         `experiment`, `parent` (run id), `runs` (run id per stage), `models` (model URI per stage), `result_key`.
+
+    Raises:
+        TrackingUnavailable: MLflow could not be told all of it. What it was told is found again by the next call.
     """
     result = result or read_result(workspace)
     receipts = [read_json(path) for path in result.receipts]
     settings = read_params(result.params).raw("track")
-    with open_client(result.workspace) as client:
-        recorder = _Recorder(client, _experiment(client, str(settings["experiment"]), result.workspace), result)
-        return recorder.record(receipts) | {"experiment": str(settings["experiment"])}
+    with open_client(workspace, seconds) as client:
+        owner = _owner(workspace)
+        recorder = _Recorder(client, _experiment(client, str(settings["experiment"]), workspace), result, owner)
+        told = recorder.record(receipts)
+        recorder.close_abandoned({told["parent"], *told["runs"].values()})
+        return told | {"experiment": str(settings["experiment"])}
+
+
+def spool(workspace: Path, result: Result, why: str) -> Path:
+    """Keep all that MLflow is to be told about a result, as copies: the next run replaces the files. Return the folder.
+
+    Args:
+        workspace: Whose spool it is.
+        result: What could not be told.
+        why: For people.
+    """
+    receipts = [read_json(path) for path in result.receipts]
+    folder = workspace / SPOOL / _result_key(receipts)[:24]
+    if folder.is_dir():
+        return folder
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    wanted = [*result.receipts, result.params, result.workspace / "dvc.lock", result.report / "report.html"]
+    wanted += [result.published / name for name in (*PARENT_FILES, MANIFEST)]
+    wanted += [result.work / str(receipt["stage"]) / name for receipt in receipts for name in ("curves.jsonl", *MODEL_FILES)]
+    for path in wanted:
+        if path.is_file():
+            copy = temporary / path.relative_to(result.workspace)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            sync(copy)
+    places = {name: value.relative_to(result.workspace).as_posix() for name, value in vars(result).items() if isinstance(value, Path)}
+    places["receipts"] = [path.relative_to(result.workspace).as_posix() for path in result.receipts]
+    record = {"schema": "meca.spool/1", "when": time.time(), "why": without_secrets(why)[:2000], "places": places}
+    atomic_write(temporary / SPOOLED, canonical_json(record))
+    replace_folder(temporary, folder)
+    return folder
+
+
+def untold(workspace: Path = Path()) -> list[Path]:
+    """Return the folders of the spool, oldest first."""
+    found: list[tuple[float, Path]] = []
+    for file in (workspace / SPOOL).glob(f"*/{SPOOLED}"):
+        if not file.parent.name.endswith(".tmp"):
+            with suppress(MecaError, KeyError, TypeError, ValueError):
+                found.append((float(read_json(file)["when"]), file.parent))
+    return [folder for _, folder in sorted(found)]
+
+
+def replay(workspace: Path = Path(), seconds: float | None = None) -> int:
+    """Tell MLflow what is in the spool, oldest first, and return how many results that were. Each is dropped once it is told.
+
+    Raises:
+        TrackingUnavailable: One of them could not be told; those behind it were tried unless nobody answered.
+    """
+    done, failures = 0, list[TrackingUnavailable]()
+    deadline = None if seconds is None else time.monotonic() + seconds
+    with _patient_lock(workspace / ".meca" / "locks" / "spool", "The spool of MLflow's record"):
+        for folder in untold(workspace):
+            kept = read_json(folder / SPOOLED)
+            places = {name: folder / place for name, place in kept["places"].items() if name != "receipts"}
+            receipts = tuple(folder / place for place in kept["places"]["receipts"])
+            result = Result(**places, receipts=receipts, when=float(kept["when"]))
+            left = None if deadline is None else max(1.0, deadline - time.monotonic())
+            try:
+                record(workspace, replace(result, workspace=folder), left)
+            except TrackingUnavailable as error:
+                failures.append(error)
+                if deadline is not None and time.monotonic() > deadline:
+                    break
+                continue
+            shutil.rmtree(folder)
+            done += 1
+    if failures:
+        raise failures[0]
+    return done
+
+
+def _owner(workspace: Path) -> str:
+    """Return a name of this workspace that says nothing about it: only its own runs are ever closed or removed."""
+    return _sha256(f"{socket.gethostname()}\0{workspace.resolve()}")[:16]
 
 
 @contextmanager
-def open_client(workspace: Path) -> Iterator[Any]:
+def explained(where: str) -> Iterator[None]:
+    """Turn what MLflow and the libraries below it raise into one sentence without secrets."""
+    try:
+        yield
+    except MecaError:
+        raise
+    except Exception as error:
+        of_theirs = {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & SPEAKERS
+        if not of_theirs and not isinstance(error, OSError):
+            raise
+        # Without its cause, which a traceback would show: MLflow's message has the address with the password in it.
+        said = plain(without_secrets(" ".join(str(error).split())), 300)
+        denied = re.search(r"\b(401|403)\b|PERMISSION_DENIED|UNAUTHENTICATED|[Nn]ot authenticated|[Pp]ermission denied", said)
+        hint = " Look at MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD." if denied else ""
+        raise TrackingUnavailable(f"MLflow ({without_secrets(where)}) could not be used: {type(error).__name__}: {said}{hint}") from None
+
+
+class _Timed:
+    """A client whose calls are refused after a deadline: a server that answers slowly would hold a run up for hours."""
+
+    def __init__(self, client: Any, seconds: float | None) -> None:
+        self._client, self._seconds = client, seconds
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+
+    def in_time(self) -> None:
+        """Raise after the deadline."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TrackingUnavailable(f"MLflow was not told everything within {self._seconds:.0f} s (MECA_TRACKING_SECONDS).")
+
+    def __getattr__(self, name: str) -> Any:
+        self.in_time()
+        return getattr(self._client, name)
+
+
+@contextmanager
+def _time_for(size: int) -> Iterator[None]:
+    """Give an upload the time that its size needs; the short limit of all other requests would cut a large model off."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    usual = os.environ[name]
+    os.environ[name] = str(max(int(usual), 10 + size // RATE))
+    try:
+        yield
+    finally:
+        os.environ[name] = usual
+
+
+@contextmanager
+def open_client(workspace: Path, seconds: float | None = None) -> Iterator[Any]:
     """Yield an MLflow client with a database that exists and is up to date, while nobody else of this workspace writes.
 
     Processes that make a new database side by side crash, and two that log side by side would both find no run; hence
     one lock, beside the database, for both.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, refuses, or does something unforeseen, here or in the block.
     """
     environment.prepare()
     uri = environment.tracking_uri(workspace)
@@ -133,7 +297,7 @@ def open_client(workspace: Path) -> Iterator[Any]:
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
     name = database.with_name(database.name + ".lock") if database else workspace / ".meca" / "locks" / f"mlflow-{_sha256(uri)[:16]}"
-    with _patient_lock(name):
+    with _patient_lock(name), explained(uri):
         import mlflow
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
@@ -145,13 +309,12 @@ def open_client(workspace: Path) -> Iterator[Any]:
             client.search_experiments(max_results=1)  # makes the tables of a new database
         except MlflowException as error:
             if database is None:
-                # Without its cause, which a traceback would show: MLflow's message has the address with the password in it.
-                raise TrackingUnavailable(without_secrets(f"MLflow at {uri} does not answer: {str(error)[:300]}")) from None
+                raise
             if "out-of-date" not in str(error):
                 raise MecaError(f"{database} is no database of MLflow: {str(error)[:300]}") from error
             _upgrade(uri)
             client = MlflowClient(uri, uri)
-        yield client
+        yield _Timed(client, seconds)
 
 
 def _upgrade(uri: str) -> None:
@@ -165,11 +328,11 @@ def _upgrade(uri: str) -> None:
 
 
 @contextmanager
-def _patient_lock(path: Path, patience: float = 300.0) -> Iterator[None]:
+def _patient_lock(path: Path, what: str = "MLflow's record", patience: float = 300.0) -> Iterator[None]:
     """Hold a lock as `meca.files.lock` does, but wait for its holder first."""
     deadline = time.monotonic() + patience
     while True:
-        held = lock(path, "MLflow's record")
+        held = lock(path, what)
         try:
             held.__enter__()
         except MecaError:
@@ -199,10 +362,11 @@ def _experiment(client: Any, name: str, workspace: Path) -> str:
 class _Recorder:
     """Writes one result. Every step can be repeated without a trace; the tag `meca.complete` comes last."""
 
-    def __init__(self, client: Any, experiment: str, result: Result) -> None:
+    def __init__(self, client: Any, experiment: str, result: Result, owner: str) -> None:
         self.client = client
         self.experiment = experiment
         self.result = result
+        self.owner = owner
         self.summary: dict[str, Any] = read_json(result.published / "summary.json")
         self.digests = _dvc_digests(result.workspace)
 
@@ -229,19 +393,36 @@ class _Recorder:
         if not _is_complete(parent):
             self._parent(parent, receipts, runs)
             self._close(parent, seconds)
+        elif parent.info.status == "RUNNING":  # killed between the two calls of _close
+            self._close(parent, seconds)
         return {"parent": parent.info.run_id, "runs": runs, "models": models, "result_key": key}
 
     def _run(self, tag: str, key: str, name: str, tags: Mapping[str, str], seconds: float, parent: str | None = None) -> Any:
-        """Return the run with this key, or a new one; one that a killed process left open is taken over."""
-        found = self.client.search_runs([self.experiment], f"tags.`{tag}` = '{key}'", order_by=["attributes.start_time ASC"], max_results=1)
+        """Return the run with this key, or a new one; one that a killed process left open is taken over.
+
+        A request that the server answered too late was sent again, and may have been obeyed twice. The copies are removed.
+        """
+        found = list(self.client.search_runs([self.experiment], f"tags.`{tag}` = '{key}'", order_by=["attributes.start_time ASC"], max_results=50))
         if found:
-            return found[0]
+            chosen = min(found, key=lambda run: (not _is_complete(run), run.info.start_time, run.info.run_id))
+            for run in found:
+                if run is not chosen and not _is_complete(run) and run.data.tags.get("meca.workspace") == self.owner:
+                    self.client.delete_run(run.info.run_id)
+            return chosen
         common = {"meca.verdict": self.summary["verdict"], "meca.preset": self.summary["preset"], "mlflow.source.name": "meca"}
+        common["meca.workspace"] = self.owner
         nested = {"mlflow.parentRunId": parent} if parent else {}
-        start = int((time.time() - seconds) * 1000)
+        start = int(((self.result.when or time.time()) - seconds) * 1000)
         return self.client.create_run(
             self.experiment, start_time=start, run_name=name, tags={k: _value(v) for k, v in {**common, **tags, **nested}.items()}
         )
+
+    def close_abandoned(self, known: set[str]) -> None:
+        """Close what a killed process of this workspace left open and nobody will come back to: its parameters have changed since."""
+        query = f"attributes.status = 'RUNNING' and tags.`meca.workspace` = '{self.owner}'"
+        for run in self.client.search_runs([self.experiment], query, max_results=100):
+            if run.info.run_id not in known:
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _close(self, run: Any, seconds: float) -> None:
         self.client.set_tag(run.info.run_id, "meca.complete", "true")
@@ -290,7 +471,8 @@ class _Recorder:
             from tasks.figures import histogram
 
             histogram(self.result.published / "verdicts.parquet", Path(temporary) / "suspicion.svg")
-            self._files(run_id, [*(f for f in files if f.is_file()), self.result.report / "report.html", Path(temporary) / "suspicion.svg"])
+            files += [self.result.report / "report.html", Path(temporary) / "suspicion.svg", self.result.published / MANIFEST]
+            self._files(run_id, [file for file in files if file.is_file()])
 
     def _numbers(self, run: Any, parameters: Mapping[str, str], scalars: Mapping[str, Any], points: Sequence[tuple[str, int, float]]) -> None:
         """Log parameters and metrics; the time is that of the run, so that a second call writes the very same rows."""
@@ -307,7 +489,8 @@ class _Recorder:
 
     def _files(self, run_id: str, files: Sequence[Path]) -> None:
         for file in files:
-            self.client.log_artifact(run_id, str(file))
+            with _time_for(file.stat().st_size):
+                self.client.log_artifact(run_id, str(file))
 
     def _inputs(self, run_id: str, stage: str) -> None:
         if stage in TRAINED:
@@ -337,20 +520,27 @@ class _Recorder:
         import mlflow
         import numpy as np
         from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
         size = read_json(folder / "model.json")
-        shape = (size["channels"], size["height"], size["width"])
-        outputs = len(size["class_names"])
-        signature = ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]), Schema([TensorSpec(np.dtype("float32"), (-1, outputs))]))
-        with mlflow.start_run(run_id=run_id):
+        shape = (-1, size["height"], size["width"], size["channels"])
+        answers = [(DataType.long, "label"), (DataType.string, "class_name"), (DataType.double, "confidence")]
+        signature = ModelSignature(Schema([TensorSpec(np.dtype("uint8"), shape)]), Schema([ColSpec(kind, name) for kind, name in answers]))
+        self.client.in_time()
+        with TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), _time_for((folder / "model.safetensors").stat().st_size):
+            data = Path(temporary) / "model"  # only what is needed to predict: the stage's other files name samples
+            data.mkdir()
+            for name in MODEL_FILES:
+                shutil.copyfile(folder / name, data / name)
             mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="tasks.serving",
-                data_path=str(folder),
+                data_path=str(data),
                 signature=signature,
                 # No input example: MLflow would load the model to try it, and with it torch, once more in each run.
-                pip_requirements=["meca", "torch", "numpy", "safetensors"],  # named, because finding them out loads the model in a second process
+                # Named, because finding them out loads the model in a second process. meca is not among them: whoever serves
+                # the model installs it from its repository; an index may hold another package of that name.
+                pip_requirements=["torch", "numpy", "safetensors", "pyyaml"],
                 tags={"meca.stage": stage},
             )
 
@@ -442,6 +632,36 @@ def _write_curves(result: Result, folder: Path) -> None:
                 writer.writerow([sheet_cell(value) for value in (line.get("phase", ""), step, *(line.get(name, "") for name in names))])
 
 
+def _tell(workspace: Path, result: Result) -> dict[str, Any]:
+    """Tell MLflow about a result and about what it was not told before; keep what it cannot be told. Return what track.json says.
+
+    No failure of MLflow's gets out: what the run has found does not depend on who hears of it.
+    """
+    for path in result.receipts:
+        read_json(path)  # a result that is not there is an error, and no failure of MLflow's
+    seconds, started, told, why = patience(), time.monotonic(), dict[str, Any](), ""
+    try:
+        told = record(workspace, result, seconds)
+        shutil.rmtree(workspace / SPOOL / told["result_key"][:24], ignore_errors=True)
+        if replayed := replay(workspace, None if seconds is None else max(1.0, seconds - (time.monotonic() - started))):
+            print(f"meca track: told MLflow about {replayed} earlier results, too.")
+        return told
+    except MecaError as error:
+        why = without_secrets(str(error))
+    except Exception:
+        why = without_secrets(traceback.format_exc())
+    if told:
+        print(f"meca track: earlier results stay in {SPOOL}: {plain(why, 2000)}", file=sys.stderr)
+        return told
+    print(f"meca track: {why}", file=sys.stderr)
+    try:
+        kept = f"kept in {spool(workspace, result, why)}, told by the next run or by `meca track`"
+    except OSError as error:
+        kept = f"not kept either ({error.strerror}); `meca track` tells it from the workspace"
+    print(f"meca track: MLflow was not told; {kept}.", file=sys.stderr)
+    return {"told": False, "why": plain(why, 2000)}
+
+
 def main() -> None:
     """Run the stage."""
     from meca.stages.runtime import die_with_parent
@@ -449,7 +669,7 @@ def main() -> None:
     die_with_parent()
     result = read_result(Path(), sys.argv[1:])
     try:
-        told = record(Path(), result)
+        told = _tell(Path(), result)
         temporary = result.out.with_name(result.out.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         _write_curves(result, temporary / "curves")
@@ -459,7 +679,7 @@ def main() -> None:
         replace_folder(temporary, result.out)
     except MecaError as error:
         print(f"meca track: {error}", file=sys.stderr)
-        raise SystemExit(TEMPORARY_FAILURE if isinstance(error, TrackingUnavailable) else error.exit_code) from None
+        raise SystemExit(error.exit_code) from None
     except Exception:
         print(without_secrets(traceback.format_exc()), file=sys.stderr)
         raise SystemExit(MecaError.exit_code) from None

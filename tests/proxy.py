@@ -55,6 +55,7 @@ def _pass(client: socket.socket, target: tuple[str, int], fault: Fault) -> None:
     with contextlib.suppress(OSError), client:
         if fault.answer is not None:
             client.recv(65536)
+            time.sleep(fault.delay)
             client.sendall(fault.answer)
             return
         with socket.create_connection(target) as server:

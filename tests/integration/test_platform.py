@@ -191,10 +191,12 @@ def test_the_model_loads_without_pickle_and_predicts_the_same(workspace, monkeyp
     with tracking.open_client(workspace):
         model = mlflow.pyfunc.load_model(told["models"]["relabel_finetune"])
     shape = model.metadata.signature.inputs.inputs[0].shape
-    images = np.random.default_rng(1).random((4, *shape[1:]), dtype=np.float32)
+    images = np.random.default_rng(1).integers(0, 256, (4, *shape[1:]), dtype=np.uint8)
     with torch.inference_mode():
-        expected = load_model(workspace / "work" / "relabel_finetune")(torch.from_numpy(images)).numpy()
-    np.testing.assert_array_equal(model.predict(images), expected)
+        logits = load_model(workspace / "work" / "relabel_finetune")(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+    given, names = model.predict(images), read_json(workspace / "work" / "relabel_finetune" / "model.json")["class_names"]
+    assert given["label"].tolist() == logits.argmax(1).tolist() and list(given["class_name"]) == [names[label] for label in given["label"]]
+    np.testing.assert_allclose(given["confidence"], logits.softmax(1).max(1).values.numpy(), rtol=1e-5)
     files = [file.suffix for file in (workspace / "mlruns").rglob("*") if file.is_file()]
     assert ".safetensors" in files
     assert not {".pkl", ".pickle", ".pt", ".pth", ".pt2", ".bin"} & set(files)
@@ -233,7 +235,9 @@ def test_a_promotion_moves_the_alias_once(workspace):
         other = client.create_model_version(first["model"], version.source, version.run_id)
         client.set_registered_model_alias(first["model"], "champion", other.version)
         assert version.tags["meca.sanitized_sha256"] == read_json(workspace / "published" / "summary.json")["sanitized_sha256"]
-    back = registry.promote(workspace)
+    with pytest.raises(Inconclusive, match="was not registered by meca"):
+        registry.promote(workspace)
+    back = registry.promote(workspace, uncompared=True, why="somebody else's model")
     assert (back["version"], back["previous"], back["new"], back["moved"]) == ("1", str(other.version), False, True)
     with tracking.open_client(workspace) as client:
         assert str(client.get_model_version_by_alias(first["model"], "previous").version) == str(other.version)

@@ -25,7 +25,25 @@ def test_records_go_to_the_workspace_unless_told_otherwise(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    "module", ["environment", "stage", "tracking", "registry", "remote", "workspace", "slots", "server", "summary", "figures", "serving", "closure"]
+    "module",
+    [
+        "environment",
+        "stage",
+        "tracking",
+        "remote",
+        "workspace",
+        "slots",
+        "server",
+        "summary",
+        "figures",
+        "serving",
+        "closure",
+        "comparison",
+        "registry",
+        "publishing",
+        "s3",
+        "fetch",
+    ],
 )
 def test_importing_the_glue_loads_no_platform_and_no_torch(module):
     heavy = "{'prefect', 'mlflow', 'dvc', 'torch', 'boto3', 'matplotlib'}"

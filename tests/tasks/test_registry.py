@@ -4,7 +4,16 @@ import pytest
 
 from tasks.registry import Gates, check
 
-GATES = Gates(alias="champion", min_acc=0.9, min_recall=0.5, max_leak=0.1, verdicts=("no_evidence", "poisoned"))
+GATES = Gates(
+    alias="champion",
+    min_acc=0.9,
+    min_recall=0.5,
+    max_leak=0.1,
+    verdicts=("no_evidence", "poisoned"),
+    max_acc_drop=0.01,
+    max_recall_drop=0.05,
+    max_leak_rise=0.02,
+)
 VERDICT = {"verdict": "poisoned", "leak": 0.0}
 EVALUATION = {"final": {"acc": 0.95, "recall": [0.9, 0.6]}}
 

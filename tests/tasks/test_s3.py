@@ -7,15 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
-from moto.server import ThreadedMotoServer
 
 from flows import cli
 from meca.errors import InputRefused, MecaError, UsageError
@@ -26,33 +22,9 @@ from tasks.remote import RemoteUnavailable
 from tasks.s3 import fetch
 from tests.making import make_folder
 from tests.proxy import Fault, Proxy, proxy
+from tests.tasks.buckets import connect
 
 URL = "s3://bucket/photos"
-
-
-def connect(port: int) -> Any:
-    config = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=2, read_timeout=3, s3={"addressing_style": "path"})
-    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", config=config)
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()[1]
-    server.stop()
-
-
-@pytest.fixture
-def client(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in (("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret"), ("AWS_EC2_METADATA_DISABLED", "true")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    made = connect(port)
-    made.create_bucket(Bucket="bucket")
-    yield made
-    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")).close()
 
 
 @pytest.fixture

@@ -1,0 +1,341 @@
+"""Promotion against a real MLflow on SQLite: who is better on the same evidence, what is written down, and the way back."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from flows import cli
+from meca.errors import Inconclusive, MecaError, UsageError
+from meca.params import read_params
+from meca.signing import key_id, sign
+from tasks import environment, registry, serving, tracking
+from tasks.comparison import Evidence, Incomparable, measure
+from tests.workspaces import colours, finished, network
+
+pytestmark = [pytest.mark.platform, pytest.mark.filterwarnings("default")]
+
+seeds = itertools.count(100)  # a seed has its own model, and so its own files in MLflow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Use one MLflow for all tests of this file: its tables take ten seconds."""
+    environment.prepare()
+    folder = tmp_path_factory.mktemp("registry")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+    yield folder
+    del os.environ["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture
+def make(place: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return what makes workspaces that promote into a registered model of this test alone."""
+    name = f"model-{next(seeds)}"
+    return lambda **how: finished(tmp_path / str(how.get("seed", "w")), **{"seed": next(seeds), "track.registered_model": name, **how})
+
+
+def model_of(workspace: Path) -> str:
+    return str(read_params(workspace / "params.yaml").raw("track")["registered_model"])
+
+
+def state(workspace: Path) -> dict[str, Any]:
+    """Return all that the registry says about the model of a workspace."""
+    name = model_of(workspace)
+    with tracking.open_client(workspace) as client:
+        found = {version.version: client.get_model_version(name, version.version) for version in client.search_model_versions(f"name = '{name}'")}
+        model = dict(client.get_registered_model(name).tags) if found else {}
+    return {"tags": model, **{str(n): (sorted(v.aliases), dict(v.tags), v.description) for n, v in found.items()}}
+
+
+def aliases(workspace: Path) -> dict[str, str]:
+    return {alias: number for number, entry in state(workspace).items() if number != "tags" for alias in entry[0]}
+
+
+def artifacts(workspace: Path) -> Path:
+    """Return the folder in which MLflow keeps the model that has the alias."""
+    with tracking.open_client(workspace) as client:
+        version = client.get_model_version_by_alias(model_of(workspace), "champion")
+        source = client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
+    return Path(source.removeprefix("file://"))
+
+
+def test_a_worse_challenger_is_refused_and_nothing_changes(make):
+    assert registry.promote(make(seed=next(seeds)))["version"] == "1"
+    worse = make(confused=(2,), seed=next(seeds))
+    before = state(worse)
+    with pytest.raises(Inconclusive) as refusal:
+        registry.promote(worse, why="newer must be better")
+    assert "0.6667, that of version 1 on the same evidence 1.0000: 0.3333 worse, more than 0.01 [promote.max_acc_drop]" in str(refusal.value)
+    assert "[promote.max_recall_drop]" in str(refusal.value)
+    assert state(worse) == before
+
+
+def test_an_equal_challenger_is_promoted_and_the_record_says_by_whom_and_why(make, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
+    first, second = make(seed=next(seeds)), make(seed=next(seeds))
+    registry.promote(first, why="the first\nof all")
+    outcome = registry.promote(second, why="fresh data")
+    assert (outcome["version"], outcome["previous"], outcome["moved"]) == ("2", "1", True)
+    assert outcome["champion"] == outcome["challenger"] == {"acc": 1.0, "min_recall": 1.0, "leak": None, "n": 30}
+    assert aliases(second) == {"champion": "2", "previous": "1"}
+    events = registry.history(second)
+    assert [(e["action"], e["from"], e["to"], e["why"]) for e in events] == [
+        ("promote", None, "1", "the first of all"),
+        ("promote", "1", "2", "fresh data"),
+    ]
+    assert all(event["who"].startswith("alice@") and event["when"].endswith("+00:00") for event in events)
+    assert events[1]["gates"]["max_acc_drop"] == 0.0
+    tags, description = state(second)["2"][1:]
+    summary = json.loads((second / "published" / "summary.json").read_text())
+    assert tags["meca.input_sha256"] == summary["input_sha256"] and tags["meca.sanitized_sha256"] == summary["sanitized_sha256"]
+    assert tags["meca.model_sha256"] == registry.model_digest(second / "published" / "model")
+    assert tags["meca.promote.why"] == "fresh data" and "fresh data" in description and "meca.key_id" not in tags
+    settled = state(second)
+    assert registry.promote(second)["moved"] is False and state(second) == settled
+
+
+def test_a_rollback_goes_one_version_back_each_time(make):
+    places = [make(seed=next(seeds)) for _ in range(3)]
+    for each in places:
+        registry.promote(each)
+    with pytest.raises(UsageError, match="--why"):
+        registry.rollback(places[0], why=" ")
+    back = registry.rollback(places[0], why="it fails on dogs")
+    assert (back["version"], back["undone"], back["previous"]) == ("2", "3", "1")
+    assert aliases(places[0]) == {"champion": "2", "previous": "1"}
+    assert registry.rollback(places[0], why="this one, too")["version"] == "1" and aliases(places[0]) == {"champion": "1"}
+    settled = state(places[0])
+    with pytest.raises(UsageError, match=r"no version of .* before version 1"):
+        registry.rollback(places[0], why="more")
+    assert state(places[0]) == settled
+    assert [(e["from"], e["to"]) for e in registry.history(places[0])] == [(None, "1"), ("1", "2"), ("2", "3"), ("3", "2"), ("2", "1")]
+    again = registry.promote(places[2], why="it was the camera")
+    assert (again["version"], again["new"], again["previous"]) == ("3", False, "1")
+    assert registry.rollback(places[0], why="no")["version"] == "1"
+
+
+def test_a_rollback_that_was_killed_half_way_is_finished_and_not_repeated(make, monkeypatch):
+    places = [make(seed=next(seeds)) for _ in range(3)]
+    for each in places:
+        registry.promote(each)
+    monkeypatch.setattr(registry, "_before", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # the alias has moved, nothing else
+    with pytest.raises(KeyboardInterrupt):
+        registry.rollback(places[0], why="bad")
+    monkeypatch.undo()
+    assert aliases(places[0]) == {"champion": "2", "previous": "2"} or aliases(places[0])["champion"] == "2"
+    assert registry.rollback(places[0], why="bad")["version"] == "2"
+    assert aliases(places[0]) == {"champion": "2", "previous": "1"}
+    assert [(e["from"], e["to"]) for e in registry.history(places[0])][-1] == ("3", "2")
+
+
+def test_a_promotion_that_was_killed_before_its_record_is_recorded_by_the_next(make, monkeypatch):
+    workspace = make(seed=next(seeds))
+    monkeypatch.setattr(registry, "_remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        registry.promote(workspace)
+    monkeypatch.undo()
+    assert aliases(workspace) == {"champion": "1"} and registry.history(workspace) == []
+    registry.promote(workspace)
+    assert [(e["from"], e["to"]) for e in registry.history(workspace)] == [(None, "1")] and aliases(workspace) == {"champion": "1"}
+
+
+def flip(folder: Path) -> None:
+    file = folder / "data" / "model" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def plant(folder: Path) -> None:
+    (folder / "data" / "model" / "python_model.pkl").write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+
+
+def redirect(folder: Path, old: str = "tasks.serving", new: str = "this") -> None:
+    """Let the entry name another module, whose import shows itself."""
+    text = (folder / "MLmodel").read_text()
+    assert f"loader_module: {old}" in text
+    (folder / "MLmodel").write_text(text.replace(f"loader_module: {old}", f"loader_module: {new}"))
+
+
+def restore(folder: Path) -> None:
+    redirect(folder, "this", "tasks.serving")
+
+
+def lose(folder: Path) -> None:
+    (folder / "data" / "model" / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (flip, "is not what was registered"),
+        (plant, "python_model.pkl"),
+        (redirect, "asks for other code"),
+        (lose, "lacks data/model/model.safetensors"),
+    ],
+)
+def test_an_entry_that_somebody_changed_is_neither_compared_nor_served_nor_gone_back_to(make, change, sentence, tmp_path):
+    bad, good = make(seed=next(seeds)), make(seed=next(seeds))
+    registry.promote(bad)
+    change(artifacts(bad))
+    before = state(good)
+    with pytest.raises(Inconclusive, match=r"cannot be compared.*--uncompared.*\[promote\.champion\]") as refusal:
+        registry.promote(good)
+    assert sentence in str(refusal.value)
+    with pytest.raises(UsageError, match="--why"):
+        registry.promote(good, uncompared=True)
+    with pytest.raises(MecaError) as refused:
+        registry.fetch_alias(good, model_of(good), "champion", tmp_path)
+    assert sentence in str(refused.value) and "this" not in sys.modules
+    assert state(good) == before
+    assert registry.promote(good, uncompared=True, why="version 1 was changed")["version"] == "2"
+    assert registry.history(good)[-1]["gates"]["champion"] == "unreadable"
+    with pytest.raises(MecaError) as refused:
+        registry.rollback(good, why="back")
+    assert sentence in str(refused.value) and aliases(good) == {"champion": "2", "previous": "1"}
+
+
+def test_a_champion_of_other_classes_is_no_rival(make):
+    registry.promote(make(seed=next(seeds), names=("blue", "green", "rouge")))
+    other = make(seed=next(seeds))
+    with pytest.raises(Inconclusive, match=r"not the 3 of this data by name and order.*\[promote\.champion\]"):
+        registry.promote(other)
+    assert registry.promote(other, uncompared=True, why="new classes")["moved"] is True
+
+
+def test_an_alias_that_somebody_else_moves_meanwhile_stays_theirs(make, monkeypatch):
+    first, mine = make(seed=next(seeds)), make(seed=next(seeds))
+    registry.promote(first)
+    told = registry.record
+
+    def meanwhile(workspace: Path, result: Any) -> Any:
+        found = told(workspace, result)
+        with tracking.open_client(workspace) as client:
+            theirs = client.get_model_version(model_of(workspace), "1")
+            client.create_model_version(theirs.name, theirs.source, theirs.run_id)
+            client.set_registered_model_alias(theirs.name, "champion", "2")
+        return found
+
+    monkeypatch.setattr(registry, "record", meanwhile)
+    with pytest.raises(MecaError, match=r"moved by somebody else meanwhile: it named version 1 and names version 2 now"):
+        registry.promote(mine)
+    assert aliases(mine) == {"champion": "2"} and len(state(mine)) == 3  # two versions and the tags
+
+
+def test_two_promotions_at_once_end_in_one_order(make, tmp_path):
+    places = [make(seed=next(seeds)) for _ in range(2)]
+    program = "from flows.cli import main; main()"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, "promote", str(w), "--json"], env=environment.child_environment(), stdout=-1, stderr=-1, text=True
+        )
+        for w in places
+    ]
+    said = [process.communicate(timeout=200) for process in both]
+    codes = [process.returncode for process in both]
+    events = [(e["from"], e["to"]) for e in registry.history(places[0])]
+    now = aliases(places[0])
+    assert 0 in codes and set(codes) <= {0, 2}, said
+    if codes == [0, 0]:
+        assert now == {"champion": "2", "previous": "1"} and events == [(None, "1"), ("1", "2")]
+    else:
+        assert "moved by somebody else" in said[codes.index(2)][1] and now == {"champion": "1"} and events == [(None, "1")]
+
+
+def test_a_signature_is_asked_for_and_written_down(make, tmp_path):
+    key, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    files = []
+    for name, each in (("key", key), ("other", other)):
+        files.append(tmp_path / f"{name}.pem")
+        files[-1].write_bytes(each.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    workspace = make(seed=next(seeds))
+    statement = tmp_path / "attestation.json"
+    with pytest.raises(Inconclusive, match=r"not signed.*\[promote\.signature\]"):
+        registry.promote(workspace, key=files[0], attestation=statement)
+    sign(workspace / "published", key, statement)
+    with pytest.raises(Inconclusive, match=r"another key.*\[promote\.signature\]"):
+        registry.promote(workspace, key=files[1], attestation=statement)
+    assert state(workspace) == {"tags": {}}
+    registry.promote(workspace, key=files[0], attestation=statement)
+    tags = state(workspace)["1"][1]
+    assert tags["meca.key_id"] == key_id(key.public_key()) and len(tags["meca.attestation_sha256"]) == len(tags["meca.manifest_sha256"]) == 64
+    with tracking.open_client(workspace) as client:
+        assert "attestation.json" in {file.path for file in client.list_artifacts(tags["meca.parent_run"])}
+
+
+def test_what_is_served_answers_with_names(make, capsys, monkeypatch):
+    import mlflow
+
+    workspace = make(seed=next(seeds))
+    registry.promote(workspace)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")  # the check forbids it all the same
+    assert cli.run(["check-serving", str(workspace), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["version"] == "1" and said["classes"] == ["blue", "green", "red"] and len(said["labels"]) == serving.PICTURES
+    redirect(artifacts(workspace))
+    assert cli.run(["check-serving", str(workspace)]) == 2
+    assert "cannot be served: Version 1" in (complaint := capsys.readouterr().err) and "asks for other code" in complaint
+    restore(artifacts(workspace))
+    with tracking.open_client(workspace):
+        model = mlflow.pyfunc.load_model(f"models:/{model_of(workspace)}@champion")
+    pictures = np.zeros((3, 8, 8, 3), np.uint8)
+    for label in range(3):
+        pictures[label, ..., 2 - label] = 180
+    given = model.predict(pictures)
+    assert list(given["class_name"]) == ["blue", "green", "red"] and given["label"].tolist() == [0, 1, 2]
+    with pytest.raises(Exception, match="uint8"):
+        model.predict(pictures.astype(np.float32))
+
+
+def test_the_command_promotes_undoes_and_tells(make, capsys):
+    first, second = make(seed=next(seeds)), make(seed=next(seeds))
+    assert cli.run(["promote", str(first), "--why", "first"]) == 0 and cli.run(["promote", str(second)]) == 0
+    assert cli.run(["promote", str(first), "--rollback"]) == 4
+    assert cli.run(["promote", str(first), "--undo", "--why", "no good"]) == 0
+    assert "version 1 is champion" in capsys.readouterr().out.splitlines()[-2]
+    assert cli.run(["promote", str(first), "--history"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "first" in lines[0] and "no reason given" in lines[1] and "no good" in lines[2]
+    assert cli.run(["promote", str(first), "--history", "--rollback"]) == 4
+
+
+def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path):
+    from meca.params import PACKAGED
+    from meca.progress import Progress
+    from meca.relabel import RelabelParams
+    from meca.stages import relabel_finetune
+    from meca.stages.runtime import Context
+    from meca.store import write_parquet
+
+    store = colours(tmp_path)
+    n = store.info.n_train
+    model, poisoned = network(store, tmp_path / "model", 1), network(store, tmp_path / "poisoned", 2, (2,))
+    labels, images = torch.from_numpy(np.array(store.labels[store.train])), torch.from_numpy(store.pixels(store.train))
+    flagged = (labels == 1) & (torch.arange(n) % 3 == 0)
+    ctx = Context("relabel_finetune", read_params(PACKAGED), tmp_path, Progress(quiet=True), tmp_path / "final")
+    for name in ("final", "split"):
+        (tmp_path / name).mkdir()
+    params = read_params(PACKAGED).group("relabel_finetune", RelabelParams)
+    found = relabel_finetune._leak(ctx, poisoned, model, images, flagged, labels, 1, labels, params, tmp_path / "final")
+    (tmp_path / "final" / "verdict.json").write_text(json.dumps({"target_class": 1, **found}))
+    rows = {"row": np.arange(n), "verdict": ["poisoned" if f else "clean" for f in flagged.tolist()], "clean_pred": labels.numpy()}
+    for name in ("final", "split"):
+        write_parquet(pa.table(rows), tmp_path / name / "decisions.parquet")
+    evidence = Evidence(store.path, tmp_path / "split", tmp_path / "final", ctx.seed, params.probe)
+    assert measure(tmp_path / "poisoned", evidence).leak == found["leak"]
+    assert measure(tmp_path / "model", evidence).leak == found["leak_power"]
+    other = colours(tmp_path / "other", size=12)
+    with pytest.raises(Incomparable, match="8x8x3, and these are 12x12x3"):
+        measure(tmp_path / "model", Evidence(other.path, tmp_path / "split", tmp_path / "final", 0, 10))

@@ -1,0 +1,214 @@
+"""A run ends well whatever MLflow does; what it was not told is kept, and told later without anything being there twice."""
+
+import errno
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from benchmarks.canary import hits
+from flows import cli
+from meca.errors import UsageError
+from tasks import environment, tracking
+from tests.proxy import Fault, proxy
+from tests.workspaces import STAGES, finished
+
+pytestmark = [pytest.mark.platform, pytest.mark.filterwarnings("default")]
+
+SECRET = "canary0f4b1e6a"
+seeds = itertools.count(500)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    environment.prepare()
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: str) -> Iterator[Path]:
+    environment.prepare()
+    for name, value in (("MAX_RETRIES", "1"), ("BACKOFF_FACTOR", "0"), ("BACKOFF_JITTER", "0"), ("TIMEOUT", "2")):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    yield finished(tmp_path / "w", seed=next(seeds), **{"track.experiment": tmp_path.name})
+
+
+def tell(workspace: Path) -> dict[str, Any]:
+    return tracking._tell(workspace, tracking.read_result(workspace))
+
+
+def runs(workspace: Path, state: str = "") -> list[Any]:
+    """Return the runs of the workspace's experiment."""
+    with tracking.open_client(workspace) as client:
+        found = client.get_experiment_by_name(workspace.parent.name)
+        return list(client.search_runs([found.experiment_id], f"attributes.status = '{state}'" if state else "")) if found else []
+
+
+def answer(status: str, body: bytes = b"") -> Fault:
+    return Fault(
+        answer=b"HTTP/1.1 %b\r\nContent-Type: text/html\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (status.encode(), len(body), body)
+    )
+
+
+FAULTS = {
+    "refuses the password": answer("401 Unauthorized", b"You are not authenticated."),
+    "forbids": answer("403 Forbidden"),
+    "finds it too large": answer("413 Request Entity Too Large", b"<html>nginx</html>"),
+    "fails": answer("500 Internal Server Error"),
+    "is busy": answer("503 Service Unavailable"),
+    "is another program": answer("200 OK", b"<html>Welcome!</html>"),
+    "breaks off": Fault(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{"),
+    "hangs up": Fault(answer=b""),
+    "is slow": Fault(delay=5.0, answer=b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_that_does_not_take_it_costs_nothing_but_the_record(fault, workspace, database, monkeypatch, capfd):
+    with proxy(("127.0.0.1", 9)) as between:
+        between.faults = [FAULTS[fault]] * 1000
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:{between.port}")
+        started = time.monotonic()
+        told = tell(workspace)
+        assert time.monotonic() - started < 15
+        assert told["told"] is False and not tracking.is_recorded(workspace)
+    said = capfd.readouterr().err
+    assert "told by the next run" in said and SECRET not in said and SECRET not in json.dumps(told) and hits(workspace, {"password": SECRET}) == []
+    if fault in ("refuses the password", "forbids"):
+        assert "MLFLOW_TRACKING_USERNAME" in said
+    (kept,) = tracking.untold(workspace)
+    tell_again = tell  # the same result, still untold: nothing is kept twice
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tell_again(workspace)["told"] is False and tracking.untold(workspace) == [kept]
+
+
+def test_what_was_kept_is_told_once_also_when_the_files_are_others_by_now(workspace, database, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tell(workspace)["told"] is False
+    before = time.time()
+    later = finished(workspace.parent / "w2", seed=next(seeds), confused=(2,), **{"track.experiment": workspace.parent.name})
+    first = json.loads((workspace / "work/evaluate/evaluation.json").read_text())["final"]["acc"]
+    for name in ("work", "published", "report", "data"):  # the next run writes over all of it
+        (workspace / name).rename(workspace.parent / f"old-{name}")
+        (later / name).rename(workspace / name)
+    assert tell(workspace)["told"] is False and len(tracking.untold(workspace)) == 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    time.sleep(1.1)
+    assert "told" not in tell(workspace) and tracking.untold(workspace) == []
+    found = runs(workspace)
+    parents = [run for run in found if "meca.result_key" in run.data.tags]
+    assert len(found) == 2 * (len(STAGES) + 1) and {run.info.status for run in found} == {"FINISHED"}
+    assert sorted(run.data.metrics["acc"] for run in parents) == [pytest.approx(2 / 3), first]
+    old = next(run for run in parents if run.data.metrics["acc"] == first)
+    assert old.info.end_time / 1000 < before + 1, "it ended when it was kept, not when it was told"
+    with tracking.open_client(workspace) as client:
+        assert {"report.html", "manifest.json", "verdicts.parquet", "suspicion.svg"} <= {f.path for f in client.list_artifacts(old.info.run_id)}
+        assert len(client.search_logged_models([old.info.experiment_id])) == 2
+    tell(workspace)
+    assert len(runs(workspace)) == len(found)
+
+
+def test_a_stage_that_cannot_tell_ends_well_and_the_command_tells_it(workspace, database, capsys):
+    def track(**variables: str) -> subprocess.CompletedProcess[str]:
+        program = ["-m", "tasks.stage", "track", "--force"]
+        return subprocess.run(
+            [sys.executable, *program], cwd=workspace, env=environment.child_environment() | variables, capture_output=True, text=True
+        )
+
+    gone = track(MLFLOW_TRACKING_URI=f"http://me:{SECRET}@127.0.0.1:1")
+    assert (
+        gone.returncode == 0 and "MLflow was not told; kept in .meca/spool" in gone.stdout + gone.stderr and SECRET not in gone.stdout + gone.stderr
+    )
+    record = json.loads((workspace / "work/track/track.json").read_text())
+    assert record["told"] is False and record["uri"] == "http://127.0.0.1:1" and (workspace / "work/track/curves/relabel_finetune.csv").is_file()
+    assert cli.run(["track", str(workspace), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"recorded": True, "told": 1, "left": 0}
+    assert tracking.is_recorded(workspace) and len(runs(workspace, "FINISHED")) == len(STAGES) + 1
+    assert cli.run(["track", str(workspace)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        assert cli.run(["track", str(workspace)]) == 2 and "1 results are still kept" in capsys.readouterr().err
+
+
+def test_a_request_that_was_obeyed_twice_leaves_one_run(workspace):
+    told = tracking.record(workspace)
+    by_id = {run.info.run_id: run for run in runs(workspace)}
+    with tracking.open_client(workspace) as client:
+        copies = []
+        for run in (by_id[told["parent"]], by_id[told["runs"]["evaluate"]]):
+            tags = {key: value for key, value in run.data.tags.items() if key != "meca.complete"}
+            copies.append(client.create_run(run.info.experiment_id, start_time=run.info.start_time, tags=tags).info.run_id)
+            copies.append(client.create_run(run.info.experiment_id, start_time=1, tags=tags | {"meca.workspace": "another"}).info.run_id)
+    assert tracking.record(workspace) == told
+    left = {run.info.run_id for run in runs(workspace)} - set(by_id)
+    assert left == {copies[1], copies[3]}, "those of another workspace are not ours to remove"
+
+
+def test_what_a_killed_process_left_open_is_closed(workspace):
+    told = tracking.record(workspace)
+    experiment = runs(workspace)[0].info.experiment_id
+    with tracking.open_client(workspace) as client:
+        mine = client.create_run(experiment, tags={"meca.workspace": tracking._owner(workspace), "meca.stage_key": "of other parameters"}).info.run_id
+        theirs = client.create_run(experiment, tags={"meca.workspace": "another"}).info.run_id
+        client.update_run(told["parent"], status="RUNNING")  # killed between its last two calls
+    tracking.record(workspace)
+    states = {run.info.run_id: run.info.status for run in runs(workspace)}
+    assert (states[mine], states[theirs], states[told["parent"]]) == ("KILLED", "RUNNING", "FINISHED")
+
+
+def test_the_manifest_is_uploaded_last(workspace, monkeypatch):
+    uploaded: list[str] = []
+    log = MlflowClient.log_artifact
+
+    def fails_at_the_manifest(self: Any, run_id: str, path: str, *more: Any) -> None:
+        uploaded.append(Path(path).name)
+        if Path(path).name == "manifest.json":
+            raise ConnectionError(errno.ECONNRESET, "reset")
+        log(self, run_id, path, *more)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", fails_at_the_manifest)
+    with pytest.raises(tracking.TrackingUnavailable, match="reset"):
+        tracking.record(workspace)
+    assert uploaded[-1] == "manifest.json" and {"report.html", "verdicts.parquet", "summary.json", "suspicion.svg"} <= set(uploaded)
+    (open_,) = runs(workspace, "RUNNING")
+    assert "meca.complete" not in open_.data.tags
+    monkeypatch.undo()
+
+
+def test_neither_a_full_disk_nor_the_clock_breaks_a_run(workspace, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setattr(tracking.shutil, "copyfile", full)
+    assert tell(workspace)["told"] is False and "not kept either (No space left on device)" in capsys.readouterr().err
+    assert tracking.untold(workspace) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("MECA_TRACKING_SECONDS", "0.01")
+    with pytest.raises(tracking.TrackingUnavailable, match="MECA_TRACKING_SECONDS"):
+        tracking.record(workspace, seconds=tracking.patience())
+    assert tracking.patience() == 0.01
+    monkeypatch.setenv("MECA_TRACKING_SECONDS", "soon")
+    with pytest.raises(UsageError, match="'soon'"):
+        tracking.patience()
+    monkeypatch.setenv("MECA_TRACKING_SECONDS", "0")
+    assert tracking.patience() is None and os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+
+
+def test_an_upload_has_the_time_that_its_size_needs(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    with tracking._time_for(100 * 2**20):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "110"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "500")
+    with tracking._time_for(2**20):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "500"
