@@ -40,6 +40,7 @@ class Options(argparse.Namespace):
 
     pool: str
     cron: str
+    watch: int
     promote: bool
     gpu: int | None
     patience: int
@@ -75,7 +76,7 @@ def _plan(options: Options) -> dict[str, Any]:
     from tasks.slots import server_url
 
     if server_url() is None:
-        raise UsageError("Expected the address of a Prefect server in PREFECT_API_URL, found none; infra/local/prefect.sh start starts one.")
+        raise UsageError("Expected the address of a Prefect server in PREFECT_API_URL, found none; `make services` starts one.")
     if not (ROOT / FILE).is_file():
         raise UsageError(f"Expected {FILE} in {ROOT}, found none; install meca from its repository (pip install -e).")
     plan: dict[str, Any] = yaml.safe_load((ROOT / FILE).read_text(encoding="utf-8"))
@@ -84,6 +85,8 @@ def _plan(options: Options) -> dict[str, Any]:
         item["work_pool"] = {"name": pool["name"], "job_variables": copy.deepcopy(pool["job_variables"])}
         if item["name"] == "sanitize":
             item["schedules"] = [item["schedules"][0] | ({"cron": options.cron} if options.cron != "none" else {"active": False})]
+        if item["name"] == "watch" and options.watch:
+            item["schedules"] = [item["schedules"][0] | {"cron": f"*/{options.watch} * * * *", "active": True}]
         if item["name"] == "promote":
             item["triggers"] = [trigger | {"enabled": options.promote} for trigger in item["triggers"]]
     variables = {"MECA_IMAGE": options.image, "MECA_GPU_LIMIT": environment.gpu_limit() or "none"}
@@ -208,7 +211,7 @@ def _automations(client: Any, options: Options) -> list[str]:
                 within=timedelta(seconds=options.patience),
             ),
             # Not forced: the server refuses to make a run that has ended Crashed, which is what a beat behind its end asks for.
-            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=DEAD)],
+            actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message=DEAD, force=False)],
         )
     ]
     address = notify.address_from_environment()
@@ -268,6 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.deploy", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pool", choices=TYPES, default="process", help="where runs take place")
     parser.add_argument("--cron", default=os.environ.get("MECA_CRON") or "0 3 * * *", help="when sanitize starts, as five cron fields, or `none`")
+    parser.add_argument("--watch", type=int, default=0, metavar="MINUTES", help="look this often whether the bucket has changed (1 to 59)")
     parser.add_argument("--promote", action="store_true", help="promote after every sanitize that completes, if the gates hold")
     parser.add_argument("--gpu", type=int, metavar="SLOTS", help="how many stages share this host's GPUs at a time (one, where it has a GPU)")
     parser.add_argument("--patience", type=int, default=PATIENCE, metavar="SECONDS", help="silence after which a run is crashed (at least 60)")
@@ -275,8 +279,8 @@ def main() -> None:
     options = parser.parse_args(namespace=Options())
     environment.prepare()
     try:
-        if options.patience < 60 or (options.gpu is not None and options.gpu < 1):
-            raise UsageError("Expected --patience of at least 60 s (two beats) and --gpu of at least one slot.")
+        if options.patience < 60 or not 0 <= options.watch < 60 or (options.gpu is not None and options.gpu < 1):
+            raise UsageError("Expected --patience of at least 60 s (two beats), --watch of 1 to 59 minutes and --gpu of at least one slot.")
         for line in install(options):
             print(line)
     except MecaError as error:

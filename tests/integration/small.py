@@ -1,11 +1,16 @@
 """A workspace whose pipeline takes a second: what the flow needs of a real one, and a body that a test chooses."""
 
 import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from meca.report.text import plain
 from tasks.workspace import create
 
 SUMMARY = {
@@ -17,13 +22,15 @@ SUMMARY = {
 }
 
 FIRST = """
-import json, os, sys, time
+import os, sys, time
 from pathlib import Path
 from meca.stages.runtime import die_with_parent
 die_with_parent()
+source = Path("{source}")
+text = "".join(path.read_text() for path in (sorted(source.rglob("*.txt")) if source.is_dir() else [source]))
 {body}
 Path("data").mkdir(exist_ok=True)
-Path("data/first").write_text(Path("input").read_text())
+Path("data/first").write_text(text)
 """
 
 PUBLISH = """
@@ -33,16 +40,28 @@ Path("published").mkdir(exist_ok=True)
 Path("published/summary.json").write_text(json.dumps({summary!r} | {{"input": Path("data/first").read_text()}}))
 """
 
+REPORT = "from pathlib import Path\nPath('report').mkdir(exist_ok=True)\nPath('report/report.html').write_text('page')\n"
 
-def small(path: Path, body: str = "", gpu: bool = False, **summary: object) -> Path:
-    """Make a workspace of three stages; the first one runs `body`, and the second publishes a summary with the keys given."""
-    create(path, code=False)
-    (path / "input").write_text("one")
-    (path / "first.py").write_text(FIRST.format(body=body))
+
+def small(path: Path, body: str = "", gpu: bool = False, origin: str = "", **summary: object) -> Path:
+    """Make a workspace of three stages and return it.
+
+    Args:
+        path: The folder.
+        body: Runs in the first stage, which then copies its input.
+        gpu: The first stage needs one.
+        origin: The input is fetched from there; else it is the file `input`.
+        summary: Keys of what the second stage publishes.
+    """
+    create(path, {"ingest.origin": origin, "ingest.source": "bucket"} if origin else {}, code=False)
+    source = "bucket" if origin else "input"
+    if not origin:
+        (path / "input").write_text("one")
+    (path / "first.py").write_text(FIRST.format(body=body, source=source))
     (path / "publish.py").write_text(PUBLISH.format(summary=SUMMARY | summary))
-    (path / "report.py").write_text("from pathlib import Path\nPath('report').mkdir(exist_ok=True)\nPath('report/report.html').write_text('page')\n")
+    (path / "report.py").write_text(REPORT)
     stages = {
-        "first": {"cmd": "python first.py", "deps": ["input", "first.py"], "outs": ["data"], "meta": {"gpu": gpu}},
+        "first": {"cmd": "python first.py", "deps": [source, "first.py"], "outs": ["data"], "meta": {"gpu": gpu}},
         "publish": {"cmd": "python publish.py", "deps": ["data", "publish.py"], "outs": ["published"]},
         "report": {"cmd": "python report.py", "deps": ["published", "report.py"], "outs": ["report"]},
     }
@@ -50,11 +69,42 @@ def small(path: Path, body: str = "", gpu: bool = False, **summary: object) -> P
     return path.resolve()
 
 
-def touch(workspace: Path, text: str) -> None:
-    """Change the input, so that every stage runs again."""
-    (workspace / "input").write_text(plain(text))
-
-
-def published(workspace: Path) -> dict[str, object]:
+def published(workspace: Path) -> dict[str, Any]:
     """Return what the last run published."""
     return json.loads((workspace / "published" / "summary.json").read_text())
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Wait for a condition and return what it says; what never comes true is an error."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.3)
+    return found
+
+
+@contextmanager
+def receiver(delay: float = 0, status: int = 200, location: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Give the address of a receiver of notices and what it has taken."""
+    taken: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            time.sleep(delay)
+            self.send_response(status)
+            if location:
+                self.send_header("Location", location)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/notices", taken
+    finally:
+        server.shutdown()
+        server.server_close()
