@@ -20,9 +20,9 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import wait  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
-from meca.errors import MecaError  # noqa: E402
+from meca.errors import MecaError, UsageError  # noqa: E402
 from tasks import notify, server, slots, summary, tables, zombies  # noqa: E402
-from tasks.grid import Grid, Plan  # noqa: E402
+from tasks.grid import Grid, Plan, work_folder  # noqa: E402
 
 __all__ = ["benchmark", "run"]
 
@@ -52,8 +52,11 @@ def benchmark(results: str) -> dict[str, int]:
         results: Name of the file.
 
     Raises:
+        UsageError: No grid lies beside the file.
         MecaError: Cells failed; the others have their rows.
     """
+    if not (work_folder(Path(results)) / "plan.json").is_file():
+        raise UsageError(f"Expected a grid beside {results}, found none; `meca benchmark --output {results}` makes one.")
     grid = Grid.load(Path(results))
     with grid.locked(), server.without_tags():
         futures: dict[str, Any] = {}

@@ -51,7 +51,7 @@ def crashed(flow: Any, flow_run: Any, state: Any) -> None:
 
 def completed(flow: Any, flow_run: Any, state: Any) -> None:
     """Tell of a verdict that decides nothing, and of a promotion that moved the alias."""
-    result = state.result(raise_on_failure=False)
+    result = None if state.data is None else state.result(raise_on_failure=False)  # Prefect raises where there is nothing
     if not isinstance(result, Mapping):
         return
     if result.get("verdict") == "inconclusive":
@@ -64,12 +64,12 @@ def _tell(event: str, flow: Any, flow_run: Any, message: Any, **facts: str) -> N
     address = _address()
     if not address:
         return
-    names = {"flow": flow.name, "run": flow_run.name, "host": socket.gethostname(), **facts}
+    names = {name: masked(value) for name, value in {"flow": flow.name, "run": flow_run.name, "host": socket.gethostname(), **facts}.items()}
     notice = {
         "schema": SCHEMA,
         "event": event,
         "text": "meca: " + WORDS[event].format(**{name: summary.plain(value, 60) for name, value in names.items()}),
-        **{name: masked(plain(value)) for name, value in names.items()},
+        **{name: plain(value) for name, value in names.items()},
         "id": str(flow_run.id),
         "message": plain(masked(message), LENGTH),
     }
@@ -116,9 +116,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def masked(text: Any) -> str:
     """Return text without the secrets of addresses and without the value of any variable that is named like one."""
     found = environment.without_secrets(str(text))
-    values = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 6}
-    for value in sorted(values, key=len, reverse=True):  # the longest first: one may hold another
-        found = found.replace(value, "***")
+    named = [value for name, value in os.environ.items() if SECRET.search(name)]
+    parts = {part for value in named for part in (value, value.partition(":")[2])}  # `user:password`
+    for part in sorted((part for part in parts if len(part) >= 6), key=len, reverse=True):  # the longest first: one may hold another
+        found = found.replace(part, "***")
     return found
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from meca.errors import MecaError
 from meca.report.text import plain
 from tasks import environment
 
-__all__ = ["LABEL", "close", "identity", "is_dead", "mark"]
+__all__ = ["LABEL", "close", "examine", "identity", "is_dead", "mark"]
 
 LABEL = "meca.process"
 PAGE = 200  # runs a request, the most that the server gives
+LONGEST = 60.0  # seconds for `examine`, which imports Prefect
 MESSAGE = "The process of this run is gone; meca closed the run."
 
 
@@ -108,6 +110,23 @@ def close() -> list[str]:
             for task in client.read_task_runs(flow_run_filter=of_run, task_run_filter=started, limit=PAGE):
                 client.set_task_run_state(task.id, Crashed(message=MESSAGE), force=True)
     return closed
+
+
+def examine() -> tuple[bool, str]:
+    """Close what is dead in a child process, within a time limit, and return whether that worked and what was found."""
+    if not os.environ.get("PREFECT_API_URL"):
+        return True, "no server set, so none outlives its flow"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tasks.zombies"], env=environment.child_environment(), capture_output=True, text=True, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"the server did not answer within {LONGEST:.0f} s"
+    if done.returncode:
+        return False, plain((done.stderr.strip().splitlines() or ["no message"])[-1], 300)
+    closed = json.loads(done.stdout.splitlines()[-1])
+    told = f": {', '.join(closed[:5])}{' …' if len(closed) > 5 else ''}" if closed else ""
+    return True, f"{len(closed)} runs of dead processes of this host closed{told}"
 
 
 def main() -> None:

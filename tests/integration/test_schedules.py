@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from tasks import environment
+from tasks import environment, zombies
 from tasks.workspace import ROOT
+
+from .small import receiver, small, until
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow, pytest.mark.xdist_group("platform"), pytest.mark.filterwarnings("default")]
 
@@ -47,7 +50,7 @@ def test_everything_is_installed_once_and_a_second_time_changes_nothing(server):
     assert done.returncode == 0, done.stderr
     assert "deployment sanitize/sanitize, at 15 2 * * * UTC" in done.stdout
     deployments = {item["name"]: item for item in found(server, "deployments")}
-    assert set(deployments) == {"sanitize", "promote", "benchmark"}
+    assert set(deployments) == {"sanitize", "watch", "promote", "benchmark"}
     for item in deployments.values():
         assert item["work_pool_name"] == "meca"
         assert item["tags"] == ["meca"]
@@ -86,3 +89,107 @@ def test_without_a_server_deploying_says_so(variables, code, told):
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert "canary-word" not in done.stderr + done.stdout
+
+
+def start(workspace: Path, server: str, **variables: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.sanitize"],
+        cwd=workspace,
+        env={**environment.child_environment(), "PREFECT_API_URL": server, **variables},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
+
+
+def test_doctor_closes_the_run_of_a_dead_process_and_no_other(server, tmp_path):
+    dead, alive = (small(tmp_path / name, "Path('started').touch(); time.sleep(120)") for name in ("dead", "alive"))
+    flows = [start(place, server) for place in (dead, alive)]
+    try:
+        until(lambda: (dead / "started").exists() and (alive / "started").exists())
+
+        def running() -> list[tuple[str, str]]:
+            runs = found(server, "flow_runs", flow_runs={"state": {"type": {"any_": ["RUNNING"]}}})
+            return sorted((run["labels"]["meca.process"].split("/")[-2], run["id"]) for run in runs)
+
+        assert sorted(pid for pid, _ in running()) == sorted(str(flow.pid) for flow in flows)
+        flows[0].kill()
+        flows[0].wait()
+        ids = dict(running())
+        done = program("tasks.zombies", PREFECT_API_URL=server)
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)) == 1
+        assert [pid for pid, _ in running()] == [str(flows[1].pid)]
+        state = httpx.get(f"{server}/flow_runs/{ids[str(flows[0].pid)]}").json()
+        assert (state["state_type"], state["state"]["message"]) == ("CRASHED", zombies.MESSAGE)
+        tasks = found(server, "task_runs", flow_runs={"id": {"any_": [state["id"]]}})
+        assert {task["state_type"] for task in tasks} <= {"CRASHED", "COMPLETED"}
+        assert json.loads(program("tasks.zombies", PREFECT_API_URL=server).stdout) == []
+    finally:
+        for flow in flows:
+            flow.kill()
+            flow.wait()
+    program("tasks.zombies", PREFECT_API_URL=server)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda host, boot, space, pid, started: ("elsewhere", boot, space, pid, started),
+        lambda host, boot, space, pid, started: (host, boot, "1", pid, started),
+        lambda host, boot, space, pid, started: (host, boot, space, pid, "?"),
+        lambda host, boot, space, pid, started: (host, boot, space, pid, started),
+        lambda *_: ("",),
+        lambda *_: ("a/b",),
+    ],
+    ids=["another host", "another container", "unknown", "alive", "none", "broken"],
+)
+def test_what_may_live_is_not_dead(change):
+    assert not zombies.is_dead("/".join(change(*zombies.identity().split("/"))))
+
+
+def test_what_is_gone_is_dead():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = zombies.identity(child.pid)
+    assert not zombies.is_dead(name)
+    child.kill()
+    until(lambda: zombies.is_dead(name), 10)  # before anybody has waited for it
+    child.communicate()
+    assert zombies.is_dead(name)
+    host, _, space, pid, started = zombies.identity().split("/")
+    assert zombies.is_dead("/".join([host, "another-boot", space, pid, started]))
+    assert zombies.is_dead("/".join([host, zombies.identity().split("/")[1], space, pid, "1"])), "a later process of that number"
+
+
+def test_a_verdict_that_decides_nothing_is_told_and_the_run_completes(server, tmp_path):
+    place = small(tmp_path / "undecided", verdict="inconclusive", sentence="No answer can be defended.")
+    with receiver() as (address, notices):
+        flow = start(place, server, MECA_WEBHOOK=address)
+        assert flow.wait(120) == 0
+    [notice] = notices
+    assert (notice["event"], notice["flow"], notice["message"]) == ("inconclusive", "sanitize", "No answer can be defended.")
+
+
+def test_a_failed_run_is_told_through_the_address_that_the_server_keeps(server, tmp_path):
+    place = small(tmp_path / "failing", "print('the reason, canary-word'); sys.exit(3)")
+    program_text = "import sys; from flows import deploy; from tasks import environment; environment.prepare(); deploy._block(sys.argv[1])"
+    with receiver() as (address, notices):
+        env = {**environment.child_environment(), "PREFECT_API_URL": server}
+        subprocess.run([sys.executable, "-c", program_text, address], cwd=ROOT, env=env, check=True, timeout=100)
+        flow = start(place, server, SOME_PASSWORD="canary-word")
+        assert flow.wait(120) == 3
+    [notice] = notices
+    assert notice["event"] == "failed"
+    assert "Stage first ended with exit code 3" in notice["message"]
+    assert "the reason, ***" in notice["message"]
+
+
+def test_a_run_that_was_taken_for_dead_still_ends_as_what_it_was(server, tmp_path):
+    place = small(tmp_path / "slow", "Path('started').touch(); time.sleep(4)")
+    flow = start(place, server)
+    until((place / "started").exists)
+    [run] = [r for r in found(server, "flow_runs") if r["labels"].get("meca.process", "/").split("/")[-2] == str(flow.pid)]
+    httpx.post(f"{server}/flow_runs/{run['id']}/set_state", json={"state": {"type": "CRASHED"}}).raise_for_status()
+    assert httpx.get(f"{server}/flow_runs/{run['id']}").json()["state_type"] == "CRASHED"
+    assert flow.wait(120) == 0
+    assert httpx.get(f"{server}/flow_runs/{run['id']}").json()["state_type"] == "COMPLETED"
