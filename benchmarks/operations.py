@@ -81,7 +81,7 @@ def speed(name: str, value: float, what: str, n: int = 1, **more: Any) -> None:
         "ratio_high": None,
         "n": n,
     }
-    write("speed.jsonl", row | more | provenance(what, value))
+    write("speed.jsonl", row | provenance(what, value) | more)
 
 
 def program(workspace: Path, *arguments: str, check: bool = True, **variables: str) -> tuple[float, str]:
