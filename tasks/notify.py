@@ -144,6 +144,9 @@ def _address() -> str:
             document = client.read_block_document_by_name(BLOCK, "webhook", include_secrets=True)
     except ObjectNotFound:
         return ""
+    except Exception as error:  # a server that is away, old or ill: what there was to tell stands in its log
+        logging.getLogger(__name__).warning("The Prefect server gave no address for notices (%s).", type(error).__name__)
+        return ""
     return str(document.data.get("url", ""))
 
 

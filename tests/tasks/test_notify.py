@@ -113,3 +113,12 @@ def test_without_an_address_and_a_server_nothing_is_sent(monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setattr(notify, "post", lambda *_: pytest.fail("something was sent"))
     notify.failed(SimpleNamespace(name="sanitize"), SimpleNamespace(name="run", id="7"), failed_with(MecaError("why")))
+
+
+def test_a_prefect_server_that_is_away_breaks_nothing(monkeypatch, caplog):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.delenv("MECA_WEBHOOK", raising=False)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        notify.failed(SimpleNamespace(name="sanitize"), SimpleNamespace(name="run", id="7"), failed_with(MecaError("why")))
+    assert "no address" in caplog.text
