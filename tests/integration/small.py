@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -84,18 +84,24 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 @contextmanager
-def receiver(delay: float = 0, status: int = 200, location: str = "") -> Iterator[tuple[str, list[Any]]]:
+def receiver(delay: float = 0, status: int = 200, location: str = "", drips: bool = False) -> Iterator[tuple[str, list[Any]]]:
     """Give the address of a receiver of notices and what it has taken."""
     taken: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            taken.append(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "null"))
             time.sleep(delay)
+            with suppress(OSError):
+                for i in range(200 * drips):  # a header without an end: each read of the client is in time
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX: " if i == 0 else b"x")
+                    time.sleep(0.1)
             self.send_response(status)
             if location:
                 self.send_header("Location", location)
             self.end_headers()
+
+        do_GET = do_POST
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -10,12 +10,20 @@ import httpx
 import pytest
 import yaml
 
-from tasks import environment, zombies
+from benchmarks.operations import prefect_server
+from tasks import environment, notify, zombies
 from tasks.workspace import ROOT
 
 from .small import receiver, small, until
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow, pytest.mark.xdist_group("platform"), pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of this file's own: other files count what is on theirs."""
+    with prefect_server(tmp_path_factory.mktemp("server") / "home") as address:
+        yield address
 
 
 def program(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -193,3 +201,16 @@ def test_a_run_that_was_taken_for_dead_still_ends_as_what_it_was(server, tmp_pat
     assert httpx.get(f"{server}/flow_runs/{run['id']}").json()["state_type"] == "CRASHED"
     assert flow.wait(120) == 0
     assert httpx.get(f"{server}/flow_runs/{run['id']}").json()["state_type"] == "COMPLETED"
+
+
+def test_every_flow_says_where_it_runs_and_tells_of_its_failure():
+    from flows.benchmark import benchmark
+    from flows.promote import promote
+    from flows.sanitize import sanitize
+    from flows.watch import watch
+
+    for each in (sanitize, promote, benchmark, watch):
+        assert each.on_running_hooks == [zombies.mark]
+        assert (each.on_failure_hooks, each.on_crashed_hooks) == ([notify.failed], [notify.crashed])
+    for each in (sanitize, promote):
+        assert each.on_completion_hooks == [notify.completed]

@@ -149,15 +149,13 @@ def start_worker(server: Server, place: Path, **variables: str) -> Iterator[subp
 
 
 def test_a_schedule_starts_a_run_on_time_and_a_worker_does_it(server, worker):
-    server.deploy("--cron", "* * * * *", "--promote")
+    server.deploy("--cron", "* * * * *")
     try:
 
         def scheduled() -> list[dict[str, Any]]:
             return [run for run in server.runs() if run["auto_scheduled"] and run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
 
         [run, *_] = until(scheduled, 150)
-        promote = server.ask("deployments/name/promote/promote", "GET")["id"]
-        until(lambda: [each for each in server.runs() if each["deployment_id"] == promote])  # what completes is promoted
     finally:
         server.deploy("--cron", "none")
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
@@ -167,6 +165,17 @@ def test_a_schedule_starts_a_run_on_time_and_a_worker_does_it(server, worker):
     assert abs((started - expected).total_seconds()) < 30
     assert published(worker)["verdict"] == "no_evidence"
     assert not [run for run in server.runs() if run["state_type"] == "SCHEDULED" and run["auto_scheduled"]], "a schedule that is off has runs ahead"
+
+
+def test_what_completes_is_promoted_if_that_is_wanted(server, worker):
+    server.deploy("--cron", "none", "--promote")
+    promote = server.ask("deployments/name/promote/promote", "GET")["id"]
+    run = server.start("sanitize/sanitize", worker)
+    [started] = until(lambda: [each for each in server.runs() if each["deployment_id"] == promote], 120)
+    assert server.run(run["id"])["state_type"] == "COMPLETED"
+    until(lambda: server.run(started["id"])["state_type"] == "FAILED", 120)  # the tiny pipeline has no model
+    server.deploy("--cron", "none")
+    assert not server.ask("automations/filter", automations={"name": {"any_": ["meca promote after sanitize"]}})[0]["enabled"]
 
 
 def test_a_run_that_is_killed_under_a_worker_is_crashed_and_leaves_no_process(server, worker, tmp_path):
@@ -248,6 +257,7 @@ def test_a_server_that_is_killed_and_comes_back_changes_nothing(server, services
 
 def test_a_server_that_stays_dead_changes_no_result_and_the_run_is_closed_later(server, services, tmp_path):
     place = small(tmp_path / "workspace", "Path('started').touch(); time.sleep(5)")
+    server.deploy("--cron", "none", "--patience", "3600")  # it is doctor's turn here, and not the automation's
     with ended(server.program(place, "flows.sanitize", PREFECT_CLIENT_MAX_RETRIES="1")) as flow:
         until((place / "started").exists, 90)
         run = server.of(place)

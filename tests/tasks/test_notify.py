@@ -87,9 +87,7 @@ def test_a_name_is_text_and_no_markup_or_second_line(monkeypatch):
         assert not set(notice[name]) & set("\x1b\n\u202e")
 
 
-@pytest.mark.parametrize(
-    "server", [{"status": 500}, {"status": 302, "location": "http://127.0.0.1:9/"}, {"delay": 60}], ids=["error", "redirect", "hangs"]
-)
+@pytest.mark.parametrize("server", [{"status": 500}, {"delay": 60}, {"drips": True}], ids=["error", "hangs", "drips"])
 def test_a_receiver_that_fails_costs_seconds_and_nothing_else(monkeypatch, caplog, server):
     monkeypatch.setattr(notify, "WAIT", 0.5)
     monkeypatch.setattr(notify, "LONGEST", 2.0)
@@ -99,6 +97,12 @@ def test_a_receiver_that_fails_costs_seconds_and_nothing_else(monkeypatch, caplo
     assert time.monotonic() - started < 4
     assert "was not taken" in caplog.text
     assert "canary" not in caplog.text
+
+
+def test_a_notice_goes_nowhere_else(monkeypatch):
+    with receiver() as (elsewhere, taken), receiver(status=302, location=elsewhere) as (address, _):
+        assert notify.post(address, {"event": "failed"}) is False
+    assert taken == []
 
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://host/x", "no address", "http://127.0.0.1:9/x", "http://[", "http://\x00"])

@@ -333,19 +333,23 @@ def test_a_bucket_differs_until_it_was_fetched_and_each_difference_has_a_key_of_
     assert s3.difference(URL, copy, client) is None
     put(client, **{"photos-2/c": b"a neighbour"})
     assert s3.difference(URL, copy, client) is None
-    for data in (b"three", b"two", b"three"):  # back and forth: each is a change
+    for data in (b"six", b"two", b"six"):  # back and forth, of one size: each is a change
         put(client, **{"photos/b": data})
         keys.append(s3.difference(URL, copy, client))
         assert s3.difference(URL, copy, client) == keys[-1]
         fetch(URL, copy, client=client)
         assert s3.difference(URL, copy, client) is None
+    put(client, **{"photos/b": b"ten"})
+    keys.append(s3.difference(URL, copy, client))
+    put(client, **{"photos/b": b"one"})  # of the same size, and nothing was fetched in between
+    keys.append(s3.difference(URL, copy, client))
     put(client, **{"photos/c": b"new"})
     keys.append(s3.difference(URL, copy, client))
     client.delete_object(Bucket="bucket", Key="photos/c")
     client.delete_object(Bucket="bucket", Key="photos/a")
     keys.append(s3.difference(URL, copy, client))
     assert None not in keys
-    assert len(set(keys)) == len(keys) == 6
+    assert len(set(keys)) == len(keys) == 8
 
 
 def test_a_copy_that_is_gone_differs_and_a_bucket_that_is_empty_is_refused(client, tmp_path):
