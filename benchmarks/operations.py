@@ -82,7 +82,7 @@ def speed(name: str, value: float, what: str, n: int = 1, **more: Any) -> None:
         "ratio_high": None,
         "n": n,
     }
-    write("speed.jsonl", row | more | provenance(what, value if more.get("unit", "s") == "s" else n / value))
+    write("speed.jsonl", row | provenance(what, value if more.get("unit", "s") == "s" else n / value) | more)
 
 
 def program(workspace: Path, *arguments: str, check: bool = True, **variables: str) -> tuple[float, str]:

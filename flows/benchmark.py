@@ -14,15 +14,15 @@ from tasks import environment
 
 environment.prepare()  # before the first import of Prefect, which reads its settings then
 
-from prefect import allow_failure, flow, get_run_logger, task  # noqa: E402
+from prefect import allow_failure, flow, get_run_logger, tags, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import wait  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
-from meca.errors import MecaError  # noqa: E402
-from tasks import server, slots, summary, tables  # noqa: E402
-from tasks.grid import Grid, Plan  # noqa: E402
+from meca.errors import MecaError, UsageError  # noqa: E402
+from tasks import notify, server, slots, summary, tables, zombies  # noqa: E402
+from tasks.grid import Grid, Plan, work_folder  # noqa: E402
 
 __all__ = ["benchmark", "run"]
 
@@ -36,7 +36,15 @@ def cell(name: str, key: str, grid: Any) -> str:
     return told
 
 
-@flow(name="benchmark", flow_run_name="{results}", persist_result=False)
+@flow(
+    name="benchmark",
+    flow_run_name="{results}",
+    persist_result=False,
+    on_running=[zombies.mark],
+    on_completion=[notify.completed],
+    on_failure=[notify.failed],
+    on_crashed=[notify.crashed],
+)
 def benchmark(results: str) -> dict[str, int]:
     """Measure the missing cells of the grid that was saved beside a results file of the working directory.
 
@@ -44,10 +52,13 @@ def benchmark(results: str) -> dict[str, int]:
         results: Name of the file.
 
     Raises:
+        UsageError: No grid lies beside the file.
         MecaError: Cells failed; the others have their rows.
     """
+    if not (work_folder(Path(results)) / "plan.json").is_file():
+        raise UsageError(f"Expected a grid beside {results}, found none; `meca benchmark --output {results}` makes one.")
     grid = Grid.load(Path(results))
-    with grid.locked():
+    with grid.locked(), server.without_tags():
         futures: dict[str, Any] = {}
         first: dict[str, Any] = {}  # of the cells that share their references: the one that trains them
         submit: Any = cell.submit  # its overloads know no wait_for
@@ -61,7 +72,8 @@ def benchmark(results: str) -> dict[str, int]:
             grid.stop()
             raise
         page = tables.render([row for chosen in grid.cells if (row := grid.rows.get(chosen.key))])
-        create_markdown_artifact(page, key=summary.key(f"benchmark-{results}"), description="The paper's tables")
+        with server.optional(get_run_logger().warning):
+            create_markdown_artifact(page, key=summary.key(f"benchmark-{results}"), description="The paper's tables")
         failed = grid.missing()
         grid.tidy()
     if failed:
@@ -99,7 +111,8 @@ def run(plan: Plan, output: Path, workers: int = 0, keep: bool = False, say: Cal
             with contextlib.chdir(grid.output.parent):
                 server.ensure()
                 runner = cast(Any, ThreadPoolTaskRunner(max_workers=workers))
-                benchmark.with_options(task_runner=runner)(grid.output.name)
+                with tags("meca"), server.outlived(lambda: not grid.missing()):
+                    benchmark.with_options(task_runner=runner)(grid.output.name)
     finally:
         written = tables.write(grid.output)
     return {"cells": len(grid.cells), "measured": len(missing), "results": str(grid.output), "tables": [str(path) for path in written]}

@@ -37,7 +37,7 @@ def examine() -> list[Check]:
     """Return a line per check: `name`, `ok` (false where meca cannot work like this), `found`, `warnings`, `next` (step)."""
     environment.prepare()
     checks: tuple[Callable[[], Check], ...] = (_python, _packages, _devices, _sandbox, _disk, _data, _dvc)
-    return [*(check() for check in checks), *_servers(), _telemetry()]
+    return [*(check() for check in checks), *_servers(), _runs(), _telemetry()]
 
 
 def _check(name: str, ok: bool, found: str, warnings: Sequence[str] = (), next_step: str = "") -> Check:
@@ -173,6 +173,12 @@ def _prefect() -> Check:
     if server is None:
         return _check("prefect", True, f"{_version('prefect') or 'missing'}; no server set, a temporary one starts with each flow")
     return _finding("prefect", health.prefect(*server))
+
+
+def _runs() -> Check:
+    from tasks import zombies
+
+    return _check("runs", *zombies.examine())
 
 
 def _telemetry() -> Check:

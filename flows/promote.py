@@ -14,17 +14,24 @@ from tasks import environment
 
 environment.prepare()  # before the first import of Prefect, which reads its settings then
 
-from prefect import flow  # noqa: E402
+from prefect import flow, tags  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 
 from meca.errors import Inconclusive, MecaError  # noqa: E402
 from meca.report.text import plain  # noqa: E402
-from tasks import registry, server, summary  # noqa: E402
+from tasks import notify, registry, server, summary, zombies  # noqa: E402
 
 __all__ = ["promote", "run"]
 
 
-@flow(name="promote", persist_result=False)
+@flow(
+    name="promote",
+    persist_result=False,
+    on_running=[zombies.mark],
+    on_completion=[notify.completed],
+    on_failure=[notify.failed],
+    on_crashed=[notify.crashed],
+)
 def promote(why: str = "") -> dict[str, Any]:
     """Register the clean model of the workspace (the working directory) and move the alias, if every gate holds.
 
@@ -46,7 +53,7 @@ def run(workspace: Path = Path(), why: str = "") -> dict[str, Any]:
     Raises:
         Inconclusive: A gate does not hold.
     """
-    with contextlib.chdir(workspace):
+    with contextlib.chdir(workspace), tags("meca"):
         server.ensure()
         return promote(why=why)
 

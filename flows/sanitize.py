@@ -18,7 +18,7 @@ from tasks import environment
 
 environment.prepare()  # before the first import of Prefect, which reads its settings then
 
-from prefect import flow, get_run_logger, task  # noqa: E402
+from prefect import flow, get_run_logger, tags, task  # noqa: E402
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
@@ -29,11 +29,12 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from meca.errors import MecaError  # noqa: E402
 from meca.params import read_params  # noqa: E402
 from meca.report.text import plain  # noqa: E402
-from tasks import fetch, remote, server, slots, summary, tracking  # noqa: E402
+from tasks import fetch, notify, remote, server, slots, summary, tracking, zombies  # noqa: E402
 from tasks.stage import Pipeline, StageFailed  # noqa: E402
 
 __all__ = ["run", "sanitize"]
 
+_results: list[dict[str, Any]] = []  # of the flow's body, for the case that the server is lost before it has taken the result
 SIDE_BY_SIDE = 2  # the graph is nowhere wider, and a stage uses the cores it finds
 
 
@@ -85,6 +86,10 @@ def publish_set(folder: Path, url: str) -> dict[str, Any]:
     flow_run_name=lambda: summary.data_name(read_params(Path("params.yaml"))),
     task_runner=cast(Any, ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE)),
     persist_result=False,
+    on_running=[zombies.mark],
+    on_completion=[notify.completed],
+    on_failure=[notify.failed],
+    on_crashed=[notify.crashed],
 )
 def sanitize(push_after: bool = False, publish_to: str = "") -> dict[str, Any]:
     """Bring every stage of the workspace (the working directory) up to date and say what came out.
@@ -94,6 +99,13 @@ def sanitize(push_after: bool = False, publish_to: str = "") -> dict[str, Any]:
         publish_to: `s3://bucket/prefix` to publish the sanitized set to; what MECA_PUBLISH_URL says if empty. An inconclusive
             set is not published: the pointer there stays.
     """
+    with server.without_tags():
+        result = _pipeline(push_after, publish_to)
+    _results.append(result)
+    return result
+
+
+def _pipeline(push_after: bool, publish_to: str) -> dict[str, Any]:
     if read_params(Path("params.yaml")).raw("ingest")["origin"]:
         fetch_source()
     pipeline = Pipeline()
@@ -109,7 +121,8 @@ def sanitize(push_after: bool = False, publish_to: str = "") -> dict[str, Any]:
     _raise_first_failure(futures)
     outcomes = [future.result() for future in futures.values()]
     found = summary.read(pipeline.folder("publish"))
-    _tell(found, outcomes, summary.data_name(read_params(Path("params.yaml"))), pipeline.folder("report") / "report.html")
+    with server.optional(get_run_logger().warning):
+        _tell(found, outcomes, summary.data_name(read_params(Path("params.yaml"))), pipeline.folder("report") / "report.html")
     if push_after:
         push()
     url = publish_to or os.environ.get("MECA_PUBLISH_URL", "")
@@ -149,10 +162,14 @@ def run(workspace: Path = Path(), push_after: bool = False, publish_to: str = ""
 
     Raises:
         StageFailed: A stage ended with a code other than 0.
+        MecaError: The Prefect server that is set does not answer.
     """
-    with contextlib.chdir(workspace):
+    with contextlib.chdir(workspace), tags("meca"):
         server.ensure()
-        return sanitize(push_after=push_after, publish_to=publish_to)
+        _results.clear()
+        with server.outlived(lambda: bool(_results)):
+            sanitize(push_after=push_after, publish_to=publish_to)
+        return _results.pop()
 
 
 def main() -> None:

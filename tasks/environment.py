@@ -21,6 +21,10 @@ DEFAULTS: Mapping[str, str] = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # A server inside the process takes 14-22 s to start on two cores; Prefect gives up after 20.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Dead flow runs are known by their silence; 30 s is the least that Prefect allows, and 180 its default.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # For servers: with leases in memory, one that crashes leaks the slots of its limits for good.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     # Models come from hostile data and shared registries: no weights that are code.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # Tracking must not hold a run up: the defaults are 7 retries of 120 s each.
@@ -65,6 +69,7 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
 
 
-def gpu_limit() -> str:
-    """Return the name of this host's limit for stages that need a GPU."""
-    return f"gpu:{socket.gethostname()}"
+def gpu_limit() -> str | None:
+    """Return the name of the limit for stages that need a GPU: this host's, unless MECA_GPU_LIMIT names another or says `none`."""
+    name = os.environ.get("MECA_GPU_LIMIT") or f"gpu:{socket.gethostname()}"
+    return None if name == "none" else name

@@ -7,7 +7,7 @@ from meca.params import read_params
 from meca.progress import Progress
 from meca.report.text import plain
 
-__all__ = ["bring", "of_workspace"]
+__all__ = ["bring", "difference", "of_workspace"]
 
 DVC = ".dvc"
 
@@ -54,14 +54,32 @@ def of_workspace(workspace: Path, progress: Progress | None = None) -> Path | No
     Raises:
         UsageError: An object, and not a prefix, is named, but `ingest.source` is a folder.
     """
-    group = read_params(workspace / "params.yaml").raw("ingest")
-    origin, source = str(group.get("origin", "")), str(group["source"])
+    origin, target = _origin(workspace)
     if not origin:
         return None
-    if not origin.startswith("s3://"):
-        raise UsageError(f"params.yaml: expected ingest.origin to be empty or an s3:// address, got {origin!r}.")
-    target = workspace / source
     found = bring(origin, target, progress)
     if found != target.absolute():
         raise UsageError(f"params.yaml: {origin} is one object; give the prefix above it, or set ingest.source to {target.name}/{found.name}.")
     return found
+
+
+def difference(workspace: Path) -> str | None:
+    """Return a key of how a workspace's origin differs from what was last brought here; None where it does not, or has no origin.
+
+    Raises:
+        As `tasks.s3.difference`.
+    """
+    origin, target = _origin(workspace)
+    if not origin:
+        return None
+    from tasks import s3
+
+    return s3.difference(origin, target)
+
+
+def _origin(workspace: Path) -> tuple[str, Path]:
+    group = read_params(workspace / "params.yaml").raw("ingest")
+    origin = str(group.get("origin", ""))
+    if origin and not origin.startswith("s3://"):
+        raise UsageError(f"params.yaml: expected ingest.origin to be empty or an s3:// address, got {origin!r}.")
+    return origin, workspace / str(group["source"])

@@ -38,7 +38,7 @@ from meca.report.text import plain
 from meca.store import read_parquet
 from tasks.remote import RemoteUnavailable
 
-__all__ = ["SCHEME", "Fetched", "connect", "digest_of", "explained", "fetch", "named_by", "read_small", "split", "upload_errors"]
+__all__ = ["SCHEME", "Fetched", "connect", "difference", "digest_of", "explained", "fetch", "named_by", "read_small", "split", "upload_errors"]
 
 SCHEME = "s3://"
 THREADS = 16  # small objects wait for the network, not for a core
@@ -97,13 +97,46 @@ def fetch(url: str, folder: Path, progress: Progress | None = None, client: Any 
             return _fetch(client, url, bucket, prefix, folder.absolute(), progress)
 
 
+def difference(url: str, folder: Path, client: Any = None) -> str | None:
+    """Compare what lies below `url` with the copy that `fetch` made; nothing is fetched.
+
+    Returns:
+        None where they agree, else a key of this very difference: the same until either side changes.
+
+    Raises:
+        As `fetch`.
+    """
+    bucket, prefix = split(url)
+    folder = Path(folder).absolute()
+    with explained(url):
+        client = client or connect()
+        _, wanted = _pointed(client, url, bucket, _listed(client, url, bucket, prefix))
+    record, old = _recorded(folder)
+    if _same(wanted, old):
+        return None
+    # A bucket that goes back to what it was differs anew: the record is written by every fetch that takes something.
+    since = f"{record.stat().st_mtime_ns}" if old else "never"
+    return hashlib.sha256("\0".join([url, since, *(f"{o.key}\0{o.etag}\0{o.size}" for o in wanted)]).encode()).hexdigest()
+
+
+def _recorded(folder: Path) -> tuple[Path, dict[str, _Object]]:
+    """Return the file of a copy's records and what it says; nothing where the copy is gone."""
+    record = folder.with_name(f"{folder.name}.snapshot.parquet")
+    here = record.is_file() and folder.is_dir()
+    return record, {line["name"]: _Object(**line) for line in read_parquet(record).to_pylist()} if here else {}
+
+
+def _same(wanted: Sequence[_Object], old: dict[str, _Object]) -> bool:
+    return {o.name: (o.key, o.etag, o.size) for o in wanted} == {o.name: (o.key, o.etag, o.size) for o in old.values()}
+
+
 def _fetch(client: Any, url: str, bucket: str, prefix: str, folder: Path, progress: Progress | None) -> Fetched:
     wanted = _listed(client, url, bucket, prefix)
     version, wanted = _pointed(client, url, bucket, wanted)
-    record, temporary = folder.with_name(f"{folder.name}.snapshot.parquet"), folder.with_name(f"{folder.name}.fetching")
-    old = {line["name"]: _Object(**line) for line in read_parquet(record).to_pylist()} if record.is_file() and folder.is_dir() else {}
+    temporary = folder.with_name(f"{folder.name}.fetching")
+    record, old = _recorded(folder)
     alone = version is None and len(wanted) == 1 and wanted[0].key == prefix
-    if {o.name: (o.key, o.etag, o.size) for o in wanted} == {o.name: (o.key, o.etag, o.size) for o in old.values()} and _intact(folder, old):
+    if _same(wanted, old) and _intact(folder, old):
         return _fetched(folder, list(old.values()), 0, alone, version)
     temporary.mkdir(parents=True, exist_ok=True)
     journal = temporary.with_name(f"{temporary.name}.jsonl")

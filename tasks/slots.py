@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 from tasks import environment
 
-__all__ = ["gpu_slot", "server_url"]
+__all__ = ["LEASE", "gpu_slot", "server_url"]
+
+LEASE = 120.0  # seconds for which a killed process still holds its slot; the living renew theirs after three quarters of it
 
 
 def server_url() -> str | None:
@@ -23,7 +25,8 @@ def gpu_slot() -> Iterator[None]:
     Without a server there is nobody to share with. With one, the limit is made (one slot) where the host has a GPU and
     nobody has made it yet; a host without a GPU waits only for a limit that somebody made on purpose.
     """
-    if server_url() is None:
+    name = environment.gpu_limit()
+    if name is None or server_url() is None:
         yield
         return
     from prefect.client.orchestration import get_client
@@ -31,7 +34,6 @@ def gpu_slot() -> Iterator[None]:
     from prefect.concurrency.sync import concurrency
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-    name = environment.gpu_limit()
     exists = True
     with get_client(sync_client=True) as client:
         try:
@@ -44,6 +46,7 @@ def gpu_slot() -> Iterator[None]:
     if not exists:
         yield
         return
-    # strict: a limit that vanishes in between is an error, never a silent double booking.
-    with concurrency(name, occupy=1, strict=True):
+    # strict: a limit that vanishes in between is an error, never a silent double booking. But what has begun goes on when
+    # the server is away for longer than the lease: the work of hours is worth more than the order of two runs.
+    with concurrency(name, occupy=1, strict=True, lease_duration=LEASE, raise_on_lease_renewal_failure=False):
         yield

@@ -25,6 +25,7 @@ from tasks.stage import Pipeline, StageFailed
 from tasks.workspace import ROOT, create
 
 from .conftest import quick_settings, run
+from .small import receiver
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow, pytest.mark.xdist_group("platform"), pytest.mark.filterwarnings("default")]
 
@@ -257,17 +258,20 @@ def test_a_model_that_was_not_evaluated_is_not_promoted(workspace):
 
 
 def test_the_promotion_flow_exits_5_when_a_gate_does_not_hold(workspace, server):
-    run(workspace, "flows.promote", PREFECT_API_URL=server)
-    text = (workspace / "params.yaml").read_text()
-    try:
-        tree = yaml.safe_load(text)
-        tree["promote"]["min_acc"] = 1.5
-        (workspace / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        refused = run(workspace, "flows.promote", check=False, PREFECT_API_URL=server)
-    finally:
-        (workspace / "params.yaml").write_text(text)
+    with receiver() as (address, notices):
+        moved = json.loads(run(workspace, "flows.promote", PREFECT_API_URL=server, MECA_WEBHOOK=address).stdout)["moved"]
+        text = (workspace / "params.yaml").read_text()
+        try:
+            tree = yaml.safe_load(text)
+            tree["promote"]["min_acc"] = 1.5
+            (workspace / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+            refused = run(workspace, "flows.promote", check=False, PREFECT_API_URL=server, MECA_WEBHOOK=address)
+        finally:
+            (workspace / "params.yaml").write_text(text)
     assert refused.returncode == 5
     assert "promote.min_acc" in refused.stderr
+    assert [notice["event"] for notice in notices] == ["promoted"] * moved + ["refused"]
+    assert "promote.min_acc" in notices[-1]["message"]
 
 
 def test_what_was_pushed_comes_back_and_a_tampered_object_does_not(workspace, server, tmp_path):

@@ -1,5 +1,6 @@
 """Nothing reports home, and importing the glue loads no platform."""
 
+import socket
 import subprocess
 import sys
 
@@ -24,6 +25,15 @@ def test_records_go_to_the_workspace_unless_told_otherwise(monkeypatch, tmp_path
     assert environment.tracking_uri(tmp_path) == "http://127.0.0.1:5000"
 
 
+def test_the_limit_of_the_gpu_is_this_hosts_unless_named(monkeypatch):
+    monkeypatch.delenv("MECA_GPU_LIMIT", raising=False)
+    assert environment.gpu_limit() == f"gpu:{socket.gethostname()}"
+    monkeypatch.setenv("MECA_GPU_LIMIT", "gpu:shared")
+    assert environment.gpu_limit() == "gpu:shared"
+    monkeypatch.setenv("MECA_GPU_LIMIT", "none")
+    assert environment.gpu_limit() is None
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -43,6 +53,8 @@ def test_records_go_to_the_workspace_unless_told_otherwise(monkeypatch, tmp_path
         "publishing",
         "s3",
         "fetch",
+        "notify",
+        "zombies",
     ],
 )
 def test_importing_the_glue_loads_no_platform_and_no_torch(module):

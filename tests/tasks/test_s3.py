@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,3 +293,54 @@ def test_what_a_dvc_file_names_is_pulled(tmp_path: Path, monkeypatch: pytest.Mon
         bring(str(tmp_path / "alone.dvc"), tmp_path / "unused")
     with pytest.raises(UsageError, match=r"Expected an s3:// address or a \.dvc file"):
         bring("https://example.org/x.zip", tmp_path / "unused")
+
+
+def test_a_bucket_differs_until_it_was_fetched_and_each_difference_has_a_key_of_its_own(client, tmp_path):
+    copy = tmp_path / "copy"
+    put(client, **{"photos/a": b"one", "photos/b": b"two"})
+    keys = [s3.difference(URL, copy, client)]
+    assert s3.difference(URL, copy, client) == keys[0], "the same difference, seen twice"
+    assert not copy.exists(), "looking fetches nothing"
+    fetch(URL, copy, client=client)
+    assert s3.difference(URL, copy, client) is None
+    put(client, **{"photos-2/c": b"a neighbour"})
+    assert s3.difference(URL, copy, client) is None
+    for data in (b"six", b"two", b"six"):  # back and forth, of one size: each is a change
+        put(client, **{"photos/b": data})
+        keys.append(s3.difference(URL, copy, client))
+        assert s3.difference(URL, copy, client) == keys[-1]
+        fetch(URL, copy, client=client)
+        assert s3.difference(URL, copy, client) is None
+    put(client, **{"photos/b": b"ten"})
+    keys.append(s3.difference(URL, copy, client))
+    put(client, **{"photos/b": b"one"})  # of the same size, and nothing was fetched in between
+    keys.append(s3.difference(URL, copy, client))
+    put(client, **{"photos/c": b"new"})
+    keys.append(s3.difference(URL, copy, client))
+    client.delete_object(Bucket="bucket", Key="photos/c")
+    client.delete_object(Bucket="bucket", Key="photos/a")
+    keys.append(s3.difference(URL, copy, client))
+    assert None not in keys
+    assert len(set(keys)) == len(keys) == 8
+
+
+def test_a_copy_that_is_gone_differs_and_a_bucket_that_is_empty_is_refused(client, tmp_path):
+    put(client, **{"photos/a": b"one"})
+    fetch(URL, tmp_path / "copy", client=client)
+    shutil.rmtree(tmp_path / "copy")
+    assert s3.difference(URL, tmp_path / "copy", client) is not None
+    client.delete_object(Bucket="bucket", Key="photos/a")
+    with pytest.raises(InputRefused, match="Nothing lies below"):
+        s3.difference(URL, tmp_path / "copy", client)
+
+
+def test_a_workspace_without_an_origin_has_no_difference(client, tmp_path):
+    from tasks.fetch import difference
+    from tasks.workspace import create
+
+    put(client, **{"photos/a": b"one"})
+    assert difference(create(tmp_path / "local", code=False)) is None
+    place = create(tmp_path / "fetched", {"ingest.origin": URL, "ingest.source": "bucket"}, code=False)
+    assert difference(place) is not None
+    of_workspace(place)
+    assert difference(place) is None
