@@ -241,18 +241,22 @@ def _ask_without(
     about if so little of its class would be left that a network does not learn it: to that network everything of the class is foreign.
     """
     asked: list[tuple[int, int]] = []
+    left_out = {turned: np.zeros(len(labels), dtype=bool) for turned in (False, True)}
     enough = float(np.median([len(mine) for mine in rows])) / 2
     for c, judged in enumerate(found):
         heaps = [i for i, e in enumerate(judged) if e.apart]
-        if heaps and not any(_carries(e, params) for e in judged):
-            best = max(heaps, key=lambda i: (round(judged[i].separation, 6), -i))
-            asked += [(c, i) for i in heaps if judged[i].side == judged[best].side and judged[i].n - judged[i].suspects >= enough]
+        if not heaps or any(_carries(e, params) for e in judged):
+            continue
+        best = max(heaps, key=lambda i: (round(judged[i].separation, 6), -i))
+        for i in (i for i in heaps if judged[i].side == judged[best].side):
+            margin = _view(margins, judged[i].side, judged[i].mirrored)[rows[c]]
+            # Where two heaps of one size run wide, each reaches over half of the class; then the purer half of it alone is left out.
+            above = next((above for cut in (judged[i].threshold, judged[i].middle) if (~(above := margin > cut)).sum() >= enough), None)
+            if above is not None:
+                left_out[judged[i].mirrored][rows[c]] = above
+                asked.append((c, i))
     if not asked:
         return
-    left_out = {turned: np.zeros(len(labels), dtype=bool) for turned in (False, True)}
-    for c, i in asked:
-        e = found[c][i]
-        left_out[e.mirrored][rows[c]] = _view(margins, e.side, e.mirrored)[rows[c]] > e.threshold
     seen = dict(zip(left_out, unseen(list(left_out.values())), strict=True))
     for c, i in asked:
         e = found[c][i]

@@ -214,6 +214,25 @@ def test_of_a_class_of_which_too_little_is_left_everything_is_foreign_and_that_p
     assert found.flagged.any() == known and any(e.foreign for e in found.evidence if not e.mirrored) == known
 
 
+@pytest.mark.parametrize(("share", "verdict"), [(1.0, "poisoned"), (0.0, "no_evidence")])
+def test_of_two_heaps_that_each_reach_over_half_of_the_class_the_purer_half_is_asked_about(share: float, verdict: str) -> None:
+    margins, _ = heaps({})
+    mine = np.flatnonzero(LABELS == 1)
+    second = np.zeros(len(LABELS), dtype=bool)
+    second[mine[:90]] = True
+    rng = np.random.default_rng(0)
+    margins[mine] = np.concatenate([rng.normal(15, 0.5, 90), np.linspace(-2, 2, 20), rng.normal(-15, 0.5, 90)])
+    asked: list[int] = []
+
+    def unseen(left_out: list[np.ndarray]) -> list[np.ndarray]:
+        asked.extend(int(without.sum()) for without in left_out)
+        return sees(second, 0, (0, 2, 3), share)(left_out)
+
+    found = decide(margins, always(0.0), unseen=unseen)
+    assert all(e.suspects > SIZE / 2 for e in found.evidence if e.apart) and asked == [SIZE / 2] * 2
+    assert found.verdict == verdict
+
+
 @pytest.mark.parametrize(("classes", "share"), [((2,), 1.0), ((0, 2, 3), 0.7)])
 def test_a_second_kind_of_content_looks_like_one_neighbour_or_like_its_own_class(classes: tuple[int, ...], share: float) -> None:
     margins, second = heaps({1: 80}, apart=14.0)
