@@ -46,6 +46,8 @@ def main() -> int:
     except MecaError as error:
         print(f"meca: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     finally:
         services.stop(folder / "services")
         shutil.rmtree(folder, ignore_errors=True)
