@@ -174,7 +174,8 @@ def s3(bucket: Bucket) -> Finding:
         return Finding(False, f"{where}: {error.operation_name} is refused ({code})", warnings, _S3_NEXT.get(code, _S3_NEXT["AccessDenied"]))
     except (BotoCoreError, ValueError, OSError) as error:
         name = type(error).__name__
-        return Finding(False, f"{where}: {_S3_FOUND.get(name, f'no answer ({name})')}", warnings, _S3_NEXT.get(name, _S3_NEXT["unreachable"]))
+        told = _S3_FOUND.get(name, f"no answer ({name})").format(ANSWER)
+        return Finding(False, f"{where}: {told}", warnings, _S3_NEXT.get(name, _S3_NEXT["unreachable"]))
     return Finding(True, f"{where}: readable, writable", warnings)
 
 
@@ -194,8 +195,8 @@ _S3_NEXT = {
 }
 _S3_FOUND = {
     "EndpointConnectionError": "does not answer",
-    "ConnectTimeoutError": f"does not answer within {ANSWER:.0f} s",
-    "ReadTimeoutError": f"does not answer within {ANSWER:.0f} s",
+    "ConnectTimeoutError": "does not answer within {:.0f} s",
+    "ReadTimeoutError": "does not answer within {:.0f} s",
     "SSLError": "its certificate is not trusted",
     "NoCredentialsError": "no keys are set",
     "ProfileNotFound": "the profile does not exist",

@@ -12,7 +12,7 @@ from infra.settings import REGION, USER, mlflow_auth, mlflow_server, prefect_ser
 from infra.stores import MODELS_BUCKET
 from meca.errors import MecaError
 
-__all__ = ["answers", "mlflow", "prefect", "prepare_mlflow", "prepare_prefect"]
+__all__ = ["answers", "mlflow", "prefect", "prepare_mlflow"]
 
 
 def prepare_mlflow(place: Place) -> None:
@@ -50,13 +50,8 @@ def mlflow(place: Place) -> list[Program]:
     return [Program("mlflow", place.folder, argv, variables, depends_on=_auth(place))]
 
 
-def prepare_prefect(place: Place) -> None:
-    """Create its folder, which is its working directory: it reads `.env` and `prefect.toml` of that."""
-    (place.folder / "prefect").mkdir(exist_ok=True)
-
-
 def prefect(place: Place) -> list[Program]:
-    """Return the server with its background services."""
+    """Return the server with its background services. It reads `.env` and `prefect.toml` of its folder, which is its own."""
     folder = place.folder / "prefect"
     variables = {
         **prefect_server(database=database(place, "asyncpg", "prefect"), login=f"{USER}:{place.secrets['prefect']}"),

@@ -49,9 +49,7 @@ SERVICES = {
         ),
         Service("s3", _S3, (), "http://{}", s3.prepare, s3.programs, _healthy(_S3, "/healthcheck"), s3.complete),
         Service("mlflow", ("mlflow",), ("postgres", "s3"), "http://{}", servers.prepare_mlflow, servers.mlflow, _healthy(("mlflow",), "/health")),
-        Service(
-            "prefect", ("prefect",), ("postgres",), "http://{}/api", servers.prepare_prefect, servers.prefect, _healthy(("prefect",), "/api/health")
-        ),
+        Service("prefect", ("prefect",), ("postgres",), "http://{}/api", lambda place: None, servers.prefect, _healthy(("prefect",), "/api/health")),
     )
 }
 
