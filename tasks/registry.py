@@ -365,7 +365,8 @@ def _move(
                 raise MecaError(f"Version {number} of {name} is not the model of this workspace; the alias stays.")
             _still(client, name, alias, compared)  # it took a while
             for tag, value in tags.items():
-                client.set_model_version_tag(name, number, tag, value)
+                if version.tags.get(tag) != value:
+                    client.set_model_version_tag(name, number, tag, value)
             if compared is not None:
                 client.set_registered_model_alias(name, PREVIOUS, compared)
             client.set_registered_model_alias(name, alias, number)
@@ -490,7 +491,7 @@ def _who() -> str:
 
 
 def _remember(client: Any, name: str, entry: _Entry, before: str | None, version: Any) -> None:
-    """Write down that the alias moved: a tag of its own for each time, so that none is written over, and the version's own tags."""
+    """Write down that the alias moved: a tag of its own for each time, so that none is written over, and the version's description."""
     now = datetime.now(UTC)
     said = {
         "action": entry.action, "from": before, "to": str(version.version), "who": plain(_who(), 200), "when": now.isoformat(timespec="seconds"),
@@ -498,8 +499,6 @@ def _remember(client: Any, name: str, entry: _Entry, before: str | None, version
     }  # fmt: skip
     client.set_registered_model_tag(name, f"{HISTORY}{now:%Y%m%dT%H%M%S.%f}.{secrets.token_hex(4)}", json.dumps(said, ensure_ascii=False))
     number = str(version.version)
-    for tag in ("who", "when", "why"):
-        client.set_model_version_tag(name, number, f"meca.{entry.action}.{tag}", said[tag])
     text = f"{entry.action} by {said['who']} at {said['when']}" + (f": {said['why']}" if said["why"] else "")
     client.update_model_version(name, number, description=text)
 

@@ -42,7 +42,7 @@ __all__ = [
 ]  # fmt: skip
 
 VALUE_LIMIT = 500  # characters of a parameter or tag: what data may have named stays short
-BATCH = 1000  # metrics in one call, MLflow's limit
+PARAMS, METRICS = 100, 900  # in one call: MLflow takes 100 parameters, and 1000 of both
 PARENT_FILES = ("verdicts.parquet", "summary.json", "README.md")  # of `published`, whose images stay in DVC
 MANIFEST = "manifest.json"  # uploaded last: where it is, all of the others are
 MODEL_FILES = ("model.json", "model.safetensors")
@@ -348,12 +348,19 @@ def _patient_lock(path: Path, what: str = "MLflow's record", patience: float = 3
 
 
 def _experiment(client: Any, name: str, workspace: Path) -> str:
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is None:
         uri = environment.tracking_uri(workspace)
         # Beside the database, wherever the process runs: MLflow's own default is the working directory.
         place = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns").as_uri() if uri.startswith("sqlite:///") else None
-        return client.create_experiment(name, artifact_location=place)
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException as error:  # another machine made it meanwhile
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
@@ -482,10 +489,9 @@ class _Recorder:
         metrics = [Metric(_name(name), float(value), stamp, 0) for name, value in scalars.items() if _is_number(value)]
         metrics += [Metric(name, value, stamp, step) for name, step, value in points]
         params = [Param(_name(name), _value(value)) for name, value in parameters.items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(run.info.run_id, params=params[start : start + 100])
-        for start in range(0, len(metrics), BATCH):
-            self.client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
+        for n in range(max(-(-len(params) // PARAMS), -(-len(metrics) // METRICS))):
+            some = {"params": params[n * PARAMS : (n + 1) * PARAMS], "metrics": metrics[n * METRICS : (n + 1) * METRICS]}
+            self.client.log_batch(run.info.run_id, **some)
 
     def _files(self, run_id: str, files: Sequence[Path]) -> None:
         for file in files:

@@ -101,7 +101,7 @@ def test_an_equal_challenger_is_promoted_and_the_record_says_by_whom_and_why(mak
     summary = json.loads((second / "published" / "summary.json").read_text())
     assert tags["meca.input_sha256"] == summary["input_sha256"] and tags["meca.sanitized_sha256"] == summary["sanitized_sha256"]
     assert tags["meca.model_sha256"] == registry.model_digest(second / "published" / "model")
-    assert tags["meca.promote.why"] == "fresh data" and "fresh data" in description and "meca.key_id" not in tags
+    assert "promote by alice@" in description and "fresh data" in description and "meca.key_id" not in tags
     settled = state(second)
     assert registry.promote(second)["moved"] is False and state(second) == settled
 
