@@ -374,6 +374,7 @@ def _move(
         events = _events(client, name)
         if moved or not events or events[-1]["to"] != number:  # the second: killed before it could say so
             _remember(client, name, entry, compared if moved else None, version)
+            _confirm(client, name, alias, number)  # once more, so that the last entry of the record is the alias
     return {"model": name, "version": number, "alias": alias, "previous": compared if moved else None, "new": not same, "moved": moved}
 
 
@@ -447,6 +448,7 @@ def _fetched(version: Any, folder: Path) -> Path:
     uri = f"models:/{version.name}/{version.version}"
     if not (expected := version.tags.get("meca.model_sha256")):
         raise MecaError(f"{where} was not registered by meca: it has no tag meca.model_sha256.")
+    folder.mkdir(parents=True, exist_ok=True)
     listed = dict(_listed(uri))
     if odd := sorted(set(listed) - FILES):
         raise MecaError(f"{where} holds {plain(odd[0], 100)!r}, which is no file of a model of meca; it is not loaded.")
