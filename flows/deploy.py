@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--promote", action="store_true", help="promote after every sanitize that completes, if the gates hold")
     parser.add_argument("--gpu", type=int, metavar="SLOTS", help="how many stages share this host's GPUs at a time (one, where it has a GPU)")
     parser.add_argument("--patience", type=int, default=PATIENCE, metavar="SECONDS", help="silence after which a run is crashed (at least 60)")
-    parser.add_argument("--image", default=f"meca:{meca.__version__}", help="the image of the pools docker and kubernetes")
+    parser.add_argument("--image", default=f"meca-worker:{meca.__version__}", help="the image of the pools docker and kubernetes")
     options = parser.parse_args(namespace=Options())
     environment.prepare()
     try:

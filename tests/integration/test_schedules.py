@@ -143,8 +143,8 @@ def test_doctor_closes_the_run_of_a_dead_process_and_no_other(server, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda host, boot, space, pid, started: ("elsewhere", boot, space, pid, started),
-        lambda host, boot, space, pid, started: (host, boot, "1", pid, started),
+        lambda host, boot, space, pid, started: ("elsewhere", boot, space, pid, "1"),
+        lambda host, boot, space, pid, started: (host, boot, "1", pid, "1"),
         lambda host, boot, space, pid, started: (host, boot, space, pid, "?"),
         lambda host, boot, space, pid, started: (host, boot, space, pid, started),
         lambda *_: ("",),
