@@ -126,7 +126,7 @@ def examine() -> tuple[bool, str]:
         return False, plain((done.stderr.strip().splitlines() or ["no message"])[-1], 300)
     closed = json.loads(done.stdout.splitlines()[-1])
     told = f": {', '.join(closed[:5])}{' …' if len(closed) > 5 else ''}" if closed else ""
-    return True, f"{len(closed)} runs of dead processes of this host closed{told}"
+    return True, f"{len(closed)} closed whose process on this host was dead{told}"
 
 
 def main() -> None:

@@ -88,11 +88,15 @@ def test_the_environment_of_a_run_is_set_before_prefect_is_imported():
 
 
 @pytest.mark.parametrize(
-    ("variables", "code", "told"),
-    [({}, 4, "PREFECT_API_URL"), ({"PREFECT_API_URL": "http://me:canary-word@127.0.0.1:9/api"}, 2, "does not answer")],
+    ("name", "variables", "code", "told"),
+    [
+        ("flows.deploy", {}, 4, "PREFECT_API_URL"),
+        ("flows.watch", {}, 4, "PREFECT_API_URL"),
+        ("flows.deploy", {"PREFECT_API_URL": "http://me:canary-word@127.0.0.1:9/api"}, 2, "does not answer"),
+    ],
 )
-def test_without_a_server_deploying_says_so(variables, code, told):
-    done = program("flows.deploy", **variables)
+def test_without_a_server_it_says_so(name, variables, code, told):
+    done = program(name, **variables)
     assert done.returncode == code
     assert told in done.stderr
     assert "Traceback" not in done.stderr
@@ -110,7 +114,7 @@ def start(workspace: Path, server: str, **variables: str) -> subprocess.Popen[by
     )
 
 
-def test_doctor_closes_the_run_of_a_dead_process_and_no_other(server, tmp_path):
+def test_doctor_closes_the_run_of_a_dead_process_and_no_other(server, tmp_path, monkeypatch):
     dead, alive = (small(tmp_path / name, "Path('started').touch(); time.sleep(120)") for name in ("dead", "alive"))
     flows = [start(place, server) for place in (dead, alive)]
     try:
@@ -137,7 +141,11 @@ def test_doctor_closes_the_run_of_a_dead_process_and_no_other(server, tmp_path):
         for flow in flows:
             flow.kill()
             flow.wait()
-    program("tasks.zombies", PREFECT_API_URL=server)
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    assert zombies.examine() == (True, "1 closed whose process on this host was dead: shapes-badnet")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    ok, told = zombies.examine()
+    assert (ok, "does not answer" in told) == (False, True)
 
 
 @pytest.mark.parametrize(
