@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -252,7 +252,7 @@ def _block(address: str) -> Any:
 
 
 @contextlib.contextmanager
-def _explained() -> Any:
+def _explained() -> Iterator[None]:
     """Turn what Prefect's client raises into one sentence."""
     import httpx
     from prefect.exceptions import PrefectException
