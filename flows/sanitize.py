@@ -134,7 +134,7 @@ def _pipeline(push_after: bool, publish_to: str) -> dict[str, Any]:
         "stages": {o["stage"]: {"outcome": o["outcome"], "seconds": o["seconds"]} for o in outcomes},
         "pushed": push_after,
         "published": published,
-        "tracked": tracking.is_recorded(pipeline.workspace),
+        "tracked": "track" in futures and tracking.is_recorded(pipeline.workspace),
     }
 
 
