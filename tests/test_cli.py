@@ -370,8 +370,11 @@ main()
         process.communicate(timeout=60)
         return word, ignored, process.returncode
 
+    def usual():  # these tests may run under `nohup` themselves
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     for number, expected in ((signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)):
-        assert sent(number) == ("ready", "False", expected)
+        assert sent(number, preexec_fn=usual) == ("ready", "False", expected)
     # Under `nohup` a terminal that closes ends nothing.
     assert sent(signal.SIGTERM, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) == ("ready", "True", 143)
 
