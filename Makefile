@@ -35,7 +35,7 @@ demo: install ## poison a data set, clean it, report, register the model; DATA=c
 	@$(BIN)/meca demo --data $(DATA)
 
 test: install check ## every check and every test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder # the slow files have few tests: by number they would come last, on one core
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 integration: install ## the tests against real servers (PostgreSQL, S3, MLflow, Prefect), which they start and stop themselves
 	MECA_SERVICES_TESTS=1 $(BIN)/python -m pytest -q tests/services
