@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.operations import ROOT, provenance, write
+from benchmarks.operations import ROOT, conclude
 from meca.files import canonical_json
 from meca.params import read_params, with_settings
 from meca.store import open_store, png_bytes, read_parquet
@@ -213,13 +213,7 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="meca-accounting-") as room:
         row = campaign(arguments.n, Path(room))
-    row |= provenance("", time.perf_counter() - started) | {"command": f"python -m benchmarks.accounting --n {arguments.n}"}
-    if arguments.dry:
-        print(json.dumps(row, indent=1))
-    else:
-        write("reliability.jsonl", row)
-    if row["lost"]:
-        raise SystemExit(1)
+    conclude(row, started, f"python -m benchmarks.accounting --n {arguments.n}", arguments.dry)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,17 @@ def write(file: str, row: dict[str, Any]) -> None:
     print(json.dumps({key: row[key] for key in row if key in ("name", "value", "unit", "tried", "as_specified", "passed", "notes")}), flush=True)
 
 
+def conclude(row: dict[str, Any], started: float, command: str, dry: bool) -> None:
+    """Append the row of a campaign with its provenance, or print it where `dry`; ends the program with 1 if samples were lost."""
+    row |= provenance("", time.perf_counter() - started) | {"command": command}
+    if dry:
+        print(json.dumps(row, indent=1))
+    else:
+        write("reliability.jsonl", row)
+    if row["lost"]:
+        raise SystemExit(1)
+
+
 def speed(name: str, value: float, what: str, n: int = 1, **more: Any) -> None:
     """Append a row of speed.jsonl: seconds, or `n` of something per second where a further `unit` says so."""
     row = {

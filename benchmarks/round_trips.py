@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import os
-import pickle  # of what this program and our own writer wrote
+import pickle  # the CIFAR format is pickle; only what this program and our own writer wrote is opened
 import struct
 import sys
 import tarfile
@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.accounting import final, scores, step
-from benchmarks.operations import ROOT, provenance, write
+from benchmarks.operations import ROOT, conclude
 from meca.files import canonical_json
 from meca.params import read_params, with_settings
 from meca.store import pixel_id, read_parquet
@@ -210,6 +210,7 @@ def make_batches(root: Path, samples: list[Sample]) -> None:
 def from_batches(root: Path) -> Back:
     back: Back = []
     for file in sorted(root.rglob("data_batch_*")):
+        # Bytes that our writer made a moment ago from images that this program chose; a reader of meca's would be no check of meca.
         batch = pickle.loads(file.read_bytes(), encoding="bytes")
         back += [(row.tobytes(), NAMES[label]) for row, label in zip(batch[b"data"], batch[b"labels"], strict=True)]
     return back
@@ -334,13 +335,7 @@ def main() -> None:
     started = time.perf_counter()
     row = campaign(arguments.only)
     only = f" --only {' '.join(arguments.only)}" if arguments.only != list(FORMS) else ""
-    row |= provenance("", time.perf_counter() - started) | {"command": f"python -m benchmarks.round_trips{only}"}
-    if arguments.dry:
-        print(json.dumps(row, indent=1))
-    else:
-        write("reliability.jsonl", row)
-    if row["lost"]:
-        raise SystemExit(1)
+    conclude(row, started, f"python -m benchmarks.round_trips{only}", arguments.dry)
 
 
 if __name__ == "__main__":

@@ -378,10 +378,14 @@ def _move(
     return {"model": name, "version": number, "alias": alias, "previous": compared if moved else None, "new": not same, "moved": moved}
 
 
-def _still(client: Any, name: str, alias: str, expected: str | None) -> None:
+def _holding(client: Any, name: str, alias: str) -> str | None:
+    """Return the version that an alias names now."""
     holder = _holder(client, name, alias)
-    now = None if holder is None else str(holder.version)
-    if now != expected:
+    return None if holder is None else str(holder.version)
+
+
+def _still(client: Any, name: str, alias: str, expected: str | None) -> None:
+    if (now := _holding(client, name, alias)) != expected:
         raise MecaError(
             f"The alias {alias} of {name} was moved by somebody else meanwhile: it named {_named(expected)} and names {_named(now)} now. "
             "Nothing was changed; look at it, and promote again."
@@ -389,9 +393,7 @@ def _still(client: Any, name: str, alias: str, expected: str | None) -> None:
 
 
 def _confirm(client: Any, name: str, alias: str, expected: str) -> None:
-    holder = _holder(client, name, alias)
-    now = None if holder is None else str(holder.version)
-    if now != expected:
+    if (now := _holding(client, name, alias)) != expected:
         raise MecaError(
             f"The alias {alias} of {name} was moved by somebody else: expected {_named(expected)}, it names {_named(now)}. "
             "Look at it, and promote again."

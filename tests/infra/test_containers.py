@@ -126,7 +126,9 @@ def test_compose_takes_its_secrets_from_files_that_are_made():
     assert {name: entry["file"] for name, entry in COMPOSE["secrets"].items()} == {name: f"../.meca/team/files/{name}" for name in secrets.NAMES}
 
 
-@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+@pytest.mark.skipif(
+    shutil.which("docker-compose") is None, reason="docker-compose is not installed; the tests above look at the same file without it"
+)
 def test_compose_is_accepted_by_docker_compose(tmp_path):
     # Debian's version is older than the key `name`.
     tree = {key: value for key, value in COMPOSE.items() if key != "name"}
@@ -148,7 +150,7 @@ def test_every_manifest_is_part_of_a_kustomization_and_has_a_name():
     assert all(tree["apiVersion"] for tree in KUBERNETES)
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed; the tests above look at the same manifests without it")
 @pytest.mark.parametrize("folder", sorted(KUSTOMIZATIONS))
 def test_kustomize_builds_it(folder):
     done = subprocess.run(["kubectl", "kustomize", str(INFRA / "kubernetes" / folder)], capture_output=True, text=True)

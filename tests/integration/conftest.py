@@ -1,4 +1,4 @@
-"""One tiny workspace and one Prefect server for all tests of the platform: real DVC, real MLflow on SQLite, real Prefect."""
+"""One tiny workspace for all tests of the platform, and a Prefect server for each file: real DVC, real MLflow on SQLite, real Prefect."""
 
 import os
 import subprocess
@@ -77,8 +77,8 @@ def workspace(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of a real Prefect server."""
+    """The address of a real Prefect server; each file has its own, because tests look at all that a server has."""
     with prefect_server(tmp_path_factory.mktemp("server") / "home") as address:
         yield address
