@@ -6,6 +6,7 @@
     python -m benchmarks.faults network     `meca clean` without a network, and what it asks of one
     python -m benchmarks.faults together    2 to 16 runs at once, with one output and with one input
     python -m benchmarks.faults moving      a folder that changes while it is read
+    python -m benchmarks.faults bits        one bit of a store, a score, a model, a checkpoint, verdicts, a shard or the manifest changes on its own
     python -m benchmarks.faults             all of them
 
 As specified is: exit code 2 with one sentence, no half output, and the same bytes from the same command when the cause is gone. Needs
@@ -13,6 +14,7 @@ Linux; `disk` and `network` need strace, `full`, `limits` and `network` a user n
 """
 
 import argparse
+import base64
 import contextlib
 import json
 import os
@@ -422,6 +424,111 @@ def _disturb(file: Path, contents: set[bytes], rng: random.Random) -> None:
             shutil.copyfile(file, file.with_name(f"new-{file.name}"))
 
 
+KINDS = {  # of files in a finished run of `meca clean`: below its output, below its run folder
+    "published shard": ("out", "data/train-*.parquet"),
+    "verdicts": ("out", "verdicts.parquet"),
+    "manifest": ("out", "manifest.json"),
+    "signature": ("out", "attestation.json"),
+    "published model": ("out", "model/*.safetensors"),
+    "store": ("run", "data/store/*"),
+    "scores": ("run", "work/*/scores.parquet"),
+    "decisions": ("run", "work/*/decisions.parquet"),
+    "model of a stage": ("run", "work/*/*.safetensors"),
+}
+BITS, WHOLE = 200, 2  # a kind; so many of a kind of the run are followed by a whole run
+
+
+def bits(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Campaign]]:
+    """Change one drawn bit of a drawn file; `meca verify` has to name the file, a run has to derive the stage anew, a checkpoint must not be used."""
+    from meca import pipeline, signing
+    from meca.params import PACKAGED, read_params, with_settings
+    from meca.verification import verify
+
+    campaign, rng, room = Campaign(), random.Random(arguments.seed), room.resolve()
+    source, secret, public = scene.make_data(room / "source"), room / "key.pem", room / "key.pub"
+    signing.make_keys(secret, public)
+    params = with_settings(read_params(PACKAGED), {**scene.TINY, "poison.attack": "none", "ingest.source": str(source)})
+    key = signing.read_private_key(secret)
+
+    def clean() -> str:
+        shutil.rmtree(room / "out", ignore_errors=True)
+        pipeline.clean(str(source), room / "out", params, key=key)
+        return sha256_tree(pipeline.run_folder(room / "out") / "published")
+
+    hints, expected, places = 0, clean(), {"out": room / "out", "run": pipeline.run_folder(room / "out")}
+    for kind, (where, pattern) in KINDS.items():
+        files = sorted(path for path in places[where].glob(pattern) if path.stat().st_size)
+        if not files:
+            raise RuntimeError(f"{kind}: no file {pattern}")
+        for number in range(BITS):
+            file = rng.choice(files)
+            before = file.read_bytes()
+            what = f"{kind}, {_flip(file, rng)}"
+            if where == "out":
+                said = verify(room / "out", public)
+                # The name of a key is a hint that nobody signs, and base64 has bits at its end that mean nothing (DSSE, RFC 4648).
+                harmless = kind == "signature" and said == [] and _signed(file.read_bytes()) == _signed(before)
+                hints += harmless
+                campaign.note(what, None if harmless or any(file.name in line for line in said) else f"verify says {said[:2]}")
+            elif number >= WHOLE:
+                campaign.note(what, "the run is believed to be finished" if _believed(places["run"], params) else None)
+            else:
+                campaign.note(what, None if clean() == expected else "other bytes after the next run")
+            file.write_bytes(before)
+        print(f"{kind}: {BITS} bits, {len(campaign.wrong)} wrong", flush=True)
+    campaign.check("at the end", None if clean() == expected and verify(room / "out", public) == [] else "not as at the start")
+    for what, failure in _checkpoints(room, rng):
+        campaign.note(what, failure)
+    kinds = ", ".join([*KINDS, "checkpoint"])
+    campaign.notes = [f"{BITS} each of {kinds}; {WHOLE} a kind of the run were followed by a whole run, with the same bytes"]
+    campaign.notes.append(f"{hints} bits of the signature file meant nothing: not what was signed, nor the signature")
+    yield "one bit changed in a file that meca wrote", campaign
+
+
+def _signed(data: bytes) -> bytes:
+    return base64.b64decode(json.loads(data)["payload"])
+
+
+def _believed(folder: Path, params: Any) -> bool:
+    """Tell whether a run would take every stage for finished."""
+    import importlib
+
+    from meca import pipeline
+
+    for name in pipeline.STEPS:
+        module = importlib.import_module(f"meca.stages.{name}")
+        receipt = folder / "work" / "receipts" / f"{name}.json"
+        if not pipeline._finished(module, pipeline.paths_of(module, name, folder), params, receipt):  # pyright: ignore[reportPrivateUsage]
+            return False
+    return True
+
+
+def _checkpoints(room: Path, rng: random.Random) -> Iterator[tuple[str, str | None]]:
+    """Change one bit of a checkpoint: the training has to begin anew."""
+    import torch
+
+    from meca.engine import Recipe, Trainer, resume, save_checkpoint
+
+    file, recipe = room / "model.safetensors", Recipe(1, 0, 16, 0.1, 0.9, 0.0, 0.0, "none", 0)
+    trainer = Trainer(torch.nn.Linear(500, 4), recipe, 10)
+    save_checkpoint(trainer, file, 3)
+    whole = file.read_bytes()
+    if resume(trainer, file) != 3:
+        raise RuntimeError("A whole checkpoint was not used.")
+    for _ in range(BITS):
+        what = _flip(file, rng)
+        yield f"checkpoint, {what}", None if resume(trainer, file) == 0 else "it was used"
+        file.write_bytes(whole)
+
+
+def _flip(file: Path, rng: random.Random) -> str:
+    """Change a drawn bit, and return which."""
+    data, bit = bytearray(file.read_bytes()), rng.randrange(8 * file.stat().st_size)
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(data)
+    return f"bit {bit} of {file.name}"
+
+
 def _params_of(source: Path) -> Any:
     from meca.params import PACKAGED, read_params, with_settings
 
@@ -430,6 +537,7 @@ def _params_of(source: Path) -> Any:
 
 CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Iterator[tuple[str, Campaign]]]] = {
     "disk": disk, "full": full, "limits": limits, "network": network, "together": together, "moving": moving,
+    "bits": bits,
 }  # fmt: skip
 
 

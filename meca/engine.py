@@ -7,6 +7,7 @@ killed between two epochs; on a GPU, mode `exact` alone promises that.
 import contextlib
 import ctypes
 import dataclasses
+import hashlib
 import os
 import threading
 import time
@@ -244,12 +245,18 @@ class Trainer:
 
 
 def resume(trainer: Trainer, checkpoint: Path | None) -> int:
-    """Load the last checkpoint into the trainer, if there is one, and return the number of finished epochs."""
+    """Load the last checkpoint into the trainer and return the number of finished epochs: 0 if there is none, or a disk has changed a bit of it."""
     if checkpoint is None or not checkpoint.exists():
         return 0
-    from safetensors.torch import load
+    from safetensors import SafetensorError, safe_open
 
-    state = load(checkpoint.read_bytes())
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            state, told = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("sha256")
+    except (SafetensorError, ValueError, OSError):
+        return 0
+    if told != _digest(state):
+        return 0
     epoch = int(state.pop("epoch"))
     trainer.load(state)
     return epoch
@@ -263,7 +270,14 @@ def save_checkpoint(trainer: Trainer, checkpoint: Path | None, epoch: int) -> No
 
     from meca.files import atomic_write
 
-    atomic_write(checkpoint, save({**trainer.state(), "epoch": torch.tensor(epoch)}))
+    state = {**trainer.state(), "epoch": torch.tensor(epoch)}
+    atomic_write(checkpoint, save(state, {"sha256": _digest(state)}))
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    from safetensors.torch import save
+
+    return hashlib.sha256(save(state)).hexdigest()
 
 
 class _Epoch:

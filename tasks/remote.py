@@ -17,7 +17,7 @@ from meca.errors import MecaError
 from meca.files import read_json, sha256_tree
 from meca.report.text import plain
 from tasks import environment
-from tasks.stage import chain
+from tasks.stage import chain, lock_remedy
 
 __all__ = ["RemoteUnavailable", "check", "pull", "pull_file", "push"]
 
@@ -126,7 +126,7 @@ def _transfer(workspace: Path, direction: str, **options: Any) -> None:
             raise RemoteUnavailable(told) from None
         if not isinstance(error, DvcException | OSError):
             raise
-        raise MecaError(environment.without_secrets(f"dvc {direction} failed: {error}")) from None
+        raise MecaError(environment.without_secrets(f"dvc {direction} failed: {error}{lock_remedy(error)}")) from None
 
 
 def _is_busy(error: BaseException) -> bool:

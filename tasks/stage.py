@@ -24,7 +24,7 @@ from typing import Any
 from meca.errors import InputRefused, MecaError, UsageError
 from tasks import environment
 
-__all__ = ["TEMPORARY_FAILURE", "Pipeline", "Stage", "StageFailed", "chain", "end_group", "reproduce"]
+__all__ = ["TEMPORARY_FAILURE", "Pipeline", "Stage", "StageFailed", "chain", "end_group", "lock_remedy", "reproduce"]
 
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL: a network was away; the only exit code that is worth another try
 LAST_LINES = 20  # lines of a failed stage that its error repeats
@@ -57,6 +57,14 @@ class StageFailed(MecaError):  # noqa: N818 - the name says what happened
         return self.code == TEMPORARY_FAILURE
 
 
+def lock_remedy(error: BaseException) -> str:
+    """Return what to do where DVC cannot read its lock file, as after a kill or on a damaged disk; nothing where it is something else."""
+    if "dvc.lock" not in str(error):
+        return ""
+    # Without the lock DVC's run cache still knows the results of commands whose inputs it has seen.
+    return ". Bring it back with `git checkout -- dvc.lock`, or go on without it: `rm dvc.lock`; what DVC's cache holds is not computed again."
+
+
 class Pipeline:
     """The graph of a workspace's dvc.yaml, read from DVC's own index."""
 
@@ -72,7 +80,7 @@ class Pipeline:
             self._repo: Any = Repo(str(self.workspace), _wait_for_lock=True)
             self.stages = self._read()
         except DvcException as error:
-            raise UsageError(f"Expected a DVC project in {self.workspace}: {error}") from None
+            raise UsageError(f"Expected a DVC project in {self.workspace}: {error}{lock_remedy(error)}") from None
         self._one_at_a_time = threading.Lock()  # DVC's objects know nothing of threads
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False

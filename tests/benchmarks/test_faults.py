@@ -161,6 +161,26 @@ def test_files_that_move_under_the_reader_are_whole_or_named(tmp_path: Path) -> 
     assert campaign.tried == 1 and campaign.wrong == []
 
 
+def test_a_changed_bit_is_found_in_every_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MECA_THREADS", "1")
+    monkeypatch.setattr(faults, "BITS", 5)
+    monkeypatch.setattr(faults, "WHOLE", 0)
+    ((_, campaign),) = faults.bits(tmp_path, argparse.Namespace(seed=1))
+    assert campaign.tried == 5 * (len(faults.KINDS) + 1) and campaign.wrong == []
+
+
+def test_a_changed_bit_that_nobody_finds_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MECA_THREADS", "1")
+    monkeypatch.setattr(faults, "BITS", 2)
+    monkeypatch.setattr(faults, "WHOLE", 0)
+    monkeypatch.setattr("meca.verification.verify", lambda folder, key: [])
+    monkeypatch.setattr(faults, "_believed", lambda *_: True)
+    monkeypatch.setattr("meca.engine.resume", lambda *_: 3)
+    ((_, campaign),) = faults.bits(tmp_path, argparse.Namespace(seed=1))
+    found = {line.split(",")[0] for line in campaign.wrong}
+    assert found >= {*faults.KINDS, "checkpoint"} - {"signature"}
+
+
 def test_without_a_namespace_or_strace_one_sentence_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "")
     for what in ("disk", "full", "limits", "network"):

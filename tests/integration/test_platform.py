@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from meca.errors import Inconclusive, MecaError
+from meca.errors import Inconclusive, MecaError, UsageError
 from meca.files import read_json
 from tasks import environment, registry, remote, tracking
 from tasks.stage import Pipeline, StageFailed
@@ -313,6 +313,22 @@ def test_a_failing_stage_fails_the_flow_with_its_last_lines_and_code(tmp_path, s
     assert "Stage second ended with exit code 3" in done.stderr
     assert "the reason" in done.stderr
     assert stale(place) == {"second"}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[: text.rindex("md5") + 2], lambda text: "", lambda text: "stages: 3\n"], ids=["cut", "empty", "other"]
+)
+def test_a_damaged_lock_is_named_with_the_command_that_mends_it(tmp_path, damage):
+    place = failing(tmp_path, "Path('count').open('a').write('x'); Path('b').write_text('b')")
+    assert "second" in run(place, "dvc", "repro").stdout
+    (place / "dvc.lock").write_text(damage((place / "dvc.lock").read_text()))
+    with pytest.raises(UsageError, match=r"dvc\.lock.*`git checkout -- dvc\.lock`.*`rm dvc\.lock`; what DVC's cache holds is not computed again\."):
+        Pipeline(place)
+    with pytest.raises(MecaError, match=r"dvc push failed.*`rm dvc\.lock`"):
+        remote.push(place)
+    (place / "dvc.lock").unlink()
+    run(place, "dvc", "repro")
+    assert (place / "count").read_text() == "x", "the second stage ran again"
 
 
 @pytest.mark.parametrize(("code", "temporary"), [(75, True), (1, False), (2, False)])

@@ -90,6 +90,18 @@ def test_a_killed_run_continues_to_the_same_bits_momentum_included(last: int, au
     assert said_again == said, "a resumed run tells the whole story, with the epochs that it did not run again"
 
 
+def test_a_checkpoint_in_which_a_bit_changed_is_not_used(tmp_path: Path) -> None:
+    images, labels = pictures(16)
+    whole = train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "c")
+    written = (tmp_path / "c").read_bytes()
+    for at in range(3, len(written), len(written) // 40):
+        (tmp_path / "c").write_bytes(written[:at] + bytes([written[at] ^ 4]) + written[at + 1 :])
+        train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "c")
+        assert (tmp_path / "c").read_bytes() == written, f"byte {at}"
+    (tmp_path / "c").write_bytes(b"")
+    assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "c"), whole)
+
+
 def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     images, labels = pictures(16)
     first = train(network(), images, labels, ALL[:16], recipe(), 0, "x", tmp_path / "c")
