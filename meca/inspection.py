@@ -1,5 +1,6 @@
 """A first look at data, without changing it: format, counts, odd files. Needs no torch."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ __all__ = ["Inspection", "inspect"]
 
 SHOWN = 20  # odd entries by name; the rest is counted
 CHECKED = 50_000  # images that are decoded; enough to see what a set is like, in seconds
+SECONDS = 120.0  # after which no further image is decoded: a few thousand that each hang their decoder would take days
 # Tools of ours would read these if they stood in the folder that they run in.
 TOOL_FILES = (
     "prefect.toml",
@@ -67,10 +69,10 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     unreadable: list[str] = []
-    checked = 0
+    checked, until, is_late = 0, time.monotonic() + SECONDS, False
     with Decoder() as decoder:
         for split in ("train", "test"):
-            take = np.arange(len(found.labels[split])) < CHECKED - checked
+            take = np.arange(len(found.labels[split])) < (0 if is_late else CHECKED - checked)
             for sample, outcome in decoder.map(found.read(split, take), encoded, pixels=False):
                 checked += 1
                 if sample.pixels is not None:
@@ -82,6 +84,11 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
                     modes[f"{outcome.format} {outcome.mode}"] += 1
                 elif sample.reason or outcome:
                     unreadable.append(f"{sample.name} ({sample.reason or outcome})")
+                if is_late := time.monotonic() > until:
+                    break
+    warnings = _warnings(Path(source), found.labels, found.class_names)
+    if is_late:
+        warnings.append(f"Only {checked} images were looked at: after {SECONDS:.0f} s no further one is decoded.")
     return Inspection(
         name=found.name,
         format=found.format,
@@ -99,7 +106,7 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
         n_unreadable=len(unreadable),
         odd=list(found.odd[:SHOWN]),
         n_odd=len(found.odd),
-        warnings=_warnings(Path(source), found.labels, found.class_names),
+        warnings=warnings,
     )
 
 

@@ -515,6 +515,15 @@ def test_inspect_shows_what_is_there(tmp_path: Path) -> None:
         inspect(tmp_path / "missing")
 
 
+def test_a_look_ends_in_time_whatever_the_images_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path / "in")
+    assert inspect(root).checked == 24 and not inspect(root).warnings
+    monkeypatch.setattr("meca.inspection.SECONDS", -1.0)
+    found = inspect(root)
+    assert found.checked == 1 and found.samples == {"train": 12, "test": 12}
+    assert found.warnings == ["Only 1 images were looked at: after -1 s no further one is decoded."]
+
+
 def test_reading_needs_no_torch() -> None:
     code = "import sys, meca.inspection, meca.verification, meca.stages.ingest, meca.stages.publish; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
