@@ -134,7 +134,9 @@ def services() -> dict[str, Any]:
 def run(command: Sequence[str], folder: Path) -> list[Case]:
     """Run tests in a process of their own and return how each ended."""
     report = folder / f"{len(list(folder.iterdir()))}.xml"
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": f"-p no:cacheprovider --junitxml={report}"}, check=False)
+    subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": f"-p no:cacheprovider -o junit_family=xunit1 --junitxml={report}"}, check=False
+    )
     return read(report)
 
 

@@ -204,6 +204,24 @@ def test_neither_a_full_disk_nor_the_clock_breaks_a_run(workspace, monkeypatch, 
     assert tracking.patience() is None and os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
 
 
+def test_a_result_is_kept_once_with_the_time_of_the_first_try(workspace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    tell(workspace)
+    [folder] = tracking.untold(workspace)
+    kept = (folder / tracking.SPOOLED).read_bytes()
+    tell(workspace)
+    assert tracking.untold(workspace) == [folder] and (folder / tracking.SPOOLED).read_bytes() == kept
+
+
+def test_every_file_is_uploaded_with_the_time_of_its_size(workspace, monkeypatch):
+    real, sizes = tracking._time_for, []
+    monkeypatch.setattr(tracking, "_time_for", lambda size: (sizes.append(size), real(size))[1])
+    tell(workspace)
+    files = [*(workspace / "published" / name for name in tracking.PARENT_FILES), workspace / "report" / "report.html"]
+    wanted = [file.stat().st_size for file in files if file.is_file()]
+    assert wanted and not set(wanted) - set(sizes)
+
+
 def test_an_upload_has_the_time_that_its_size_needs(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     with tracking._time_for(100 * 2**20):
