@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 from infra.local import services
 from infra.local.place import HOST, Place
@@ -28,6 +29,7 @@ __all__ = ["main"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = "1440,1000"
+MODEL = "meca-clean"  # as params.yaml names it
 PATIENCE = 60000  # milliseconds of a page's own time until its picture is taken
 
 
@@ -65,7 +67,9 @@ def _take(place: Place, folder: Path, output: Path) -> None:
     known = place.client()
     mlflow = f"{known['MLFLOW_TRACKING_USERNAME']}:{known['MLFLOW_TRACKING_PASSWORD']}"
     with _gateway(place.address("mlflow"), mlflow) as address:
-        _picture(f"http://{address}/#/experiments/1/runs", output / "mlflow-runs.png", folder)
+        found = _ask(f"http://{address}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "filter": "tags.`meca.result_key` != ''"})["runs"]
+        _picture(f"http://{address}/#/experiments/1/runs/{found[0]['info']['run_id']}", output / "mlflow-run.png", folder)
+        _picture(f"http://{address}/#/models/{MODEL}", output / "mlflow-model.png", folder)
     with _gateway(place.address("prefect"), known["PREFECT_API_AUTH_STRING"]) as address:
         runs = _ask(f"http://{address}/api/flow_runs/filter", {"sort": "START_TIME_DESC", "flows": {"name": {"any_": ["sanitize"]}}, "limit": 1})
         _picture(f"http://{address}/runs/flow-run/{runs[0]['id']}", output / "prefect-run.png", folder)
@@ -83,7 +87,7 @@ def _picture(address: str, file: Path, folder: Path) -> None:
     print(file)
 
 
-def _ask(address: str, body: dict) -> list[dict]:
+def _ask(address: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 - our own
     with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
         return json.load(reply)

@@ -25,7 +25,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -211,12 +211,12 @@ def replay(workspace: Path = Path(), seconds: float | None = None) -> int:
     with _patient_lock(workspace / ".meca" / "locks" / "spool", "The spool of MLflow's record"):
         for folder in untold(workspace):
             kept = read_json(folder / SPOOLED)
-            places = {name: folder / place for name, place in kept["places"].items() if name != "receipts"}
+            places = {name: folder / place for name, place in kept["places"].items() if name != "receipts"}  # its workspace is the folder
             receipts = tuple(folder / place for place in kept["places"]["receipts"])
             result = Result(**places, receipts=receipts, when=float(kept["when"]))
             left = None if deadline is None else max(1.0, deadline - time.monotonic())
             try:
-                record(workspace, replace(result, workspace=folder), left)
+                record(workspace, result, left)
             except TrackingUnavailable as error:
                 failures.append(error)
                 if deadline is not None and time.monotonic() > deadline:

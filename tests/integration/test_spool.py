@@ -204,6 +204,15 @@ def test_neither_a_full_disk_nor_the_clock_breaks_a_run(workspace, monkeypatch, 
     assert tracking.patience() is None and os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
 
 
+def test_no_address_keeps_its_password_in_a_message_or_in_the_spool(workspace):
+    address = f"http://meca:{SECRET}@127.0.0.1/api?token={SECRET}"
+    with pytest.raises(tracking.TrackingUnavailable) as refused, tracking.explained(address):
+        raise OSError(f"no route to {address}")
+    folder = tracking.spool(workspace, tracking.read_result(workspace), f"{refused.value}; {address}")
+    assert "http://127.0.0.1/api" in str(refused.value) and SECRET not in str(refused.value)
+    assert hits(folder, {"password": SECRET}) == []
+
+
 def test_a_result_is_kept_once_with_the_time_of_the_first_try(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     tell(workspace)
