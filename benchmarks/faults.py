@@ -40,7 +40,7 @@ from meca.files import sha256_tree
 
 SAMPLE = 6  # faults of a stage with torch
 EVERY = 10  # after so many faults one that left nothing behind is followed by another run all the same
-SENTENCE = re.compile(r"^meca( \w+)?: (Could not go on|A run on this data needs|.* is being written by process)[^\n]*\.$")
+SENTENCE = re.compile(r"^meca( \w+)?: (Could not go on|A run on this data needs|Images are decoded in|.* is being written by process)[^\n]*\.$")
 
 FULL, QUOTA, LARGE, BAD = Fault("ENOSPC", True), Fault("EDQUOT", True), Fault("EFBIG", True), Fault("EIO", False)
 

@@ -27,7 +27,7 @@ import PIL
 
 from meca.decoder.decode import CONVERSIONS, FORMATS, MAX_PIXELS, MAX_RATIO, Decoded
 from meca.decoder.worker import REPLY, REQUEST
-from meca.errors import MecaError
+from meca.errors import MecaError, system_failure
 
 __all__ = ["Decoder", "Outcome"]
 
@@ -238,7 +238,7 @@ class _Worker:
                 )
             except OSError as error:
                 self.socket.close()
-                raise _not_started(str(error.strerror)) from None
+                raise system_failure(error) or _not_started(str(error.strerror)) from None
 
     @property
     def has_room(self) -> bool:

@@ -1,5 +1,6 @@
 """The pool gives what decoding in this process would give; a worker that dies, hangs or lies costs one image at most, never the run."""
 
+import errno
 import io
 import os
 import signal
@@ -408,6 +409,15 @@ def test_workers_that_cannot_be_started_are_one_sentence(program: str, sentence:
 def test_an_interpreter_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(MecaError, match="cannot be started here: No such file"):
+        run([encode(pixels(1))])
+
+
+def test_too_few_descriptors_are_named_with_the_limit_to_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    with pytest.raises(MecaError, match=r"Could not go on: too many files are open in this process; raise the limit \(`ulimit -n`\)"):
         run([encode(pixels(1))])
 
 
