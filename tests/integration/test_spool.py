@@ -222,6 +222,20 @@ def test_a_result_is_kept_once_with_the_time_of_the_first_try(workspace, monkeyp
     assert tracking.untold(workspace) == [folder] and (folder / tracking.SPOOLED).read_bytes() == kept
 
 
+def test_what_cannot_be_told_now_either_is_kept_and_said(workspace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    tell(workspace)
+    with pytest.raises(tracking.TrackingUnavailable):
+        tracking.replay(workspace)
+    assert len(tracking.untold(workspace)) == 1
+
+
+def test_a_server_that_answers_slowly_is_given_up_at_the_deadline(workspace):
+    with pytest.raises(tracking.TrackingUnavailable, match=r"within -1 s \(MECA_TRACKING_SECONDS\)"):
+        tracking.record(workspace, seconds=-1)
+    assert runs(workspace) == [], "a call went out after the deadline"
+
+
 def test_every_file_is_uploaded_with_the_time_of_its_size(workspace, monkeypatch):
     real, sizes = tracking._time_for, []
     monkeypatch.setattr(tracking, "_time_for", lambda size: (sizes.append(size), real(size))[1])
