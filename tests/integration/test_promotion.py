@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,13 @@ def test_a_worse_challenger_is_refused_and_nothing_changes(make):
     assert "0.6667, that of version 1 on the same evidence 1.0000: 0.3333 worse, more than 0.01 [promote.max_acc_drop]" in str(refusal.value)
     assert "[promote.max_recall_drop]" in str(refusal.value)
     assert state(worse) == before
+
+
+@pytest.mark.parametrize("name", ["meca.stage_key", "meca.sanitized_sha256", "meca.model_sha256"])
+def test_a_version_of_another_set_or_model_is_another_version(name):
+    tags = {"meca.stage_key": "k", "meca.sanitized_sha256": "s", "meca.model_sha256": "m", "meca.verdict": "poisoned"}
+    assert registry._is_same(SimpleNamespace(tags=tags), tags)
+    assert not registry._is_same(SimpleNamespace(tags=tags), {**tags, name: "other"})
 
 
 def test_an_equal_challenger_is_promoted_and_the_record_says_by_whom_and_why(make, monkeypatch):
