@@ -90,6 +90,14 @@ def test_a_version_of_another_set_or_model_is_another_version(name):
     assert not registry._is_same(SimpleNamespace(tags=tags), {**tags, name: "other"})
 
 
+def test_a_version_that_holds_another_model_does_not_get_the_alias(make, monkeypatch):
+    mine, other = make(seed=next(seeds)), make(seed=next(seeds), confused=(2,))
+    monkeypatch.setattr(registry, "_fetched", lambda *_: other / "published" / "model")
+    with pytest.raises(MecaError, match=r"Version 1 of .* is not the model of this workspace; the alias stays"):
+        registry.promote(mine)
+    assert aliases(mine) == {}
+
+
 def test_an_equal_challenger_is_promoted_and_the_record_says_by_whom_and_why(make, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
     first, second = make(seed=next(seeds)), make(seed=next(seeds))
