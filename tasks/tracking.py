@@ -462,6 +462,8 @@ class _Recorder:
         return run_id, self._model_uri(run_id) if has_model else None
 
     def _parent(self, run: Any, receipts: Sequence[dict[str, Any]], runs: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
         run_id = run.info.run_id
         parameters: dict[str, str] = {}
         for receipt in receipts:
@@ -469,8 +471,8 @@ class _Recorder:
         evaluated = next((receipt["metrics"] for receipt in receipts if receipt["stage"] == "evaluate"), {})
         counts = {f"samples.{name}": value for name, value in self.summary["counts"].items()}
         self._numbers(run, parameters, {**evaluated, **counts, "seconds": sum(float(receipt["seconds"]) for receipt in receipts)}, [])
-        for stage, stage_run in runs.items():
-            self.client.set_tag(run_id, f"meca.run.{stage}", stage_run)
+        # In one request: a server with passwords hashes one for each, which takes it a tenth of a second.
+        self.client.log_batch(run_id, tags=[RunTag(f"meca.run.{stage}", stage_run) for stage, stage_run in runs.items()])
         self._dataset(run_id, "input", self.summary["input_sha256"], "training")
         self._dataset(run_id, "sanitized", self.summary["sanitized_sha256"], "output")
         files = [self.result.published / name for name in PARENT_FILES]
