@@ -161,7 +161,7 @@ class _Limited:
 
 
 def _zip_kind(info: zipfile.ZipInfo) -> str:
-    if info.is_dir():
+    if info.filename.endswith("/"):  # `is_dir` fails on an empty name
         return "other" if info.file_size else "folder"
     kind = info.external_attr >> 28  # the file type of Unix, where the archive comes from there; 0 elsewhere
     return {0: "file", 0o10: "file", 0o12: "link", 0o4: "folder"}.get(kind, "other")

@@ -114,7 +114,7 @@ def open_webdataset(path: Path, label_column: str = "auto") -> Source:
     def columns(split: str, take: NDArray[np.bool_]) -> pa.Table:
         chosen = [samples[split][at][2] for at in np.flatnonzero(take)]
         kind = pa.struct([("extension", pa.string()), ("name", pa.string()), ("header", pa.large_binary()), ("data", pa.large_binary())])
-        parts = [[{"extension": e, "name": text(m.name), "header": m.header, "data": data} for e, m, data in sample.parts] for sample in chosen]
+        parts = [[{"extension": text(e), "name": text(m.name), "header": m.header, "data": data} for e, m, data in sample.parts] for sample in chosen]
         return pa.table({"parts": pa.array(parts, pa.list_(kind)), "label": pa.array([sample.label for sample in chosen], pa.string())})
 
     return Source(

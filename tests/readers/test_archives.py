@@ -286,3 +286,14 @@ def test_any_damage_ends_in_samples_or_in_a_sentence(tmp_path_factory: pytest.Te
         assert str(problem)
     else:
         assert sum(found.samples.values()) >= found.n_unreadable
+
+
+def test_a_member_without_a_name_is_nothing(tmp_path: Path) -> None:
+    file = make_zip(tmp_path / "in.zip", members() | {"x": b""})
+    data = file.read_bytes()
+    at = data.rindex(b"PK\x01\x02")  # the last entry of the list, that of x: a name of no bytes, and the x becomes a comment
+    entry = bytearray(data[at:])
+    entry[28:30], entry[32:34] = b"\0\0", b"\1\0"
+    file.write_bytes(data[:at] + bytes(entry))
+    assert zipfile.ZipFile(file).infolist()[-1].filename == ""
+    assert ingest(file, tmp_path / "store").info.n_train == len(members())

@@ -157,3 +157,13 @@ def test_any_members_end_in_samples_or_in_a_sentence(tmp_path_factory: pytest.Te
     else:
         found = list(source.read("train", source.labels["train"] >= 0))
         assert len({sample.name for sample in found}) == len(found) == len(source.labels["train"])
+
+
+def test_an_extension_that_is_no_text_is_set_aside_with_its_sample(tmp_path: Path) -> None:
+    content = [info(name, data) for name, data in shard().items()]
+    content.insert(8, info("0003.\udceang", b"x"))
+    make_tar(tmp_path / "in" / "train-000.tar", content)
+    store = ingest(tmp_path / "in", tmp_path / "store")
+    lines = {line["source"]: line["reason"] for line in store.samples.to_pylist()}
+    assert lines == {f"train-000.tar#{i:04d}": "member:.\\xeang" if i == 3 else None for i in range(6)}
+    assert [part["extension"] for part in store.columns["parts"].to_pylist()[3]] == ["png", "cls", "\\xeang"]
