@@ -1,5 +1,6 @@
 """Promotion against a real MLflow on SQLite: who is better on the same evidence, what is written down, and the way back."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -248,6 +249,33 @@ def test_an_alias_that_somebody_else_moves_meanwhile_stays_theirs(make, monkeypa
     with pytest.raises(MecaError, match=r"moved by somebody else meanwhile: it named version 1 and names version 2 now"):
         registry.promote(mine)
     assert aliases(mine) == {"champion": "2"} and len(state(mine)) == 3  # two versions and the tags
+
+
+def intruder(mine: Path) -> None:
+    """Give the alias to another version, as somebody on another machine would."""
+    with tracking.open_client(mine) as client:
+        theirs = client.get_model_version(model_of(mine), "1")
+        made = client.create_model_version(theirs.name, theirs.source, theirs.run_id)
+        client.set_registered_model_alias(theirs.name, "champion", made.version)
+
+
+@pytest.mark.parametrize("where", ["while the model is fetched", "after the alias was set"])
+def test_an_alias_that_moves_in_the_last_moment_is_not_taken_for_ours(make, monkeypatch, where):
+    first, mine = make(seed=next(seeds)), make(seed=next(seeds))
+    registry.promote(first)
+    real = {name: getattr(registry, name) for name in ("_fetched", "_confirm")}
+    with monkeypatch.context() as patch:
+        # The lock is ours already: the intruder's client must not wait for it.
+        patch.setattr(tracking, "_patient_lock", lambda *_, **__: contextlib.nullcontext())
+        if where == "while the model is fetched":
+            patch.setattr(
+                registry, "_fetched", lambda version, folder: (str(version.version) == "2" and intruder(mine), real["_fetched"](version, folder))[1]
+            )
+        else:
+            patch.setattr(registry, "_confirm", lambda *a: (intruder(mine), real["_confirm"](*a))[1])
+        with pytest.raises(MecaError, match=r"was moved by somebody else"):
+            registry.promote(mine)
+    assert aliases(mine)["champion"] == "3" and registry.history(mine)[-1]["to"] == "1"
 
 
 def test_two_promotions_at_once_end_in_one_order(make, tmp_path):
