@@ -79,7 +79,7 @@ def test_a_server_that_does_not_take_it_costs_nothing_but_the_record(fault, work
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:{between.port}")
         started = time.monotonic()
         told = tell(workspace)
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 60, "it waited for what never answers"
         assert told["told"] is False and not tracking.is_recorded(workspace)
     said = capfd.readouterr().err
     assert "told by the next run" in said and SECRET not in said and SECRET not in json.dumps(told) and hits(workspace, {"password": SECRET}) == []

@@ -94,7 +94,7 @@ def test_a_receiver_that_fails_costs_seconds_and_nothing_else(monkeypatch, caplo
     started = time.monotonic()
     with receiver(**server) as (address, _):
         assert notify.post(address + "?token=canary", {"event": "failed"}) is False
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 15, "longer than any of its limits, shorter than the server drips"
     assert "was not taken" in caplog.text
     assert "canary" not in caplog.text
 
