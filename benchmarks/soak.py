@@ -29,6 +29,7 @@ from benchmarks.operations import FEW, SMALL, program, provenance, speed, write
 
 WARM = 5  # runs whose times are not in the medians of the beginning
 PUSHED = 10  # every so many runs
+KEPT = 100  # pictures on the page, one more each run; never the number of the first run, whose page DVC would bring back
 OPEN = ("RUNNING", "PENDING", "CANCELLING", "PAUSED")
 
 
@@ -47,7 +48,7 @@ def soak(room: Path, runs: int) -> tuple[dict[str, Any], list[float], list[float
         seconds, beside, wrong = [], [], []
         before = memory(process.members(folder))
         for i in range(runs):
-            create(place, SMALL | FEW | {"report.kept_pictures": 20 + i})
+            create(place, SMALL | FEW | {"report.kept_pictures": KEPT + i})
             push = ["--push"] if i % PUSHED == PUSHED - 1 else []
             took, said = program(place, "flows.sanitize", *push, check=False, **env)
             stages = json.loads(found[0])["stages"] if (found := re.findall(r"^\{\n.*?^\}", said, re.DOTALL | re.MULTILINE)) else {}
@@ -62,7 +63,10 @@ def soak(room: Path, runs: int) -> tuple[dict[str, Any], list[float], list[float
         services.stop(folder, tell=lambda line: None)
     for line in wrong:
         print(line, file=sys.stderr)
-    notes = f"servers {before:.0f} MiB before and {after:.0f} MiB after; {runs // PUSHED} runs pushed to the bucket"
+    notes = (
+        "".join(f"{line}; " for line in wrong[:3])
+        + f"servers {before:.0f} MiB before and {after:.0f} MiB after; {runs // PUSHED} runs pushed to the bucket"
+    )
     row = {
         "name": "runs in a row against the servers leave nothing behind",
         "tried": runs,
