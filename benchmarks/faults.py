@@ -40,7 +40,7 @@ from meca.files import sha256_tree
 
 SAMPLE = 6  # faults of a stage with torch
 EVERY = 10  # after so many faults one that left nothing behind is followed by another run all the same
-SENTENCE = re.compile(r"^meca( \w+)?: (Could not go on|A run on this data needs|Images are decoded in|.* is being written by process)[^\n]*\.$")
+SENTENCE = re.compile(r"^meca( \w+)?: (Could not go on|A run on this data needs|.* is being written by process)[^\n]*\.$")
 
 FULL, QUOTA, LARGE, BAD = Fault("ENOSPC", True), Fault("EDQUOT", True), Fault("EFBIG", True), Fault("EIO", False)
 
@@ -456,6 +456,8 @@ def bits(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Campa
         return sha256_tree(pipeline.run_folder(room / "out") / "published")
 
     hints, expected, places = 0, clean(), {"out": room / "out", "run": pipeline.run_folder(room / "out")}
+    if not _believed(places["run"], params) or verify(room / "out", public):
+        raise RuntimeError("The run is not taken for whole before anything was changed: nothing could be seen.")
     for kind, (where, pattern) in KINDS.items():
         files = sorted(path for path in places[where].glob(pattern) if path.stat().st_size)
         if not files:

@@ -169,6 +169,12 @@ def test_a_changed_bit_is_found_in_every_kind_of_file(tmp_path: Path, monkeypatc
     assert campaign.tried == 5 * (len(faults.KINDS) + 1) and campaign.wrong == []
 
 
+def test_a_run_that_is_never_whole_proves_nothing_about_a_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_believed", lambda *_: False)
+    with pytest.raises(RuntimeError, match="nothing could be seen"):
+        list(faults.bits(tmp_path, argparse.Namespace(seed=1)))
+
+
 def test_a_changed_bit_that_nobody_finds_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MECA_THREADS", "1")
     monkeypatch.setattr(faults, "BITS", 2)
