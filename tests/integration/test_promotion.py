@@ -1,6 +1,7 @@
 """Promotion against a real MLflow on SQLite: who is better on the same evidence, what is written down, and the way back."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -355,7 +356,8 @@ def test_the_command_promotes_undoes_and_tells(make, capsys):
     assert cli.run(["promote", str(first), "--history", "--rollback"]) == 4
 
 
-def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path):
+def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
+    import meca.relabel
     from meca.params import PACKAGED
     from meca.progress import Progress
     from meca.relabel import RelabelParams
@@ -371,15 +373,28 @@ def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path):
     ctx = Context("relabel_finetune", read_params(PACKAGED), tmp_path, Progress(quiet=True), tmp_path / "final")
     for name in ("final", "split"):
         (tmp_path / name).mkdir()
-    params = read_params(PACKAGED).group("relabel_finetune", RelabelParams)
-    found = relabel_finetune._leak(ctx, poisoned, model, images, flagged, labels, 1, labels, params, tmp_path / "final")
+    # A few pictures of those that could be taken, so that the draw counts, and some that look like the target's, which it must pass over.
+    params = dataclasses.replace(read_params(PACKAGED).group("relabel_finetune", RelabelParams), probe=4)
+    seen = torch.where((labels == 0) & (torch.arange(n) % 2 == 0), 1, labels)
+    assert int((~flagged & (labels != 1) & (seen != 1)).sum()) > 2 * params.probe
+    taken: list[torch.Tensor] = []
+    real = meca.relabel.transplant
+
+    def transplant(network: torch.nn.Module, pictures: torch.Tensor, trigger: torch.Tensor, target: int) -> tuple[float, float]:
+        taken.append(pictures.clone())
+        return real(network, pictures, trigger, target)
+
+    monkeypatch.setattr(meca.relabel, "transplant", transplant)
+    monkeypatch.setattr(relabel_finetune, "transplant", transplant)
+    found = relabel_finetune._leak(ctx, poisoned, model, images, flagged, seen, 1, labels, params, tmp_path / "final")
     (tmp_path / "final" / "verdict.json").write_text(json.dumps({"target_class": 1, **found}))
-    rows = {"row": np.arange(n), "verdict": ["poisoned" if f else "clean" for f in flagged.tolist()], "clean_pred": labels.numpy()}
+    rows = {"row": np.arange(n), "verdict": ["poisoned" if f else "clean" for f in flagged.tolist()], "clean_pred": seen.numpy()}
     for name in ("final", "split"):
         write_parquet(pa.table(rows), tmp_path / name / "decisions.parquet")
     evidence = Evidence(store.path, tmp_path / "split", tmp_path / "final", ctx.seed, params.probe)
     assert measure(tmp_path / "poisoned", evidence).leak == found["leak"]
     assert measure(tmp_path / "model", evidence).leak == found["leak_power"]
+    assert len(taken) == 4 and all(torch.equal(pictures, taken[0]) for pictures in taken[1:]) and len(taken[0]) == params.probe
     other = colours(tmp_path / "other", size=12)
     with pytest.raises(Incomparable, match="8x8x3, and these are 12x12x3"):
         measure(tmp_path / "model", Evidence(other.path, tmp_path / "split", tmp_path / "final", 0, 10))
