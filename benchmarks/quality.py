@@ -54,6 +54,9 @@ GRID = {
     "shapes, detector of 16 channels": Experiment({"ingest.source": "shapes"} | NARROW, ("badnet", "blend"), seeds=(3, 4, 5, 6)),
     "digits, detector of 16 channels": Experiment({"ingest.source": "digits"} | NARROW, ("badnet", "blend"), seeds=(2,)),
     "cifar10-10k, 1 % poison": Experiment(CIFAR | {"poison.rate": 0.01}, ("badnet", "blend"), seeds=(1,)),
+    "cifar10-10k, 10 % poison": Experiment(CIFAR | {"poison.rate": 0.1}, ("badnet", "blend"), seeds=(1,)),
+    "cifar10-10k, 20 % poison": Experiment(CIFAR | {"poison.rate": 0.2}, ("badnet", "blend"), seeds=(1,)),
+    "cifar10-10k, long tail": Experiment(CIFAR | {"poison.imbalance": 0.1}, ("badnet", "none"), seeds=(1,)),
     "cifar10-10k, 10 % wrong labels": Experiment(CIFAR | {"poison.label_noise": 0.1}, ("badnet",), seeds=(1,)),
     "cifar10-10k, red team": Experiment(CIFAR, ("two_targets", "all_to_all", "fragile_dots", "fragile_grid"), seeds=(1,)),
 }

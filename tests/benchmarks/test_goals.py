@@ -1,0 +1,71 @@
+"""The table of the goals says of every limit what the rows say, and nothing more."""
+
+import pytest
+
+from benchmarks import goals, render
+
+
+def run(attack: str, seed: int, **more: object) -> dict:
+    return {
+        "experiment": "cifar10-10k", "attack": attack, "preset": "default", "seed": seed, "n_train": 1000, "removed": 10, "verdict": "poisoned",
+        "acc": 0.75, "no_defence_acc": 0.76, "oracle_acc": 0.77, "asr_k": 30, "asr_n": 1000, "no_defence_asr": 0.9, "oracle_asr": 0.01,
+        "recall": [0.7, 0.8], "oracle_recall": [0.75, 0.79], "tpr": 0.98, "fpr": 0.02, "auroc": 0.99,
+        "stage_seconds": {"partition": 10, "enhance": 20, "split": 30, "train_clean": 20, "relabel_finetune": 10, "evaluate": 900}, **more,
+    }  # fmt: skip
+
+
+def of(rows: list[dict], what: str, data: str = "cifar10-10k") -> goals.Goal:
+    (found,) = [goal for goal in goals.goals(rows) if goal.data == data and goal.what == what]
+    return found
+
+
+def test_each_limit_is_held_against_its_own_figure():
+    rows = [run("badnet", 1), run("none", 1, acc=0.74, removed=5, asr_k=None, asr_n=None, no_defence_asr=None, oracle_asr=None)]
+    expected = {
+        "attacks that work without a defence": 1, "of these, attacks with 3 seeds": 0, "ASR above the oracle's, mean": 2,
+        "ACC below the oracle's, mean": 2, "recall that a class loses, worst class of all runs": 5, "poison found (TPR), mean": 98,
+        "false alarms (FPR), mean": 2, "AUROC, mean": 0.99, "no attack: ACC below a plain training, worst": 2, "no attack: removed, worst": 0.5,
+        "cost in plain trainings, worst run": 4.5,
+    }  # fmt: skip
+    for what, value in expected.items():
+        assert of(rows, what).value == pytest.approx(value), what
+    assert [of(rows, what).met for what in ("ASR above the oracle's, mean", "ACC below the oracle's, mean", "AUROC, mean")] == [False, True, True]
+
+
+def test_means_weigh_attacks_alike_and_the_worst_run_counts():
+    rows = [run("badnet", 1, asr_k=10), run("badnet", 2, asr_k=30), run("badnet", 3, asr_k=20), run("blend", 1, asr_k=70)]
+    assert of(rows, "ASR above the oracle's, mean").value == pytest.approx(3.5)
+    worst = [goal for goal in goals.goals(rows) if goal.data == "cifar10-10k" and goal.what == "the same, worst run"]
+    assert [goal.value for goal in worst] == pytest.approx([6, 2]) and [goal.met for goal in worst] == [False, True]
+    assert of(rows, "of these, attacks with 3 seeds").value == 1
+
+
+def test_an_attack_that_does_not_work_and_another_preset_prove_nothing():
+    rows = [run("badnet", 1), run("wanet", 1, asr_k=1000, no_defence_asr=0.1), run("blend", 1, asr_k=1000, preset="paper")]
+    assert of(rows, "ASR above the oracle's, mean").value == pytest.approx(2) and of(rows, "ASR above the oracle's, mean").runs == 1
+
+
+def test_the_special_cases_have_their_own_rows():
+    rows = [
+        run("badnet", 1, experiment="cifar10-10k, 10 % wrong labels"),
+        run("badnet", 1, experiment="cifar10-10k, 1 % poison", no_defence_asr=0.1),
+        run("badnet", 2, experiment="digits"),
+        run("blend", 2, experiment="digits", verdict="inconclusive", removed=0, asr_k=1000),
+        run("blend", 3, experiment="digits", verdict="inconclusive", removed=1, asr_k=50),
+    ]
+    assert of(rows, "ACC below no defence, worst", "cifar10-10k, 10 % wrong labels").met is False
+    assert of(rows, "ASR above the oracle's, worst", "cifar10-10k, 1 % poison").value == pytest.approx(2)
+    assert of(rows, "ASR above the oracle's, worst", "digits").value == pytest.approx(4)  # inconclusive is an answer only where nothing is removed
+
+
+def test_the_section_says_met_missed_or_no_row():
+    text = goals.section([run("badnet", 1)])
+    assert "| cifar10-10k | ASR above the oracle's, mean | ≤ 1.5 points | 2.0 points | 1 | **missed** |" in text
+    assert "| cifar10-10k | AUROC, mean | ≥ 0.98 | 0.990 | 1 | met |" in text
+    assert "| fashion-mnist-20k | AUROC, mean | ≥ 0.98 | – | 0 | no row |" in text
+    assert goals.section([run("badnet", 1, experiment="shapes")]) == ""
+
+
+def test_it_stands_in_the_results():
+    rows = render.read(render.ROOT / "benchmarks" / "results")
+    assert goals.section(rows["quality"]) in render.render(rows) and "| cifar10-10k | ASR above the oracle's, mean |" in render.render(rows)
