@@ -47,7 +47,7 @@ def test_the_share_of_the_clean_part_grows_from_round_to_round(finished: Finishe
     folder = with_inputs("enhance", finished("paper"), tmp_path)
     step("enhance", folder, quick("paper", enhance__rounds=3))
     lines = [json.loads(line) for line in (folder / "work" / "enhance" / "curves.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["alpha"]) for line in lines] == [(1, 0.1), (2, 0.3), (3, 0.5)]
+    assert [(line["step"], line["alpha"]) for line in lines] == [(1, 0.1), (2, 0.5), (3, 0.9)]
 
 
 class Killed(BaseException):
