@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import goals, hostile, performance
+from benchmarks import detector_tables, goals, hostile, performance
 from benchmarks.quality import CUTS
 from meca.report.numbers import UNKNOWN, interval, percent, wilson
 from tasks import tables
@@ -27,6 +27,7 @@ PROVENANCE = ("command", "commit", "date", "hardware", "torch", "seed", "seconds
 KEYS = {
     "quality": ("experiment", "dataset", "n_train", "attack", "preset", "acc", "asr_k", "asr_n", "no_defence_acc", "no_defence_asr", "verdict"),
     "benchmark": ("key", "status", "experiment", "dataset", "attack", "rate", "preset", "acc", "asr_k", "asr_n"),
+    "detectors": ("name", "experiment", "attack", "tpr", "fpr", "auroc", "auroc_target", "tpr_at"),
     "speed": ("name", "unit", "value"),
     "reliability": ("name", "tried", "as_specified"),
     "services": ("name", "tried", "passed"),
@@ -69,6 +70,8 @@ def _identity(kind: str, row: Row) -> tuple[str, ...]:
         names = ("command",)  # one cell; measured with other code it is still the same
     elif kind == "quality":
         names = ("experiment", "dataset", "n_train", "network", "stem", "attack", "poison_rate", "preset", "seed")
+    elif kind == "detectors":
+        names = ("name", "experiment", "attack", "seed")
     else:
         names = ("name", "unit", "hardware", "ratio_to")
     return tuple(json.dumps(row.get(name)) for name in names)
@@ -84,6 +87,7 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
         "intervals of all seeds together.\n",
         goals.section(rows["quality"]),
         quality(rows["quality"]),
+        detector_tables.section(rows["detectors"], rows["quality"]),
         tables.render(measured, "results") if (measured := paper_rows(rows)) else "",
         _table("Speed", [row for row in rows["speed"] if not row.get("group")], _speed_columns, ("name", "hardware", "unit")),
         "How fast the work itself is, with floors and ratios: [performance.md](performance.md).\n" if rows["speed"] else "",

@@ -1,0 +1,325 @@
+"""Published detectors of poison on the very samples that the default preset was run on, into results/detectors.jsonl.
+
+    python -m benchmarks.detectors                                    all cells of `GRID` that have no row yet
+    python -m benchmarks.detectors --only cifar10-10k --attack blend --seeds 1
+    python -m benchmarks.detectors --again                            measure anew; the newest row counts
+
+Only detectors that need no clean data. Each is written from its paper, with the paper's own numbers for all attacks, on the network, the
+pictures and the seed of the row in quality.jsonl; what looks at a trained network gets the reference "no defence" of that row, weight by
+weight. The truth is read to count, never to decide, with one exception that favours them: `spectral` is told the poison rate.
+
+* `spectral`: Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018: the squared projection of the centred features of a class
+  on their first singular vector; of every class 1.5 times the poison rate is flagged.
+* `clusters`: Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering", 2018, arXiv 1811.03728: ten components
+  of the features of a class, two means; the smaller cluster is flagged where it holds less than 35 % of the class.
+* `isolation`: Li et al., "Anti-Backdoor Learning", NeurIPS 2021, arXiv 2110.11571: ten passes by local gradient ascent (0.5); the 1 % with
+  the lowest loss is flagged.
+* `transforms`: Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned Samples", NeurIPS 2022 (D-BR): two passes, ten
+  passes that spread the classes, then how far a rotation with a shift moves the features; the 5 % that move most are flagged.
+* `scaling`: Guo et al., "SCALE-UP", ICLR 2023, arXiv 2302.03251, with the shift of Pal et al., "Backdoor Secrets Unveiled", ICLR 2024, arXiv
+  2403.10717, without its mask: how often the prediction stays when all pixels are multiplied by 2 to 12; flagged where it stays mostly.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.detector_tables import FALSE_ALARMS
+from benchmarks.operations import RESULTS, ROOT, provenance
+from benchmarks.quality import CIFAR, EIGHT, Experiment
+from meca.augment import generator
+from meca.engine import Recipe, as_input, features, predict, train
+from meca.metrics import ROC_AT, detection, separation
+from meca.models import Description, NetworkParams, build
+
+FILE = RESULTS / "detectors.jsonl"
+GRID = {
+    "cifar10-10k": Experiment(CIFAR, EIGHT, seeds=(1,)),
+    "shapes": Experiment({"ingest.source": "shapes"}, ("badnet", "blend"), seeds=(20,)),
+    "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend"), seeds=(2,)),
+}
+SMALLER, ISOLATED, MOVED = 0.35, 0.01, 0.05  # shares that the papers give
+ASCENT = 0.5  # gamma of local gradient ascent
+SCALES, SHIFT = range(2, 13), 0.2
+BATCH = 128
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a detector may look at."""
+
+    images: Tensor  # uint8 [n h w c]
+    labels: Tensor  # int64 [n], as given
+    description: Description
+    model: nn.Module  # trained on everything, the reference "no defence"
+    rate: float  # poisoned / all, told to `spectral` alone
+    seed: int
+
+    def fresh(self, purpose: str) -> nn.Module:
+        """Return an untrained network."""
+        return build(self.description, generator(self.seed, "detectors", purpose))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a detector says about every sample."""
+
+    suspicion: Floats  # [n], high is suspicious
+    flagged: Bools  # [n], by the paper's own rule
+
+
+def spectral(scene: Scene) -> Found:
+    """Squared projections on the first singular vector of each class; 1.5 times the rate is flagged in each."""
+    values, score, flagged = features(scene.model, scene.images).double().numpy(), *_nothing(scene)
+    for rows in _classes(scene):
+        centred = values[rows] - values[rows].mean(0)
+        score[rows] = (centred @ np.linalg.svd(centred, full_matrices=False)[2][0]) ** 2
+        flagged[_highest(score, rows, 1.5 * scene.rate)] = True
+    return Found(score, flagged)
+
+
+def clusters(scene: Scene) -> Found:
+    """Two means in ten components of each class; a smaller cluster is flagged where it is small.
+
+    The suspicion is how much nearer a sample is to the smaller cluster than to the larger, over the distance of the two.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    values, score, flagged = features(scene.model, scene.images).double().numpy(), *_nothing(scene)
+    for rows in _classes(scene):
+        if len(rows) < 20:
+            continue
+        low = PCA(min(10, values.shape[1]), svd_solver="full").fit_transform(values[rows])
+        means = KMeans(2, n_init=10, random_state=scene.seed)  # pyright: ignore[reportArgumentType]
+        cluster = np.asarray(means.fit_predict(low))
+        centres = np.asarray(means.cluster_centers_)
+        small = int(np.bincount(cluster, minlength=2).argmin())
+        to = np.linalg.norm(low[:, None] - centres[None], axis=2)
+        score[rows] = (to[:, 1 - small] - to[:, small]) / max(float(np.linalg.norm(centres[0] - centres[1])), 1e-12)
+        mine = cluster == small
+        if mine.mean() < SMALLER:
+            flagged[rows[mine]] = True
+    return Found(score, flagged)
+
+
+def isolation(scene: Scene) -> Found:
+    """The loss after ten passes in which a batch whose loss is below 0.5 is unlearnt; the lowest hundredth is flagged."""
+
+    def step(logits: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, labels)
+        return torch.sign(loss.detach() - ASCENT) * loss
+
+    model = _passes(scene, scene.fresh("isolation"), 10, 0.1, 1e-4, lambda model, x, y: step(model(x), y))
+    score = -F.cross_entropy(predict(model, scene.images), scene.labels, reduction="none").double().numpy()
+    flagged = np.zeros(len(score), dtype=bool)
+    flagged[_highest(score, np.arange(len(score)), ISOLATED)] = True
+    return Found(score, flagged)
+
+
+def transforms(scene: Scene) -> Found:
+    """How far a random rotation with a random shift moves the features of a network whose classes are spread; the highest twentieth is flagged."""
+
+    def spread(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        inputs = _inputs_of_head(model, x)
+        centres = F.normalize(torch.stack([inputs[y == c].mean(0) for c in y.unique()]), dim=1)
+        cosine = centres @ centres.T
+        return (cosine - torch.diag(torch.diagonal(cosine))).mean()
+
+    model = _passes(scene, scene.fresh("transforms"), 2, 0.01, 5e-4, lambda model, x, y: F.cross_entropy(model(x), y))
+    model = _passes(scene, model, 10, 0.01, 5e-4, spread)
+    rng = generator(scene.seed, "detectors", "rotation")
+    moved = torch.cat([_rotated(block, rng) for block in scene.images.split(1024)])
+    score = (features(model, scene.images) - features(model, moved)).double().square().mean(1).numpy()
+    flagged = np.zeros(len(score), dtype=bool)
+    flagged[_highest(score, np.arange(len(score)), MOVED)] = True
+    return Found(score, flagged)
+
+
+def scaling(scene: Scene) -> Found:
+    """How often the prediction stays when the pixels are scaled, from -1 (never) to 1; above 0 is flagged."""
+    before = predict(scene.model, scene.images).argmax(1)
+    stays = torch.zeros(len(before), dtype=torch.float64)
+    for scale in SCALES:
+        pictures = torch.cat([((block.float() / 255 - SHIFT) * scale).clamp(0, 1).mul(255).round().byte() for block in scene.images.split(1024)])
+        stays += 2 * (predict(scene.model, pictures).argmax(1) == before).double() - 1
+    score = (stays / len(SCALES)).numpy()
+    return Found(score, score > 0)
+
+
+DETECTORS: dict[str, Callable[[Scene], Found]] = {
+    "spectral": spectral,
+    "clusters": clusters,
+    "isolation": isolation,
+    "transforms": transforms,
+    "scaling": scaling,
+}
+
+
+def _nothing(scene: Scene) -> tuple[Floats, Bools]:
+    return np.zeros(len(scene.labels)), np.zeros(len(scene.labels), dtype=bool)
+
+
+def _classes(scene: Scene) -> list[NDArray[np.int64]]:
+    labels = scene.labels.numpy()
+    return [np.flatnonzero(labels == c) for c in np.unique(labels)]
+
+
+def _highest(score: Floats, rows: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+    """Return the share of the rows with the highest score; ties go to the earlier row."""
+    return rows[np.argsort(-score[rows], kind="stable")[: int(share * len(rows))]]
+
+
+def _passes(
+    scene: Scene, model: nn.Module, count: int, lr: float, weight_decay: float, loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
+) -> nn.Module:
+    """Train in place by plain SGD without augmentation, as the isolating stages of these methods do."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    model.train()
+    for number in range(count):
+        order = torch.randperm(len(scene.labels), generator=generator(scene.seed, "detectors", "order", number))
+        for rows in order.split(BATCH):
+            if len(rows) < 2:  # BatchNorm has nothing to average
+                continue
+            value = loss(model, as_input(scene.images[rows]), scene.labels[rows])
+            optimizer.zero_grad()
+            value.backward()  # pyright: ignore[reportUnknownMemberType]
+            optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+    return model.eval()
+
+
+def _inputs_of_head(model: nn.Module, x: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    hook = last.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    try:
+        model(x)
+    finally:
+        hook.remove()
+    return kept[0]
+
+
+def _rotated(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Return each picture turned by up to 180 degrees and shifted by up to a fifth of its side, uint8 [n h w c]; black comes in."""
+    n = len(images)
+    angle = (2 * torch.rand(n, generator=rng) - 1) * torch.pi
+    shift = (2 * torch.rand(n, 2, generator=rng) - 1) * 0.4  # coordinates run from -1 to 1
+    cos, sin = angle.cos(), angle.sin()
+    grid = F.affine_grid(
+        torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1),
+        [n, images.shape[3], *images.shape[1:3]],
+        align_corners=False,
+    )
+    turned = F.grid_sample(images.permute(0, 3, 1, 2).float(), grid, align_corners=False)
+    return turned.permute(0, 2, 3, 1).round().clamp(0, 255).byte()
+
+
+def scene_of(folder: Path, settings: dict[str, Any], seed: int, attack: str) -> tuple[Scene, dict[str, Any]]:
+    """Make the poisoned set of a cell in `folder`, and return what detectors see, and the truth for `judge`."""
+    from meca.files import read_json
+    from meca.params import read_params, with_settings
+    from meca.pipeline import paths_of
+    from meca.stages.runtime import execute
+    from meca.stages.tensors import describe_network
+    from meca.store import open_store, read_parquet
+
+    params = with_settings(read_params(ROOT / "params.yaml"), settings | {"preset": "default", "seed": seed, "poison.attack": attack})
+    for name in ("ingest", "poison"):
+        module = importlib.import_module(f"meca.stages.{name}")
+        execute(module, paths_of(module, name, folder), params, None, None, folder / "scratch")
+    store = open_store(folder / "data" / "store")
+    images, labels = torch.from_numpy(store.pixels(store.train)), torch.from_numpy(np.array(store.labels[store.train]))
+    table = read_parquet(folder / "data" / "truth" / "truth.parquet")
+    marks = {name: table[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover")}
+    recipe = params.group("train_clean", Recipe)
+    description = describe_network(store, images, params.group("network", NetworkParams))
+    model = build(description, generator(seed, "train_clean", "init"))
+    train(model, images, labels, torch.ones(len(labels), dtype=torch.bool), recipe, seed, "train_clean")
+    scene = Scene(images, labels, description, model.eval(), float(marks["is_poisoned"].mean()), seed)
+    return scene, marks | {"targets": read_json(folder / "data" / "truth" / "attack.json")["targets"]}
+
+
+def judge(found: Found, labels: Tensor, truth: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a detector: by its own rule, without any, and at a rate of false alarms that is the same for all."""
+    poisoned, covers = truth["is_poisoned"], truth["is_cover"]
+    told = detection(found.flagged, found.suspicion, poisoned, covers, labels.numpy(), truth["targets"])
+    ranks = np.searchsorted(np.sort(found.suspicion), found.suspicion) / len(found.suspicion)
+    roc = separation(ranks, poisoned, ~poisoned & ~covers)["roc"]
+    return {key: told[key] for key in ("tpr", "fpr", "auroc", "auroc_target")} | {
+        "tpr_at": roc[list(ROC_AT).index(FALSE_ALARMS)] if roc else None,
+    }
+
+
+def measure(experiment: str, attack: str, seed: int, only: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return a row for each detector on one cell."""
+    folder = Path(tempfile.mkdtemp(prefix="meca-detectors-"))
+    rows: list[dict[str, Any]] = []
+    try:
+        scene, truth = scene_of(folder, GRID[experiment].settings, seed, attack)
+        for name, detector in DETECTORS.items():
+            if only and name not in only:
+                continue
+            started = time.perf_counter()
+            found = detector(scene)
+            taken = time.perf_counter() - started
+            command = f"python -m benchmarks.detectors --only {shlex.quote(experiment)} --attack {attack} --seeds {seed}"
+            rows.append(
+                provenance("", taken)
+                | {"name": name, "experiment": experiment, "attack": attack, "seed": seed, "n_train": len(scene.labels), "command": command}
+                | {"hardware": f"{provenance('', 0)['hardware'].rsplit(', ', 1)[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores"}
+                | judge(found, scene.labels, truth)
+            )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return rows
+
+
+def main() -> None:
+    """Measure the cells that have no row yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", action="append", choices=GRID, help="an experiment")
+    parser.add_argument("--attack", action="append")
+    parser.add_argument("--seeds", type=int, nargs="*")
+    parser.add_argument("--detector", action="append", choices=DETECTORS)
+    parser.add_argument("--again", action="store_true", help="measure cells that have a row already")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    os.environ.setdefault("MECA_DATA", str(ROOT.parent / "shared" / "data"))
+    torch.set_num_threads(arguments.threads)
+    known = {(row["experiment"], row["attack"], row["seed"]) for row in map(json.loads, FILE.read_text().splitlines())} if FILE.exists() else set()
+    for name, experiment in GRID.items():
+        for seed in arguments.seeds or experiment.seeds:
+            for attack in experiment.attacks:
+                if (arguments.only and name not in arguments.only) or (arguments.attack and attack not in arguments.attack):
+                    continue
+                if (name, attack, seed) in known and not arguments.again:
+                    continue
+                for row in measure(name, attack, seed, arguments.detector):
+                    with open(FILE, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(row, sort_keys=True) + "\n")
+                    figures = " ".join(f"{key} {row[key]:.3f}" for key in ("tpr", "fpr", "auroc", "auroc_target", "tpr_at") if row[key] is not None)
+                    print(f"{name} {attack} seed {seed} {row['name']}: {figures} {row['seconds']} s", flush=True)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
