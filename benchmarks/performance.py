@@ -2,10 +2,11 @@
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.quality import CUTS
+from benchmarks.quality import ABLATIONS, CUTS
 from meca.report.numbers import UNKNOWN, percent
 from tasks.rows import Row, cell, number, provenance
 
@@ -96,17 +97,37 @@ Seconds are those of `partition`, `enhance` and `split` on one thread. The refer
 """
 
 
+ABLATIONS_INTRODUCTION = """## Departures from the paper, taken back one at a time
+
+What they are and why they are there: [method.md](method.md). The line *all* is preset `default` with the same data, attack and seed, of the newest
+commit. Seconds are those of `partition`, `enhance` and `split` on one thread. The references were not trained again.
+"""
+
+
 def cuts(quality: Sequence[Row]) -> str:
-    """Return the table of the runs with less work, each below the whole run that it is compared with: `quality` has older rows too."""
-    shown = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {cut}") for cut in CUTS)]
+    """Return the table of the runs with less work, each below the whole run of the same commit: `quality` has older rows too."""
+    return _less(quality, CUTS, CUTS_INTRODUCTION, same_commit=True)
+
+
+def ablations(quality: Sequence[Row]) -> str:
+    """Return the table of the runs with a departure from the paper taken back, each below the newest whole run."""
+    return _less(quality, ABLATIONS, ABLATIONS_INTRODUCTION, same_commit=False)
+
+
+def _less(quality: Sequence[Row], names: Collection[str], introduction: str, same_commit: bool) -> str:
+    shown = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {name}") for name in names)]
     less = list({(row["experiment"], row["attack"], row["seed"]): row for row in shown}.values())
     lines: list[str] = []
     seen = ", seeds that were looked at while tuning"  # where rows go whose seed was
-    whole = {(row["experiment"].removesuffix(seen), row["attack"], row["seed"], row["commit"]): row for row in quality if row["preset"] == "default"}
+
+    def of_whole(row: Row) -> tuple[Any, ...]:
+        return (row["experiment"].removesuffix(seen), row["attack"], row["seed"], row["commit"] if same_commit else None)
+
+    whole = {of_whole(row): row for row in quality if row["preset"] == "default"}
     settings = sorted({(row["experiment"].split(", ")[0], row["attack"], row["seed"]) for row in less})
     for name, attack, seed in settings:
         mine = [row for row in less if (row["experiment"].split(", ")[0], row["attack"], row["seed"]) == (name, attack, seed)]
-        full = whole.get((name, attack, seed, mine[-1]["commit"]))
+        full = whole.get((name, attack, seed, mine[-1]["commit"] if same_commit else None))
         for words, row in [*([("all", full)] if full else []), *((row["experiment"].split(", ", 1)[1], row) for row in mine)]:
             seconds = sum(row["stage_seconds"].get(stage, 0.0) for stage in ("partition", "enhance", "split"))
             asr = UNKNOWN if not row["asr_n"] else percent(row["asr_k"] / row["asr_n"])
@@ -118,7 +139,7 @@ def cuts(quality: Sequence[Row]) -> str:
     if not lines:
         return ""
     head = "| data | attack | seed | less | TPR | FPR | AUROC | ACC | ASR | verdict | s |\n|:--|:--|--:|:--|--:|--:|--:|--:|--:|:--|--:|\n"
-    return f"{CUTS_INTRODUCTION}\n{head}" + "\n".join(lines) + "\n\n" + provenance(less)
+    return f"{introduction}\n{head}" + "\n".join(lines) + "\n\n" + provenance(less)
 
 
 def page(rows: Sequence[Row], quality: Sequence[Row] = ()) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import detector_tables, goals, hostile, performance
-from benchmarks.quality import CUTS
+from benchmarks.quality import ABLATIONS, CUTS
 from meca.report.numbers import UNKNOWN, interval, percent, wilson
 from tasks import tables
 from tasks.rows import Row, cell, known, number, provenance
@@ -87,6 +87,7 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
         "intervals of all seeds together.\n",
         goals.section(rows["quality"]),
         quality(rows["quality"]),
+        performance.ablations(rows["quality"]),
         detector_tables.section(rows["detectors"], rows["quality"]),
         tables.render(measured, "results") if (measured := paper_rows(rows)) else "",
         _table("Speed", [row for row in rows["speed"] if not row.get("group")], _speed_columns, ("name", "hardware", "unit")),
@@ -142,8 +143,8 @@ _WEAK_NOTE = "† weak: without a defence it succeeds in less than half of the c
 def quality(rows: Sequence[Row]) -> str:
     """Return the tables of defended runs, one per experiment and setting."""
     parts: list[str] = []
-    # Runs with less work stand in performance.md.
-    rows = [row for row in rows if not any(row["experiment"].endswith(f", {cut}") for cut in CUTS)]
+    # Runs with less work stand in performance.md, ablations in a section of their own.
+    rows = [row for row in rows if not any(row["experiment"].endswith(f", {name}") for name in (*CUTS, *ABLATIONS))]
     experiments = _grouped(rows, lambda row: (str(row["experiment"]),))
     for (experiment,), members in experiments:
         parts.append(f"## {cell(experiment)}\n")

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from benchmarks import performance, render
-from benchmarks.quality import CUTS
+from benchmarks.quality import ABLATIONS, CUTS
 
 PROVENANCE = {
     "command": "python -m benchmarks.speed", "commit": "c" * 40, "date": "2026-11-21", "hardware": "a processor, 2 cores", "torch": "2.15.0",
@@ -109,3 +109,10 @@ def test_a_run_with_less_work_stands_below_the_whole_one():
         f"| shapes | badnet | 4 | {cut} | 50.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 5 |",
     ]
     assert "digits" not in text and "Less work" not in performance.page(ROWS)
+    back = next(iter(ABLATIONS))
+    rows = [run("shapes", 1.0, 9.0), run("shapes", 0.9, 7.0, "c2"), run(f"shapes, {back}", 0.5, 4.0)]
+    assert [each for each in performance.ablations(rows).splitlines() if each.startswith("| shapes")] == [
+        "| shapes | badnet | 4 | all | 90.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 8 |",  # the newest, of whatever commit
+        f"| shapes | badnet | 4 | {back} | 50.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 5 |",
+    ]
+    assert "taken back" not in performance.page(ROWS, rows) and performance.cuts(rows) == ""
