@@ -129,7 +129,7 @@ def isolation(scene: Scene) -> Found:
         loss = F.cross_entropy(logits, labels)
         return torch.sign(loss.detach() - ASCENT) * loss
 
-    model = _passes(scene, scene.fresh("isolation"), 10, 0.1, 1e-4, lambda model, x, y: step(model(x), y))
+    model = _passes(scene, scene.fresh("isolation"), 10, 0.1, 1e-4, lambda model, x, y: step(model(x), y), nesterov=True)
     score = -F.cross_entropy(predict(model, scene.images), scene.labels, reduction="none").double().numpy()
     flagged = np.zeros(len(score), dtype=bool)
     flagged[_highest(score, np.arange(len(score)), ISOLATED)] = True
@@ -190,10 +190,16 @@ def _highest(score: Floats, rows: NDArray[np.int64], share: float) -> NDArray[np
 
 
 def _passes(
-    scene: Scene, model: nn.Module, count: int, lr: float, weight_decay: float, loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    scene: Scene,
+    model: nn.Module,
+    count: int,
+    lr: float,
+    weight_decay: float,
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    nesterov: bool = False,
 ) -> nn.Module:
     """Train in place by plain SGD without augmentation, as the isolating stages of these methods do."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov)
     model.train()
     for number in range(count):
         order = torch.randperm(len(scene.labels), generator=generator(scene.seed, "detectors", "order", number))
