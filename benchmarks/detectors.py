@@ -26,7 +26,6 @@ import json
 import os
 import shlex
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -288,10 +287,11 @@ def measure(experiment: str, attack: str, seed: int, only: list[str] | None = No
             found = detector(scene)
             taken = time.perf_counter() - started
             command = f"python -m benchmarks.detectors --only {shlex.quote(experiment)} --attack {attack} --seeds {seed}"
+            told = provenance("", taken)
+            told["hardware"] = f"{told['hardware'].rsplit(', ', 1)[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores"
             rows.append(
-                provenance("", taken)
+                told
                 | {"name": name, "experiment": experiment, "attack": attack, "seed": seed, "n_train": len(scene.labels), "command": command}
-                | {"hardware": f"{provenance('', 0)['hardware'].rsplit(', ', 1)[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores"}
                 | judge(found, scene.labels, truth)
             )
     finally:
@@ -324,7 +324,6 @@ def main() -> None:
                         file.write(json.dumps(row, sort_keys=True) + "\n")
                     figures = " ".join(f"{key} {row[key]:.3f}" for key in ("tpr", "fpr", "auroc", "auroc_target", "tpr_at") if row[key] is not None)
                     print(f"{name} {attack} seed {seed} {row['name']}: {figures} {row['seconds']} s", flush=True)
-    sys.exit(0)
 
 
 if __name__ == "__main__":

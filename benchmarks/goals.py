@@ -76,7 +76,9 @@ def goals(rows: Sequence[Row]) -> Iterator[Goal]:
     yield Goal("cifar10-10k, 10 % wrong labels", "ASR above the oracle's, worst", True, 3, _worst(noisy, _asr_over), " points", len(noisy))
     yield Goal("cifar10-10k, 10 % wrong labels", "ACC below no defence, worst", True, 0, _worst(noisy, _acc_lost), " points", len(noisy))
     rare = [row for row in mine if row["experiment"] == "cifar10-10k, 1 % poison"]
-    yield Goal("cifar10-10k, 1 % poison", "ASR above the oracle's, worst", True, 5, _worst(rare, _asr_over), " points", len(rare))
+    for attack in ("badnet", "blend"):
+        found = [row for row in rare if row["attack"] == attack]
+        yield Goal("cifar10-10k, 1 % poison", f"{attack}: ASR above the oracle's, worst", True, 5, _worst(found, _asr_over), " points", len(found))
     easy = _working([row for row in mine if row["experiment"] == "digits" and (row["verdict"] != "inconclusive" or row["removed"])])
     yield Goal("digits", "ASR above the oracle's, worst", True, 3, _worst(easy, _asr_over), " points", len(easy))
     yield Goal("digits", "ACC below the oracle's, worst", True, 2, _worst(easy, _acc_below), " points", len(easy))

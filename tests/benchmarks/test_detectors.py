@@ -127,6 +127,10 @@ def test_the_network_is_the_reference_of_the_run(tmp_path, monkeypatch):
     assert truth["is_poisoned"].sum() == 10 and made.rate == 0.05
 
 
+def test_every_detector_has_its_line():
+    assert tuple(detectors.DETECTORS) == detector_tables.DETECTORS
+
+
 def row(name: str, attack: str, **more: object) -> dict:
     return {
         "name": name, "experiment": "cifar10-10k", "attack": attack, "seed": 1, "tpr": 0.5, "fpr": 0.04, "auroc": 0.75, "auroc_target": 0.6,

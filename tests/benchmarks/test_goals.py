@@ -54,7 +54,8 @@ def test_the_special_cases_have_their_own_rows():
         run("blend", 3, experiment="digits", verdict="inconclusive", removed=1, asr_k=50),
     ]
     assert of(rows, "ACC below no defence, worst", "cifar10-10k, 10 % wrong labels").met is False
-    assert of(rows, "ASR above the oracle's, worst", "cifar10-10k, 1 % poison").value == pytest.approx(2)
+    assert of(rows, "badnet: ASR above the oracle's, worst", "cifar10-10k, 1 % poison").value == pytest.approx(2)
+    assert of(rows, "blend: ASR above the oracle's, worst", "cifar10-10k, 1 % poison").met is None  # one attack says nothing of the other
     assert of(rows, "ASR above the oracle's, worst", "digits").value == pytest.approx(4)  # inconclusive is an answer only where nothing is removed
 
 
