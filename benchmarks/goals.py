@@ -25,6 +25,7 @@ class Goal:
     value: float | None  # None: no row
     unit: str
     runs: int
+    weak: bool = False  # the attack does not work without a defence, so the value says nothing of the defence
 
     @property
     def met(self) -> bool | None:
@@ -41,12 +42,13 @@ def section(rows: Iterable[Row]) -> str:
         return ""
     lines = ["| data | what | goal | measured | runs | |", "|:--|:--|--:|--:|--:|:--|"]
     for goal in found:
-        sign, word = "≤" if goal.most else "≥", {None: "no row", True: "met", False: "**missed**"}[goal.met]
+        sign, word = "≤" if goal.most else "≥", {None: "no row", True: "met", False: "**missed**"}[goal.met] + ", weak attack" * goal.weak
         lines.append(f"| {goal.data} | {goal.what} | {sign} {goal.limit:g}{goal.unit} | {_written(goal)} | {goal.runs} | {word} |")
     return (
         "## Goals\n\nPreset `default`, one configuration. Means are over attacks, of the means over seeds; only attacks count that succeed in at "
         "least half of the cases without a defence. Points are against the oracle of the same data, attack and seed; what is below zero is better "
-        "than the oracle. The cost is the seconds of the five stages over those of `train_clean`, in one run.\n\n" + "\n".join(lines) + "\n"
+        "than the oracle. A line on a single attack says so where that attack is weak: it proves nothing there. The cost is the seconds of the five "
+        "stages over those of `train_clean`, in one run.\n\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -75,10 +77,11 @@ def goals(rows: Sequence[Row]) -> Iterator[Goal]:
     noisy = [row for row in mine if row["experiment"] == "cifar10-10k, 10 % wrong labels"]
     yield Goal("cifar10-10k, 10 % wrong labels", "ASR above the oracle's, worst", True, 3, _worst(noisy, _asr_over), " points", len(noisy))
     yield Goal("cifar10-10k, 10 % wrong labels", "ACC below no defence, worst", True, 0, _worst(noisy, _acc_lost), " points", len(noisy))
-    rare = [row for row in mine if row["experiment"] == "cifar10-10k, 1 % poison"]
-    for attack in ("badnet", "blend"):
-        found = [row for row in rare if row["attack"] == attack]
-        yield Goal("cifar10-10k, 1 % poison", f"{attack}: ASR above the oracle's, worst", True, 5, _worst(found, _asr_over), " points", len(found))
+    for name in (f"{whole}, 1 % poison" for whole in WHOLE):
+        for attack in ("badnet", "blend"):
+            found = [row for row in mine if (row["experiment"], row["attack"]) == (name, attack)]
+            weak = bool(found) and not _working(found)
+            yield Goal(name, f"{attack}: ASR above the oracle's, worst", True, 5, _worst(found, _asr_over), " points", len(found), weak)
     easy = _working([row for row in mine if row["experiment"] == "digits" and (row["verdict"] != "inconclusive" or row["removed"])])
     yield Goal("digits", "ASR above the oracle's, worst", True, 3, _worst(easy, _asr_over), " points", len(easy))
     yield Goal("digits", "ACC below the oracle's, worst", True, 2, _worst(easy, _acc_below), " points", len(easy))

@@ -57,6 +57,7 @@ GRID = {
     "shapes, detector of 16 channels": Experiment({"ingest.source": "shapes"} | NARROW, ("badnet", "blend"), seeds=(3, 4, 5, 6)),
     "digits, detector of 16 channels": Experiment({"ingest.source": "digits"} | NARROW, ("badnet", "blend"), seeds=(2,)),
     "cifar10-10k, 1 % poison": Experiment(CIFAR | {"poison.rate": 0.01}, ("badnet", "blend"), seeds=(1,)),
+    "fashion-mnist-20k, 1 % poison": Experiment(FASHION | {"poison.rate": 0.01}, ("badnet", "blend"), seeds=(1,)),
     "cifar10-10k, 10 % poison": Experiment(CIFAR | {"poison.rate": 0.1}, ("badnet", "blend"), seeds=(1,)),
     "cifar10-10k, 20 % poison": Experiment(CIFAR | {"poison.rate": 0.2}, ("badnet", "blend"), seeds=(1,)),
     "cifar10-10k, long tail": Experiment(CIFAR | {"poison.imbalance": 0.1}, ("badnet", "none"), seeds=(1,)),

@@ -55,6 +55,8 @@ def test_the_special_cases_have_their_own_rows():
     ]
     assert of(rows, "ACC below no defence, worst", "cifar10-10k, 10 % wrong labels").met is False
     assert of(rows, "badnet: ASR above the oracle's, worst", "cifar10-10k, 1 % poison").value == pytest.approx(2)
+    assert of(rows, "badnet: ASR above the oracle's, worst", "cifar10-10k, 1 % poison").weak
+    assert not of(rows, "badnet: ASR above the oracle's, worst", "fashion-mnist-20k, 1 % poison").runs
     assert of(rows, "blend: ASR above the oracle's, worst", "cifar10-10k, 1 % poison").met is None  # one attack says nothing of the other
     assert of(rows, "ASR above the oracle's, worst", "digits").value == pytest.approx(4)  # inconclusive is an answer only where nothing is removed
 
@@ -64,6 +66,11 @@ def test_the_section_says_met_missed_or_no_row():
     assert "| cifar10-10k | ASR above the oracle's, mean | ≤ 1.5 points | 2.0 points | 1 | **missed** |" in text
     assert "| cifar10-10k | AUROC, mean | ≥ 0.98 | 0.990 | 1 | met |" in text
     assert "| fashion-mnist-20k | AUROC, mean | ≥ 0.98 | – | 0 | no row |" in text
+    rare = [run("badnet", 1, experiment="fashion-mnist-20k, 1 % poison"), run("badnet", 1, experiment="cifar10-10k, 1 % poison", no_defence_asr=0.1)]
+    assert "| fashion-mnist-20k, 1 % poison | badnet: ASR above the oracle's, worst | ≤ 5 points | 2.0 points | 1 | met |" in goals.section(rare)
+    assert "| cifar10-10k, 1 % poison | badnet: ASR above the oracle's, worst | ≤ 5 points | 2.0 points | 1 | met, weak attack |" in goals.section(
+        rare
+    )
     assert goals.section([run("badnet", 1, experiment="shapes")]) == ""
 
 
