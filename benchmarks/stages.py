@@ -101,7 +101,14 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
         return side_by_side([partial(look, *job) for job in enumerate(left_out)], machine)
 
     margins = {side: result.margin.double().cpu().numpy() for side, result in sides.items()}
-    by_two_clusters(margins, labels.cpu().numpy(), classes, params.group("split", SplitParams), flips, unseen)
+
+    def again(ranks: np.ndarray) -> np.ndarray:
+        order = torch.from_numpy(ranks).float().to(device)
+        once = dataclasses.replace(enhancer, core=splitter.end)
+        return two_outputs(early, watching, images, labels, order, once, seed, "again", device=machine).margin.double().cpu().numpy()
+
+    splitter = params.group("split", SplitParams)
+    by_two_clusters(margins, labels.cpu().numpy(), classes, splitter, flips, unseen, again)
     yield
 
     model = build(description, generator(seed, "train_clean", "init")).to(device)

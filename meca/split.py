@@ -16,6 +16,10 @@
 3. Is the heap foreign? A network is trained without it and asked what it sees. Pictures that were given the class together with
    a trigger are pictures of many other classes; a second kind of content looks like one or two neighbours at most. This proves triggers
    that move, turn or bend, as long as their samples come from several classes.
+4. Does the end carry it? Poison that is a tenth of its class makes no heap, and half a range in which it lies is mostly clean, so that the
+   mean shows little of the trigger. But it lies at the end of a view, and the mean of the end alone shows all of it. Where that turns
+   most pictures, the class is scored again by networks that are taught the end as suspect, and what they call suspect must turn as
+   many. It is purer than a heap that is cut in the middle, so an end is asked about in a class, too, that a heap proves half-heartedly.
 
 A heap that is proven by either is flagged, and nothing anywhere else, so a class can never be thrown away as a whole. No proven heap: no
 evidence. A difference that carries over half-way, heaps very far apart that nothing explains (not even content: what a network without
@@ -35,6 +39,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "caps_of", "evidence"]
 
+AGAIN = "again"  # the view that is made of an end, beside those of `enhance`
 FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
 FITTED = 0.995  # share of the samples that the early network fits, from which the order of learning says little: digits with Blend; a sentence, too
 
@@ -43,6 +48,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Flips = Callable[[int, Ints, Ints], float]  # class, rows of the suspects, rows of the rest of the class
 Unseen = Callable[[list[Bools]], list[Ints]]  # for each set of samples that are left out, the class that a network without them sees in every sample
+Again = Callable[[Floats], Floats]  # ranks in [0, 1) within the class, high is suspicious: margins of networks that were taught their end as suspect
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,10 @@ class SplitParams:
     min_foreign_spread: float  # if they are many: entropy of those classes over that of all, in [0, 1]
     doubt_foreign: float  # a smaller share is content of the class's own,
     doubt_foreign_spread: float  # a smaller entropy content that looks like few neighbours: either explains heaps that are very far apart
+    end: float  # share of a class at the end of its margins that is asked about alone; 0: none
+    end_flips: float  # share of other pictures that the end turns: from here on the class is scored again, and must turn as many then,
+    end_over_median: float  # if it is so many times the median of what the ends of the other classes turn: those of some clean sets turn many
+    min_end: int  # samples of it, at least: the mean of fewer still shows single pictures; a class that is not five times as large is not asked
     probe: int  # pictures of other classes that are tried
     spread: float  # standard deviations of the plain heap that are still plain
     cap_flagged: float  # of all samples: more are not believed
@@ -86,6 +96,7 @@ class Evidence:
     apart: bool = False  # two heaps with a valley between
     foreign: float | None = None  # see `SplitParams.min_foreign`; None where it was not asked
     foreign_spread: float | None = None
+    end: float | None = None  # share of other pictures that its end alone turns to the class; None where a heap turns as many, and as `flips`
 
 
 @dataclass(frozen=True)
@@ -147,9 +158,9 @@ def _separation(margin: Floats, most: int = 2000) -> float:
 
 
 def by_two_clusters(
-    margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips, unseen: Unseen, fitted: float = 0.0
+    margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips, unseen: Unseen, again: Again, fitted: float = 0.0
 ) -> Decision:
-    """Decide by the shape of the margins, by whether the difference of two heaps carries over, and by whether a heap is foreign.
+    """Decide by the shape of the margins, by whether the difference of two heaps or an end carries over, and by whether a heap is foreign.
 
     Args:
         margins: Per side float64 [n], high is suspicious.
@@ -159,6 +170,7 @@ def by_two_clusters(
         flips: Adds the mean of the first samples minus the mean of the second to pictures of other classes, and returns the share
             that goes over to the class, beyond those that are there without it.
         unseen: Trains a network without the given samples, for each set of them, and returns what it sees in every sample, int64 [n].
+        again: Scores all samples anew, float64 [n], above zero where a network calls them suspect; asked only if an end turns most pictures.
         fitted: Share of the samples whose given label the network of `partition` predicts.
     """
     flagged, suspicion = np.zeros(len(labels), dtype=bool), np.zeros(len(labels))
@@ -178,6 +190,10 @@ def by_two_clusters(
             judged.append(shape)
         found.append(judged)
     _ask_without(found, margins, labels, rows, classes, params, unseen)
+    views = dict(margins)
+    ends = _ask_ends(found, margins, rows, params, flips)
+    if ends:
+        views[AGAIN] = _score_again(ends, found, margins, rows, params, flips, again)
     for c, mine in enumerate(rows):
         judged = found[c]
         proven = [e for e in judged if _carries(e, params) or _foreign(e, params)]
@@ -186,9 +202,9 @@ def by_two_clusters(
         best = (
             max(proven, key=lambda e: (e.flips or 0.0, round(e.separation, 6)))
             if proven
-            else max((e for e in judged if not e.mirrored), key=lambda e: round(e.range * (1 - e.valley), 6))
+            else max((e for e in judged if not e.mirrored and e.side in margins), key=lambda e: round(e.range * (1 - e.valley), 6))
         )
-        margin = _view(margins, best.side, best.mirrored)[mine]
+        margin = _view(views, best.side, best.mirrored)[mine]
         if proven:
             certain.append(best)
             flagged[mine] = margin > best.threshold
@@ -196,7 +212,7 @@ def by_two_clusters(
         else:
             order = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
             suspicion[mine] = 0.4 * order / max(1, len(mine) - 1)  # below every flagged sample: a rank, not a probability
-            doubtful += [e for e in judged if _doubtful(e, judged, params)][:1]
+            doubtful += [max(judged, key=_turned)] if c in ends else [e for e in judged if _doubtful(e, judged, params)][:1]
     caps = caps_of(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
     verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
@@ -208,7 +224,8 @@ def _view(margins: dict[str, Floats], side: str, mirrored: bool) -> Floats:
 
 
 def _carries(e: Evidence, params: SplitParams) -> bool:
-    return e.flips is not None and e.flips >= (params.min_flips if e.apart else params.strong_flips)
+    least = params.end_flips if e.side == AGAIN else params.min_flips if e.apart else params.strong_flips
+    return e.flips is not None and e.flips >= least
 
 
 def _doubtful(e: Evidence, judged: list[Evidence], params: SplitParams) -> bool:
@@ -268,6 +285,51 @@ def _ask_without(
         found[c][i] = dataclasses.replace(e, foreign=float(counts.sum() / max(1, len(mine))), foreign_spread=spread)
 
 
+def _ask_ends(found: list[list[Evidence]], margins: dict[str, Floats], rows: list[Ints], params: SplitParams, flips: Flips) -> list[int]:
+    """Fill in `end` for classes that no heap proves as well as an end must; return those with an end that carries over."""
+    turned: dict[int, float] = {}
+    for c, mine in enumerate(rows):
+        count = max(params.min_end, int(params.end * len(mine)))
+        well_proven = any((_carries(e, params) and (e.flips or 0.0) >= params.end_flips) or _foreign(e, params) for e in found[c])
+        if params.end == 0 or 5 * count > len(mine) or well_proven:
+            continue
+        for i, e in enumerate(found[c]):
+            if e.flips is None:
+                continue
+            order = mine[np.argsort(_view(margins, e.side, e.mirrored)[mine], kind="stable")]
+            found[c][i] = dataclasses.replace(e, end=flips(c, order[-count:], order[: len(mine) // 2]))
+        turned[c] = max(e.end or 0.0 for e in found[c])
+    others = {c: float(np.median([share for k, share in turned.items() if k != c] or [0.0])) for c in turned}
+    return [c for c, share in turned.items() if share >= max(params.end_flips, params.end_over_median * others[c])]
+
+
+def _score_again(
+    ends: list[int],
+    found: list[list[Evidence]],
+    margins: dict[str, Floats],
+    rows: list[Ints],
+    params: SplitParams,
+    flips: Flips,
+    again: Again,
+) -> Floats:
+    """Append what the margins look like after one more scoring to the evidence of each class with an end that carries over; return them."""
+    ranks = np.zeros(sum(len(mine) for mine in rows))
+    for c, mine in enumerate(rows):
+        best = max(found[c], key=lambda e: e.end or 0.0)
+        ranks[mine] = np.argsort(np.argsort(_view(margins, best.side, best.mirrored)[mine], kind="stable"), kind="stable") / max(1, len(mine))
+    margin = again(ranks)
+    for c in ends:
+        mine = rows[c]
+        shape, suspect = evidence(margin[mine], c, AGAIN, params.spread), margin[mine] > 0
+        # Networks that were taught to tell the two apart draw the line themselves.
+        shape = dataclasses.replace(shape, threshold=0.0, middle=0.0, suspects=int(suspect.sum()))
+        if 0 < shape.suspects < len(mine):
+            apart = shape.valley <= params.max_valley and shape.separation >= params.min_separation
+            shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]), apart=apart)
+        found[c].append(shape)
+    return margin
+
+
 def _verdict(
     certain: list[Evidence],
     doubtful: list[Evidence],
@@ -291,9 +353,9 @@ def _verdict(
         )
         return "poisoned", f"{int(flagged.sum())} samples of {which} share a feature that the rest of their class lacks; {proof}"
     if doubtful:
-        e = max(doubtful, key=lambda e: e.flips or 0.0)
+        e = max(doubtful, key=_turned)
         return "inconclusive", (
-            f"class {e.label} holds two kinds of pictures, and what tells them apart turns {e.flips or 0.0:.0%} of other pictures to that class: "
+            f"class {e.label} holds two kinds of pictures, and what tells them apart turns {_turned(e):.0%} of other pictures to that class: "
             "too little for a trigger, or too much for none"
         )
     reason = "in no class does a part of the samples carry a feature that turns other pictures to that class, or belong to many other classes"
@@ -303,6 +365,10 @@ def _verdict(
     if fitted >= FITTED:
         reason += f"; the early network fits {fitted:.1%} of the samples: on so easy a set a trigger need not stand out, and may have been missed"
     return "no_evidence", reason
+
+
+def _turned(e: Evidence) -> float:
+    return max(e.flips or 0.0, e.end or 0.0)
 
 
 def by_misclassification(predicted: Ints, confidence: Floats, labels: Ints, classes: int) -> Decision:

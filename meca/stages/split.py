@@ -12,7 +12,7 @@ import torch
 
 from meca.augment import generator
 from meca.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
-from meca.enhance import SIDES
+from meca.enhance import SIDES, EnhanceParams, two_outputs
 from meca.files import canonical_json, read_json
 from meca.metrics import wilson
 from meca.models import build, load_model, read_description
@@ -24,7 +24,7 @@ from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table
 from meca.store import open_store, write_parquet
 
-GROUPS = ("seed", "preset", "engine", "partition", "split", "second_look", "train_clean")
+GROUPS = ("seed", "preset", "engine", "partition", "enhance", "split", "second_look", "train_clean")
 
 
 def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) -> None:
@@ -37,8 +37,8 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
     predicted: np.ndarray | None = None
     if params.rule == "two_clusters":
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
-        networks = _Networks(ctx, store, partition, params.probe)
-        decision = by_two_clusters(margins, labels, classes, params, networks.flips, networks.unseen, _fitted(partition))
+        networks = _Networks(ctx, store, partition, params)
+        decision = by_two_clusters(margins, labels, classes, params, networks.flips, networks.unseen, networks.again, _fitted(partition))
         if not decision.flagged.any():
             again = ctx.params.group("second_look", SecondLookParams)
             decision = second_look(decision, margins["behind"], labels, classes, again, params, partial(networks.fit, again), networks.carry)
@@ -78,8 +78,8 @@ def _fitted(partition: Path) -> float:
 class _Networks:
     """What `split` asks of networks: the one of `partition`, and others like it that were trained without some samples."""
 
-    def __init__(self, ctx: Context, store: Path, partition: Path, probe: int) -> None:
-        self.ctx, self.probe = ctx, probe
+    def __init__(self, ctx: Context, store: Path, partition: Path, params: SplitParams) -> None:
+        self.ctx, self.probe, self.end = ctx, params.probe, params.end
         self.device = prepare(ctx.params.group("engine", EngineParams))
         _, self.images, self.labels = open_train(store, self.device)
         # By class: pictures of others, the share of them that is called so as they are, and the mean of all others.
@@ -117,6 +117,20 @@ class _Networks:
 
         with self.ctx.timed("train"):
             return side_by_side([partial(look, *job) for job in enumerate(left_out)], self.device)
+
+    def again(self, ranks: np.ndarray) -> np.ndarray:
+        """Return the margins of all samples of `enhance` run once more, with the ends as suspects, float64 [n]."""
+        params = dataclasses.replace(self.ctx.params.group("enhance", EnhanceParams), core=self.end)
+        order = torch.from_numpy(ranks.astype(np.float32)).to(self.device.name)
+
+        def note(number: int, loss: float, accuracy: float) -> None:
+            self.ctx.progress("split: the ends again", number, 2 * params.rounds, f"loss {loss:.3f}")
+
+        with self.ctx.timed("train"):
+            found = two_outputs(
+                self.model, self.description, self.images, self.labels, order, params, self.ctx.seed, "again", self.ctx.checkpoints, note, self.device
+            )
+        return found.margin.double().cpu().numpy()
 
     def fit(self, params: SecondLookParams, number: int, keep: np.ndarray) -> np.ndarray:
         """Return the probabilities of all samples by a network that was trained on some, float64 [n classes]."""

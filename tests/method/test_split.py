@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.split import Decision, Flips, SplitParams, Unseen, by_misclassification, by_two_clusters, evidence
+from meca.split import Again, Decision, Flips, SplitParams, Unseen, by_misclassification, by_two_clusters, evidence
 from tests.making import settings
 
 # The laws hold for numbers of their own: those of params.yaml are tuned.
 PARAMS = dataclasses.replace(
     settings().group("split", SplitParams),
     max_valley=0.12, min_separation=3.0, min_range=7.0, far_range=16.0, min_flips=0.4, doubt_flips=0.2,
-    strong_flips=0.6, doubt_strong_flips=0.5, min_foreign=0.8, min_foreign_spread=0.8, spread=2.5, cap_flagged=0.3, cap_left=0.4,
+    strong_flips=0.6, doubt_strong_flips=0.5, min_foreign=0.8, min_foreign_spread=0.8, spread=2.5,
+    end=0.05, end_flips=0.7, end_over_median=1.5, min_end=10,
+    cap_flagged=0.3, cap_left=0.4,
 )  # fmt: skip
 CLASSES, SIZE, PLANTED = 4, 200, 30
 LABELS = np.repeat(np.arange(CLASSES), SIZE)
@@ -46,11 +48,22 @@ def at_home(left_out: list[np.ndarray]) -> list[np.ndarray]:
     return [LABELS.copy() for _ in left_out]
 
 
+def upper_tenth(ranks: np.ndarray) -> np.ndarray:
+    """Call a tenth of every class suspect."""
+    return ranks - 0.9
+
+
 def decide(
-    margins: np.ndarray, flips: Flips, other: np.ndarray | None = None, labels: np.ndarray = LABELS, unseen: Unseen = at_home, **changes: Any
+    margins: np.ndarray,
+    flips: Flips,
+    other: np.ndarray | None = None,
+    labels: np.ndarray = LABELS,
+    unseen: Unseen = at_home,
+    again: Again = upper_tenth,
+    **changes: Any,
 ) -> Decision:
     sides = {"low": margins, "high": heaps({}, seed=9)[0] if other is None else other}
-    return by_two_clusters(sides, labels, CLASSES, dataclasses.replace(PARAMS, **changes), flips, unseen)
+    return by_two_clusters(sides, labels, CLASSES, dataclasses.replace(PARAMS, **changes), flips, unseen, again)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -93,6 +106,95 @@ def test_a_trigger_whose_heap_runs_into_the_other_is_found_by_what_it_turns(seed
         assert not any(e.apart for e in found.evidence)
     assert found.target_class == 1 and not found.flagged[LABELS != 1].any()
     assert found.flagged[second].mean() > 0.9 and found.flagged[~second & (LABELS == 1)].mean() < 0.25
+
+
+def end_carries(triggered: np.ndarray, share: float, diluted: float = 0.0) -> Flips:
+    """Return what adds a difference to other pictures: it turns `share` of them if nearly all of the first part have the trigger."""
+    return lambda label, first, second: share if triggered[first].mean() > 0.9 and triggered[second].mean() < 0.2 else diluted
+
+
+def rare(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return margins without a valley, and which samples are poison: `n` of class 1, at the end."""
+    margins, poison = np.random.default_rng(seed).uniform(-10, 10, len(LABELS)), np.zeros(len(LABELS), dtype=bool)
+    poison[np.flatnonzero(LABELS == 1)[:n]] = True
+    margins[poison] = np.linspace(10.5, 12, n)
+    return margins, poison
+
+
+@pytest.mark.parametrize("upper", [True, False])
+def test_rare_poison_at_an_end_is_found_and_the_second_scoring_draws_the_line(upper: bool) -> None:
+    margins, poison = rare(20)
+    told: list[np.ndarray] = []
+
+    def again(ranks: np.ndarray) -> np.ndarray:
+        told.append(ranks)
+        return np.where(poison, 5.0, -5.0)
+
+    found = decide(margins if upper else -margins, end_carries(poison, PARAMS.end_flips), again=again)
+    assert (found.verdict, found.target_class) == ("poisoned", 1)
+    assert np.array_equal(found.flagged, poison), "the line is drawn by the margins of the second scoring"
+    (ranks,) = told
+    assert ranks[poison].min() >= 0.9 and ranks.min() == 0 and ranks.max() < 1, "the end that carries over is the upper one"
+    ends = {(e.side, e.mirrored): e.end for e in found.evidence if e.label == 1}
+    assert ends["low", not upper] == PARAMS.end_flips and not ends["low", upper] and ends["again", False] is None
+    assert decide(margins, end_carries(poison, PARAMS.end_flips), end=0.0).verdict == "no_evidence", "nobody asks"
+
+
+def test_an_end_that_turns_too_few_pictures_or_is_no_heap_when_scored_again_flags_nothing() -> None:
+    margins, poison = rare(20)
+
+    def never(ranks: np.ndarray) -> np.ndarray:
+        raise AssertionError("asked although no end carries over")
+
+    assert decide(margins, end_carries(poison, PARAMS.end_flips - 0.01), again=never).verdict == "no_evidence"
+    flips = end_carries(poison, PARAMS.end_flips)
+    for scores in (np.where(poison, -5.0, 5.0), np.full(len(LABELS), -1.0), np.full(len(LABELS), 1.0)):
+        found = decide(margins, flips, again=lambda ranks, scores=scores: scores)
+        assert (found.verdict, found.flagged.any()) == ("inconclusive", False)
+        assert "turns 70% of other pictures" in found.reason
+
+
+def test_an_end_must_turn_more_than_the_ends_of_the_other_classes() -> None:
+    margins, poison = rare(20)
+
+    def flips(others: float) -> Flips:
+        planted = end_carries(poison, 0.8)
+        return lambda label, first, second: planted(label, first, second) if label == 1 else others if len(first) == PARAMS.min_end else 0.0
+
+    def again(ranks: np.ndarray) -> np.ndarray:
+        return np.where(poison, 5.0, -5.0)
+
+    assert decide(margins, flips(0.5), again=again).verdict == "poisoned"
+    assert decide(margins, flips(0.55), again=again).verdict == "no_evidence"
+
+
+@pytest.mark.parametrize(("half", "asked"), [(0.69, True), (0.7, False)])
+def test_a_heap_that_proves_its_class_half_heartedly_gives_way_to_its_end(half: float, asked: bool) -> None:
+    margins, poison = rare(20)
+    margins[np.flatnonzero(LABELS == 1)[20:80]] = 10.0  # clean samples in the upper heap
+    margins[np.flatnonzero(LABELS == 1)[80:]] -= 20
+    planted, heap = end_carries(poison, 1.0, diluted=half), LABELS == 1
+    flips: Flips = lambda label, first, second: planted(label, first, second) if label == 1 and margins[first].mean() > 0 else 0.0  # noqa: E731
+    found = decide(margins, flips, again=lambda ranks: np.where(poison, 5.0, -5.0))
+    assert found.verdict == "poisoned" and found.flagged[poison].all()
+    assert found.flagged[heap].sum() == 20 if asked else found.flagged[heap].sum() >= 80
+
+
+def test_of_two_classes_the_one_that_heaps_prove_is_not_scored_again() -> None:
+    margins, poison = rare(20)
+    both, second = heaps({3: PLANTED}, 4)
+    margins = np.where(LABELS == 3, both, margins)
+    found = decide(margins, end_carries(poison | second, 1.0), again=lambda ranks: np.where(poison, 5.0, -5.0))
+    assert found.verdict == "poisoned" and "2 classes" in found.reason
+    assert found.flagged[poison].all() and found.flagged[second].all() and not found.flagged[np.isin(LABELS, (0, 2))].any()
+    assert {e.side for e in found.evidence if e.label == 3} == {"low", "high"} and all(e.end is None for e in found.evidence if e.label == 3)
+
+
+def test_the_end_of_a_small_class_is_not_asked_about() -> None:
+    margins, poison = rare(9)
+    keep = (LABELS != 1) | (np.cumsum(LABELS == 1) <= 49)  # ten samples would be more than a fifth of it
+    found = decide(margins[keep], end_carries(poison[keep], 1.0), heaps({}, 9)[0][keep], LABELS[keep], lambda left: [LABELS[keep] for _ in left])
+    assert all(e.end is None for e in found.evidence if e.label == 1) and any(e.end is not None for e in found.evidence)
 
 
 def test_two_kinds_of_content_are_no_evidence() -> None:
@@ -173,7 +275,8 @@ def test_only_two_parts_of_one_class_are_compared() -> None:
 
     def flips(label: int, first: np.ndarray, second: np.ndarray) -> float:
         asked.append(label)
-        assert sorted([*first, *second]) == np.flatnonzero(LABELS == label).tolist() and len(first) and len(second)
+        both = [*first, *second]
+        assert len(both) == len(set(both)) and (LABELS[both] == label).all() and len(first) and len(second)
         return 0.0
 
     decide(heaps({1: PLANTED, 2: PLANTED})[0], flips)
@@ -307,7 +410,7 @@ def any_unseen(seed: int) -> Unseen:
 @given(**any_set)
 def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n: int, scale: float) -> None:
     margins, labels = drawn(seed, n, scale)
-    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), any_unseen(seed))
+    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), any_unseen(seed), upper_tenth)
     assert found.flagged.shape == found.suspicion.shape == (n,) and found.flagged.dtype == bool
     assert np.isfinite(found.suspicion).all() and ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
     assert (found.verdict == "no_evidence") <= (not found.flagged.any())
@@ -324,7 +427,7 @@ def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n:
 def test_the_order_of_samples_and_a_shift_of_all_margins_change_nothing(seed: int, n: int, scale: float) -> None:
     margins, labels = drawn(seed, n, scale)
     order, back = np.random.default_rng(seed).permutation(n), any_unseen(seed)
-    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), back)
+    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), back, upper_tenth)
     shifted, moved_labels = {side: (m + 64)[order] for side, m in margins.items()}, labels[order]
     moved = by_two_clusters(
         shifted,
@@ -333,6 +436,7 @@ def test_the_order_of_samples_and_a_shift_of_all_margins_change_nothing(seed: in
         PARAMS,
         any_flips(seed),
         lambda left_out: [seen[order] for seen in back([out[np.argsort(order)] for out in left_out])],
+        upper_tenth,
     )
     assert moved.verdict == found.verdict and np.array_equal(moved.flagged, found.flagged[order])
 
@@ -381,7 +485,7 @@ def test_by_the_papers_rule_the_flagged_are_those_that_keep_their_label() -> Non
 
 def test_no_evidence_on_a_set_that_the_early_network_fits_says_that_a_trigger_may_have_been_missed() -> None:
     sides = {"low": heaps({}, seed=1)[0], "high": heaps({}, seed=2)[0]}
-    hard, easy = (by_two_clusters(sides, LABELS, CLASSES, PARAMS, lambda *_: 0.0, at_home, fitted) for fitted in (0.9, 1.0))
+    hard, easy = (by_two_clusters(sides, LABELS, CLASSES, PARAMS, lambda *_: 0.0, at_home, upper_tenth, fitted) for fitted in (0.9, 1.0))
     assert hard.verdict == easy.verdict == "no_evidence"
     assert "fits 100.0% of the samples" in easy.reason and "may have been missed" in easy.reason
     assert "missed" not in hard.reason
