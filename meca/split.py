@@ -19,7 +19,8 @@
 4. Does the end carry it? Poison that is a tenth of its class makes no heap, and half a range in which it lies is mostly clean, so that the
    mean shows little of the trigger. But it lies at the end of a view, and the mean of the end alone shows all of it. Where that turns
    most pictures, the class is scored again by networks that are taught the end as suspect, and what they call suspect must turn as
-   many. It is purer than a heap that is cut in the middle, so an end is asked about in a class, too, that a heap proves half-heartedly.
+   many: the end of a class's content does not, since what looks like it turns fewer. This heap is purer than one that is cut in the
+   middle, so an end is asked about, too, where a heap proves a class half-heartedly.
 
 A heap that is proven by either is flagged, and nothing anywhere else, so a class can never be thrown away as a whole. No proven heap: no
 evidence. A difference that carries over half-way, heaps very far apart that nothing explains (not even content: what a network without
@@ -212,7 +213,7 @@ def by_two_clusters(
         else:
             order = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
             suspicion[mine] = 0.4 * order / max(1, len(mine) - 1)  # below every flagged sample: a rank, not a probability
-            doubtful += [max(judged, key=_turned)] if c in ends else [e for e in judged if _doubtful(e, judged, params)][:1]
+            doubtful += [e for e in judged if _doubtful(e, judged, params)][:1]
     caps = caps_of(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
     verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
@@ -353,9 +354,9 @@ def _verdict(
         )
         return "poisoned", f"{int(flagged.sum())} samples of {which} share a feature that the rest of their class lacks; {proof}"
     if doubtful:
-        e = max(doubtful, key=_turned)
+        e = max(doubtful, key=lambda e: e.flips or 0.0)
         return "inconclusive", (
-            f"class {e.label} holds two kinds of pictures, and what tells them apart turns {_turned(e):.0%} of other pictures to that class: "
+            f"class {e.label} holds two kinds of pictures, and what tells them apart turns {e.flips or 0.0:.0%} of other pictures to that class: "
             "too little for a trigger, or too much for none"
         )
     reason = "in no class does a part of the samples carry a feature that turns other pictures to that class, or belong to many other classes"
@@ -365,10 +366,6 @@ def _verdict(
     if fitted >= FITTED:
         reason += f"; the early network fits {fitted:.1%} of the samples: on so easy a set a trigger need not stand out, and may have been missed"
     return "no_evidence", reason
-
-
-def _turned(e: Evidence) -> float:
-    return max(e.flips or 0.0, e.end or 0.0)
 
 
 def by_misclassification(predicted: Ints, confidence: Floats, labels: Ints, classes: int) -> Decision:

@@ -150,8 +150,23 @@ def test_an_end_that_turns_too_few_pictures_or_is_no_heap_when_scored_again_flag
     flips = end_carries(poison, PARAMS.end_flips)
     for scores in (np.where(poison, -5.0, 5.0), np.full(len(LABELS), -1.0), np.full(len(LABELS), 1.0)):
         found = decide(margins, flips, again=lambda ranks, scores=scores: scores)
-        assert (found.verdict, found.flagged.any()) == ("inconclusive", False)
-        assert "turns 70% of other pictures" in found.reason
+        assert (found.verdict, found.flagged.any()) == ("no_evidence", False)
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.7, "poisoned"), (0.69, "inconclusive"), (0.5, "inconclusive"), (0.49, "no_evidence")])
+def test_what_is_called_suspect_when_scored_again_must_turn_as_many_as_an_end(share: float, verdict: str) -> None:
+    margins, poison = rare(20)
+    planted = end_carries(poison, 1.0)
+
+    def flips(label: int, first: np.ndarray, second: np.ndarray) -> float:
+        return planted(label, first, second) if len(first) == PARAMS.min_end else share if label == 1 and len(first) == 40 else 0.0
+
+    wide = np.random.default_rng(5).normal(-5, 3, len(LABELS))  # one heap, of which the upper part is called suspect
+    wide[np.flatnonzero(LABELS == 1)] = np.linspace(-8, 2, SIZE)
+    found = decide(margins, flips, again=lambda ranks: wide)
+    assert (found.verdict, int(found.flagged.sum())) == (verdict, 40 * (verdict == "poisoned"))
+    if verdict == "inconclusive":
+        assert f"turns {share:.0%} of other pictures" in found.reason
 
 
 def test_an_end_must_turn_more_than_the_ends_of_the_other_classes() -> None:

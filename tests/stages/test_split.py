@@ -116,3 +116,18 @@ def test_the_least_trusted_samples_of_a_class_are_asked_what_they_have_in_common
     assert {row[0] for row in table["reasons"].to_pylist() if row} == {"common-feature"}
     step("split", again := with_inputs("split", finished(), tmp_path / "again"), quick(**asked, second_look__min_carried=1.1))
     assert read(again)[1]["verdict"] == "no_evidence"
+
+
+def test_classes_whose_ends_carry_over_are_scored_again_and_the_new_margins_draw_the_line(finished: Finished, tmp_path: Path) -> None:
+    nothing_else = {f"split__{name}": 2.0 for name in ("min_flips", "strong_flips", "doubt_flips", "doubt_strong_flips", "min_foreign")}
+    asked = nothing_else | {"split__min_range": 0.0, "split__end": 0.2, "split__min_end": 2, "split__cap_flagged": 1.0, "split__cap_left": 0.0}
+    step("split", folder := with_inputs("split", finished(), tmp_path), quick(**asked, split__end_flips=0.0, split__end_over_median=0.0))
+    table, verdict = read(folder)
+    words, labels = np.array(table["verdict"].to_pylist()) == "poisoned", table["label"].to_numpy()
+    scored = {e["label"]: e for e in verdict["evidence"] if e["side"] == "again"}
+    assert verdict["verdict"] == "poisoned" and set(scored) == set(labels.tolist()), [(e["suspects"], e["flips"], e["n"]) for e in scored.values()]
+    assert {c: int((words & (labels == c)).sum()) for c in scored} == {c: e["suspects"] if e["flips"] is not None else 0 for c, e in scored.items()}
+    assert 0 < words.sum() < len(words) and (table["suspicion"].to_numpy()[words] > 0.5).all()
+    assert all(0 <= e["end"] <= 1 for e in verdict["evidence"] if e["side"] != "again")
+    step("split", none := with_inputs("split", finished(), tmp_path / "none"), quick(**asked, split__end_flips=1.1, second_look__rounds=0))
+    assert read(none)[1]["verdict"] == "no_evidence" and not [e for e in read(none)[1]["evidence"] if e["side"] == "again"]
