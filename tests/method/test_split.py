@@ -169,6 +169,38 @@ def test_what_is_called_suspect_when_scored_again_must_turn_as_many_as_an_end(sh
         assert f"turns {share:.0%} of other pictures" in found.reason
 
 
+def test_an_end_is_compared_with_the_lower_half_and_only_where_the_margins_are_wide() -> None:
+    margins, poison = rare(20)
+    sizes = []
+
+    def flips(label: int, first: np.ndarray, second: np.ndarray) -> float:
+        sizes.append((len(first), len(second)))
+        return end_carries(poison, 1.0)(label, first, second)
+
+    def mine(ranks: np.ndarray) -> np.ndarray:
+        return np.where(poison, 5.0, -5.0)
+
+    assert decide(margins, flips, again=mine).verdict == "poisoned"
+    assert (PARAMS.min_end, SIZE // 2) in sizes and all(second == SIZE // 2 for first, second in sizes if first == PARAMS.min_end)
+    narrow = np.where(LABELS == 1, margins * PARAMS.min_range / 100, margins)
+    assert decide(narrow, flips, np.zeros(len(LABELS)), again=mine).verdict == "no_evidence"
+    everything = decide(margins, lambda label, first, second: float(label == 1 and len(second) in (0, SIZE // 2)), again=lambda ranks: ranks + 1)
+    assert (everything.verdict, everything.flagged.any()) == ("no_evidence", False), "a class that is suspect as a whole is none"
+
+
+def test_of_two_planted_classes_neither_hides_the_other() -> None:
+    margins, poison = rare(20)
+    moved = np.roll(np.arange(len(LABELS)), SIZE)  # the same again in class 2
+    margins, poison = np.where(LABELS == 2, margins[moved], margins), poison | poison[moved]
+    planted = end_carries(poison, 0.8)
+    found = decide(
+        margins,
+        lambda label, first, second: planted(label, first, second) if label in (1, 2) else 0.4 if len(first) == PARAMS.min_end else 0.0,
+        again=lambda ranks: np.where(poison, 5.0, -5.0),
+    )
+    assert found.verdict == "poisoned" and np.array_equal(found.flagged, poison)
+
+
 def test_an_end_must_turn_more_than_the_ends_of_the_other_classes() -> None:
     margins, poison = rare(20)
 
