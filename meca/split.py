@@ -230,7 +230,9 @@ def _carries(e: Evidence, params: SplitParams) -> bool:
 
 
 def _doubtful(e: Evidence, judged: list[Evidence], params: SplitParams) -> bool:
-    half_way = e.flips is not None and e.flips >= (params.doubt_flips if e.apart else params.doubt_strong_flips)
+    # A heap that was made of an end was chosen for what it turns, so it has to turn more.
+    least = params.strong_flips if e.side == AGAIN else params.doubt_flips if e.apart else params.doubt_strong_flips
+    half_way = e.flips is not None and e.flips >= least
     return half_way or (e.apart and e.range >= params.far_range and not _is_content(judged, params))
 
 

@@ -153,7 +153,7 @@ def test_an_end_that_turns_too_few_pictures_or_is_no_heap_when_scored_again_flag
         assert (found.verdict, found.flagged.any()) == ("no_evidence", False)
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.7, "poisoned"), (0.69, "inconclusive"), (0.5, "inconclusive"), (0.49, "no_evidence")])
+@pytest.mark.parametrize(("share", "verdict"), [(0.7, "poisoned"), (0.69, "inconclusive"), (0.6, "inconclusive"), (0.59, "no_evidence")])
 def test_what_is_called_suspect_when_scored_again_must_turn_as_many_as_an_end(share: float, verdict: str) -> None:
     margins, poison = rare(20)
     planted = end_carries(poison, 1.0)
