@@ -75,8 +75,9 @@ def goals(rows: Sequence[Row]) -> Iterator[Goal]:
         yield Goal(name, "no attack: removed, worst", True, 2, _worst(untouched, _removed), " %", n)
         yield Goal(name, "cost in plain trainings, worst run", True, 6, _worst(every, _cost), "", len(every))
     noisy = [row for row in mine if row["experiment"] == "cifar10-10k, 10 % wrong labels"]
-    yield Goal("cifar10-10k, 10 % wrong labels", "ASR above the oracle's, worst", True, 3, _worst(noisy, _asr_over), " points", len(noisy))
-    yield Goal("cifar10-10k, 10 % wrong labels", "ACC below no defence, worst", True, 0, _worst(noisy, _acc_lost), " points", len(noisy))
+    name, weak = "cifar10-10k, 10 % wrong labels", bool(noisy) and not _working(noisy)
+    yield Goal(name, "ASR above the oracle's, worst", True, 3, _worst(noisy, _asr_over), " points", len(noisy), weak)
+    yield Goal(name, "ACC below no defence, worst", True, 0, _worst(noisy, _acc_lost), " points", len(noisy), weak)
     for name in (f"{whole}, 1 % poison" for whole in WHOLE):
         for attack in ("badnet", "blend"):
             found = [row for row in mine if (row["experiment"], row["attack"]) == (name, attack)]

@@ -48,7 +48,9 @@ NARROW = {"detector.width": 16}
 # What `paper` had before its open numbers were looked for: next to nothing is unlearnt, see docs/log.md.
 HALF = {"enhance.alpha_end": 0.5, "enhance.recipe.lr": 0.01}
 GRID = {
-    "shapes": Experiment({"ingest.source": "shapes"}, ("badnet", "blend", "none"), seeds=(20, 21, 22)),  # 1 to 6 have been looked at, see docs/log.md
+    "shapes": Experiment(
+        {"ingest.source": "shapes"}, ("badnet", "blend", "none"), seeds=(20, 21, 22)
+    ),  # 1 to 6 have been looked at, 21 without an attack, see docs/log.md
     "cifar10-10k": Experiment(CIFAR, (*EIGHT, "none")),
     "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend", "none"), seeds=(2, 3, 4)),  # 1 was looked at
     "fashion-mnist-20k": Experiment(FASHION, (*EIGHT, "none")),

@@ -101,13 +101,13 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
         return side_by_side([partial(look, *job) for job in enumerate(left_out)], machine)
 
     margins = {side: result.margin.double().cpu().numpy() for side, result in sides.items()}
+    splitter = params.group("split", SplitParams)
 
     def again(ranks: np.ndarray) -> np.ndarray:
         order = torch.from_numpy(ranks).float().to(device)
         once = dataclasses.replace(enhancer, core=splitter.end)
         return two_outputs(early, watching, images, labels, order, once, seed, "again", device=machine).margin.double().cpu().numpy()
 
-    splitter = params.group("split", SplitParams)
     by_two_clusters(margins, labels.cpu().numpy(), classes, splitter, flips, unseen, again)
     yield
 

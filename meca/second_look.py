@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meca.engine import Recipe
-from meca.split import Bools, Decision, Floats, Ints, SplitParams, caps_of
+from meca.split import Bools, Decision, Floats, Ints, SplitParams, caps_of, ranks
 
 __all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
 
@@ -89,13 +89,13 @@ def second_look(
     """
     if params.rounds == 0 or len(labels) == 0:
         return first
-    slow = _ranks(margin, labels)
+    slow = ranks(margin, labels)
     order, each = slow, np.arange(len(labels))
     seen = np.zeros((len(labels), classes))
     for number in range(params.rounds):
         seen = fit(number, order < params.trusted)
         loss = -np.log(np.maximum(seen[each, labels], 1e-12))
-        order = _ranks(_ranks(loss, labels) + params.margin_weight * slow, labels)
+        order = ranks(ranks(loss, labels) + params.margin_weight * slow, labels)
     found = foreign_content(seen, labels, classes, params)
     proven = [f for f in found if f.proven]
     if not proven:
@@ -165,12 +165,3 @@ def _least_trusted(order: Floats, labels: Ints, params: SecondLookParams) -> Boo
     sizes = np.bincount(labels)[labels]
     count = np.maximum(params.min_suspects, params.suspects * sizes)
     return (order >= 1 - count / sizes) & (5 * count <= sizes)
-
-
-def _ranks(values: Floats, labels: Ints) -> Floats:
-    """Return the rank of each value in its class, in [0, 1); ties go to the earlier sample."""
-    place = np.zeros(len(values))
-    for c in np.unique(labels):
-        rows = np.flatnonzero(labels == c)
-        place[rows[np.argsort(values[rows], kind="stable")]] = np.arange(len(rows)) / len(rows)
-    return place

@@ -38,7 +38,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "caps_of", "evidence"]
+__all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "caps_of", "evidence", "ranks"]
 
 AGAIN = "again"  # the view that is made of an end, beside those of `enhance`
 FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
@@ -194,7 +194,7 @@ def by_two_clusters(
     views = dict(margins)
     ends = _ask_ends(found, margins, rows, params, flips)
     if ends:
-        views[AGAIN] = _score_again(ends, found, margins, rows, params, flips, again)
+        views[AGAIN] = _score_again(ends, found, margins, labels, rows, params, flips, again)
     for c, mine in enumerate(rows):
         judged = found[c]
         proven = [e for e in judged if _carries(e, params) or _foreign(e, params)]
@@ -222,6 +222,20 @@ def by_two_clusters(
 
 def _view(margins: dict[str, Floats], side: str, mirrored: bool) -> Floats:
     return -margins[side] if mirrored else margins[side]
+
+
+def ranks(values: Floats, labels: Ints) -> Floats:
+    """Return the rank of each value in its class, in [0, 1); ties go to the earlier sample.
+
+    Args:
+        values: float64 [n].
+        labels: int64 [n].
+    """
+    place = np.zeros(len(values))
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        place[rows[np.argsort(values[rows], kind="stable")]] = np.arange(len(rows)) / len(rows)
+    return place
 
 
 def _carries(e: Evidence, params: SplitParams) -> bool:
@@ -310,17 +324,18 @@ def _score_again(
     ends: list[int],
     found: list[list[Evidence]],
     margins: dict[str, Floats],
+    labels: Ints,
     rows: list[Ints],
     params: SplitParams,
     flips: Flips,
     again: Again,
 ) -> Floats:
     """Append what the margins look like after one more scoring to the evidence of each class with an end that carries over; return them."""
-    ranks = np.zeros(sum(len(mine) for mine in rows))
+    order = np.zeros(len(labels))
     for c, mine in enumerate(rows):
         best = max(found[c], key=lambda e: e.end or 0.0)
-        ranks[mine] = np.argsort(np.argsort(_view(margins, best.side, best.mirrored)[mine], kind="stable"), kind="stable") / max(1, len(mine))
-    margin = again(ranks)
+        order[mine] = _view(margins, best.side, best.mirrored)[mine]
+    margin = again(ranks(order, labels))
     for c in ends:
         mine = rows[c]
         shape, suspect = evidence(margin[mine], c, AGAIN, params.spread), margin[mine] > 0

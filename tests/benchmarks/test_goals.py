@@ -71,6 +71,8 @@ def test_the_section_says_met_missed_or_no_row():
     assert "| cifar10-10k, 1 % poison | badnet: ASR above the oracle's, worst | ≤ 5 points | 2.0 points | 1 | met, weak attack |" in goals.section(
         rare
     )
+    noisy = run("badnet", 1, experiment="cifar10-10k, 10 % wrong labels", acc=0.77, no_defence_asr=0.1)
+    assert goals.section([noisy]).count("met, weak attack") == 2 and "weak attack" not in goals.section([noisy | {"no_defence_asr": 0.9}])
     assert goals.section([run("badnet", 1, experiment="shapes")]) == ""
 
 
