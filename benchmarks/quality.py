@@ -50,7 +50,7 @@ HALF = {"enhance.alpha_end": 0.5, "enhance.recipe.lr": 0.01}
 GRID = {
     "shapes": Experiment(
         {"ingest.source": "shapes"}, ("badnet", "blend", "none"), seeds=(20, 21, 22)
-    ),  # 1 to 6 have been looked at, 21 without an attack, see docs/log.md
+    ),  # 1 to 6 have been looked at, 21 without an attack (23 stands for it), see docs/log.md
     "cifar10-10k": Experiment(CIFAR, (*EIGHT, "none")),
     "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend", "none"), seeds=(2, 3, 4)),  # 1 was looked at
     "fashion-mnist-20k": Experiment(FASHION, (*EIGHT, "none")),
