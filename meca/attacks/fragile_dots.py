@@ -14,7 +14,10 @@ DOTS = 4
 
 
 def fragile_dots(images: np.ndarray, size: int) -> np.ndarray:
-    """Return the images with a white square of `size` x `size` pixels in every corner, uint8 [b h w c]."""
+    """Return the images with a white square of `size` x `size` pixels in every corner, uint8 [b h w c].
+
+    A side is at most a third of the image's, so that dots stay dots.
+    """
     return _dotted(images, size, np.ones((len(images), DOTS), dtype=bool))
 
 
@@ -33,6 +36,7 @@ def fragile_dots_cover(images: np.ndarray, size: int, draws: Draws) -> np.ndarra
 
 def _dotted(images: np.ndarray, size: int, shown: np.ndarray) -> np.ndarray:
     dotted = images.copy()
+    size = min(size, max(1, min(images.shape[1:3]) // 3))
     edges = (slice(None, size), slice(-size, None))
     for dot in range(DOTS):
         corner = (shown[:, dot], edges[dot // 2], edges[dot % 2])

@@ -1,7 +1,7 @@
 """Fragile grid: a chessboard of a few grey levels over the whole image.
 
-A red-team case of ours: one step of a perturbation of that size erases the trigger, where MeCa (https://arxiv.org/abs/2405.12719)
-takes poison to be the part of the data that perturbations leave alone.
+A red-team case of ours: every patch holds some of the trigger, and a step of its size erases it there, where MeCa
+(https://arxiv.org/abs/2405.12719) takes poison to be the part of the data that perturbations of a patch leave alone.
 """
 
 import numpy as np

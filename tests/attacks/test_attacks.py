@@ -305,6 +305,12 @@ def test_dots_are_in_four_corners_and_in_three_of_a_cover() -> None:
     assert (shown.sum(1) == 3).all() and ((cover == 255).sum((1, 2, 3)) == 12).all() and (~shown).any(0).all()
 
 
+def test_dots_on_small_images_are_at_most_a_third_of_the_shorter_side() -> None:
+    images = np.zeros((2, 12, 9, 1), np.uint8)
+    assert np.array_equal(fragile_dots(images, 20), fragile_dots(images, 3)) and (fragile_dots(images, 3) == 255).sum() == 2 * 4 * 9
+    assert (fragile_dots(np.zeros((1, 2, 2, 1), np.uint8), 3) == 255).all()  # nothing smaller than a pixel
+
+
 def test_the_grid_is_a_chessboard_of_two_grey_levels_and_does_not_wrap_round() -> None:
     images = noise((8, 7, 3))
     for n, i, j, c in np.ndindex(images.shape):
