@@ -111,7 +111,7 @@ class Decision:
     target_class: int | None
     caps: list[dict[str, Any]]
     evidence: list[Evidence]
-    code: str = "stands-apart"  # why a sample is flagged, a word of the column `reasons`
+    code: str = "stands-apart"  # why a sample is flagged, a word of the column `reasons` (docs/files.md, "Reasons")
     foreign: Sequence[Any] = ()  # what the second look saw, see `meca.second_look.Foreign`
 
 

@@ -25,7 +25,21 @@ from meca.verification import listing, root_of
 from meca.writers import Entries, format_of, write_sanitized
 
 # The summary names the numbers behind the result, so all of them are read.
-GROUPS = ("seed", "preset", "ingest", "network", "detector", "engine", "partition", "enhance", "split", "train_clean", "relabel_finetune", "publish")
+GROUPS = (
+    "seed",
+    "preset",
+    "ingest",
+    "network",
+    "detector",
+    "engine",
+    "partition",
+    "enhance",
+    "split",
+    "second_look",
+    "train_clean",
+    "relabel_finetune",
+    "publish",
+)
 
 VERDICTS = ("no_evidence", "poisoned", "inconclusive")
 MODEL = ("model.json", "model.safetensors")

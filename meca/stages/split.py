@@ -170,7 +170,12 @@ def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predi
     # Without an answer nothing is called poisoned: what would have been is held for a person.
     word = "review" if decision.verdict == "inconclusive" else "poisoned"
     action = "quarantine" if decision.verdict == "inconclusive" else "remove"
-    reasons = [[decision.code] * bool(flag) + ["early-loss"] * bool(flag and rank >= 0.9) for flag, rank in zip(decision.flagged, early, strict=True)]
+    suspected = np.isin(labels, labels[decision.flagged])
+    cleared = np.where(suspected, "with-its-class", "no-evidence") if predicted is None else np.full(len(labels), "not-fitted-by-enhanced")
+    reasons = [
+        [decision.code, *["early-loss"] * bool(rank >= 0.9)] if flag else [str(code)]
+        for flag, rank, code in zip(decision.flagged, early, cleared, strict=True)
+    ]
     n = len(labels)
     columns = {
         "label": pa.array(labels),

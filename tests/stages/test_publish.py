@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from meca.errors import MecaError, UsageError
 from meca.files import sha256_tree
 from meca.readers import read_source
-from meca.stages import publish
+from meca.stages import enhance, partition, publish, relabel_finetune, split, train_clean
+from meca.stages import ingest as ingest_stage
 from meca.stages.publish import PublishParams
 from meca.stages.runtime import describe, execute
 from meca.store import Store, open_store, read_parquet
@@ -38,8 +39,19 @@ def test_the_stage_reads_what_it_says() -> None:
     assert stage.inputs == ("store", "partition", "enhance", "split", "relabel_finetune")
     assert stage.outputs == ("out",)
     # The summary names the digest of the numbers behind the result, so publish depends on all that decide about the set.
-    deciding = {"ingest", "network", "detector", "engine", "partition", "enhance", "split", "train_clean", "relabel_finetune"}
-    assert set(stage.groups) == {"seed", "preset", "publish"} | deciding
+    deciding = {group for module in (ingest_stage, partition, enhance, split, train_clean, relabel_finetune) for group in describe(module).groups}
+    assert set(stage.groups) == {"publish"} | deciding
+
+
+def test_the_digest_of_the_numbers_tells_apart_what_decides_about_the_set(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    digests = {}
+    for name, changes in (("first", {}), ("look", {"second_look__rounds": 7}), ("end", {"split__end": 0.1}), ("page", {"report__kept_pictures": 3})):
+        paths = {"store": store.path, **decide(store, tmp_path / name / "work", CHANGED), "out": tmp_path / name / "published"}
+        execute(publish, paths, settings(**changes), scratch=tmp_path / name / "scratch")
+        digests[name] = read_json(paths["out"] / "summary.json")["params_sha256"]
+    assert digests["page"] == digests["first"]
+    assert len(set(digests.values())) == 3
 
 
 @pytest.mark.parametrize("make", [make_folder, make_shards, make_batches, make_idx, "shapes", "digits"])

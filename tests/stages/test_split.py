@@ -35,7 +35,11 @@ def test_every_sample_has_one_verdict_and_the_counts_agree(preset: str, finished
     low, high = wilson(flagged, N_TRAIN)
     assert verdict["estimated_rate"] == {"value": flagged / N_TRAIN, "low": low, "high": high}
     assert (verdict["verdict"], verdict["leak"]) == ("poisoned", None)
-    assert all(bool(reasons) == (word != "clean") for reasons, word in zip(table["reasons"].to_pylist(), table["verdict"].to_pylist(), strict=True))
+    held = set(table["label"].filter(pa.compute.equal(table["verdict"], "poisoned")).to_pylist())
+    for row in table.to_pylist():
+        flagged_as, cleared_as = {"default": ("stands-apart", "with-its-class"), "paper": ("fitted-by-enhanced", "not-fitted-by-enhanced")}[preset]
+        why = flagged_as if row["verdict"] == "poisoned" else cleared_as if preset == "paper" or row["label"] in held else "no-evidence"
+        assert row["reasons"] in ([why], [why, "early-loss"]) and (row["reasons"] == [why] or row["verdict"] == "poisoned")
     assert table["new_label"].null_count == table["clean_pred"].null_count == N_TRAIN
     metrics = json.loads((finished(preset) / "work" / "split" / "metrics.json").read_text())
     assert metrics["flagged"] == flagged
@@ -62,7 +66,7 @@ def test_one_heap_a_class_is_no_evidence(finished: Finished, tmp_path: Path) -> 
     step("split", folder, quick(split__min_range=1e9))
     table, verdict = read(folder)
     assert (verdict["verdict"], verdict["target_class"], verdict["estimated_rate"]["value"]) == ("no_evidence", None, 0.0)
-    assert set(table["action"].to_pylist()) == {"keep"}
+    assert set(table["action"].to_pylist()) == {"keep"} and set(map(tuple, table["reasons"].to_pylist())) == {("no-evidence",)}
 
 
 def test_a_class_that_is_too_small_to_judge_is_kept_and_can_be_written_down(finished: Finished, tmp_path: Path) -> None:
@@ -113,7 +117,7 @@ def test_the_least_trusted_samples_of_a_class_are_asked_what_they_have_in_common
     table, verdict = read(folder)
     assert all(0 <= f["carried"] <= 1 and f["proven"] for f in verdict["second_look"])
     assert verdict["target_class"] == max(verdict["second_look"], key=lambda f: f["carried"])["label"]
-    assert {row[0] for row in table["reasons"].to_pylist() if row} == {"common-feature"}
+    assert {row[0] for row in table["reasons"].to_pylist()} == {"common-feature", "with-its-class"}
     step("split", again := with_inputs("split", finished(), tmp_path / "again"), quick(**asked, second_look__min_carried=1.1))
     assert read(again)[1]["verdict"] == "no_evidence"
 
