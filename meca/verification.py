@@ -24,6 +24,7 @@ ATTESTATION = "attestation.json"  # the signed statement (meca/signing.py)
 # The manifest cannot list itself, nor the signature over it; the report is added by `meca clean` and shows what the other files hold.
 NOT_LISTED = {"manifest.json", "report.html", ATTESTATION}
 MAX_JSON = 256 * 2**20
+MAX_NOTHING = 16 * 2**10  # bytes of all files below data/ that hold no sample: the largest is an empty tar archive
 
 
 def listing(folder: Path) -> dict[str, str]:
@@ -171,20 +172,28 @@ def _samples(path: Path, summary: Mapping[str, Any], verdicts: pa.Table) -> Iter
         for name in ("data", "model"):
             if (path / name).exists() and (name == "model" or summary["decisions"] is None):
                 yield f"The verdict is inconclusive, but {name}/ is there."
-    if (path / "data").is_dir() and balance:
-        for sample in _published(path / "data", summary):
+    files = [file for file in (path / "data").rglob("*") if file.is_file()]
+    expected = bool(balance)
+    try:
+        # Also where nothing should be there: what was removed must not have come back.
+        for sample in _published(path / "data", summary) if files else ():
+            if sample is None:
+                yield "data/ holds samples of another split than train, about which verdicts.parquet says nothing."
+                continue
             balance[sample] -= 1
             if not balance[sample]:
                 del balance[sample]
-    elif (path / "data").is_dir() and summary["verdict"] == "inconclusive":
-        return
+    except MecaError:
+        # Some formats cannot say that there is nothing: an archive without members, arrays of length 0.
+        if expected or sum(file.stat().st_size for file in files) > MAX_NOTHING:
+            raise
     for what, sign in (("is published, but not as verdicts.parquet says", -1), ("should be published, but is not", 1)):
         for (sample_id, label), times in heapq.nsmallest(10, ((sample, sign * left) for sample, left in balance.items() if sign * left > 0)):
             yield f"The sample {sample_id[:12]} with label {label} {what}" + (f" ({times} times)." if times > 1 else ".")
 
 
-def _published(data: Path, summary: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield id and label of every sample below `data`, as its reader sees it."""
+def _published(data: Path, summary: Mapping[str, Any]) -> Iterator[tuple[str, int] | None]:
+    """Yield id and label of every sample below `data`, as its reader sees it, and None first where it has another split than train."""
     from meca.decoder.decode import Decoded
     from meca.decoder.pool import Decoder
     from meca.readers import BY_NAME, open_format
@@ -194,6 +203,8 @@ def _published(data: Path, summary: Mapping[str, Any]) -> Iterator[tuple[str, in
     written = format_of(summary["source"]["format"])
     column = summary["source"]["options"].get("label_column", "auto") if summary["source"]["format"] == written else "auto"
     source = open_format(written, data, column)
+    if any(len(labels) for split, labels in source.labels.items() if split != "train"):
+        yield None
     label_of = {line["name"]: line["label"] for line in summary["classes"]}
     # A folder knows its classes by name, and a class that lost all its samples has no folder.
     labels = [label_of[name] for name in source.class_names] if written in BY_NAME else list(range(len(source.class_names)))

@@ -12,6 +12,8 @@ import pytest
 from meca.files import sha256_file
 from meca.verification import listing, root_of, verify
 from tests.making import encode, ingest, make_folder, make_shards, pixels, publish_store
+from tests.readers.test_archives import make_tar
+from tests.readers.test_readers import make_batches, make_idx
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(published: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "copy"))
+
+
+def make_tar_of_classes(root: Path) -> Path:
+    root.mkdir()
+    return make_tar(root / "set.tar", {f"{name}/{i}.png": encode(pixels(10 * at + i), "PNG") for at, name in enumerate("ab") for i in range(3)})
 
 
 def list_again(folder: Path) -> None:
@@ -101,6 +108,7 @@ LISTED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: change_summary(f, verdict="inconclusive"), "The verdict is inconclusive, but data/ is there"),
     (lambda f: change_summary(f, source={}), "lacks what meca writes"),
     (lambda f: (f / "README.md").unlink(), "manifest.json does not list README.md"),
+    (lambda f: shutil.copytree(f / "data" / "train", f / "data" / "test"), "data/ holds samples of another split"),
 ]
 
 
@@ -109,6 +117,28 @@ def test_a_change_is_found_behind_a_manifest_that_fits(change: Callable[[Path], 
     change(copy)
     list_again(copy)
     assert any(sentence in found for found in verify(copy)), verify(copy)
+
+
+@pytest.mark.parametrize("make", [make_folder, make_shards, make_batches, make_idx, make_tar_of_classes, "digits"])
+def test_samples_that_come_back_where_all_were_removed_are_found(make: Callable[[Path], Path] | str, tmp_path: Path) -> None:
+    source = make(tmp_path / "in") if callable(make) else make
+    store = ingest(source, tmp_path / "store", train_limit=0 if callable(make) else 20, test_limit=0 if callable(make) else 10)
+    everything = publish_store(store, tmp_path / "all", {})
+    nothing = publish_store(store, tmp_path / "none", {row: ("poisoned", "remove", None) for row in range(store.info.n_train)})
+    assert verify(everything) == verify(nothing) == []
+    shutil.rmtree(nothing / "data", ignore_errors=True)
+    shutil.copytree(everything / "data", nothing / "data")
+    list_again(nothing)
+    assert any("is published, but not as verdicts.parquet says" in found for found in verify(nothing)), verify(nothing)
+
+
+def test_where_all_were_removed_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    nothing = publish_store(store, tmp_path, {row: ("poisoned", "remove", None) for row in range(store.info.n_train)})
+    (nothing / "data").mkdir(exist_ok=True)
+    (nothing / "data" / "rest.bin").write_bytes(bytes(20_000))
+    list_again(nothing)
+    assert verify(nothing) != []
 
 
 def test_a_label_changed_in_a_shard_is_found(tmp_path: Path) -> None:
