@@ -9,7 +9,7 @@ pictures and the seed of the row in quality.jsonl; what looks at a trained netwo
 weight. The truth is read to count, never to decide, with one exception that favours them: `spectral` is told the poison rate.
 
 * `spectral`: Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018: the squared projection of the centred features of a class
-  on their first singular vector; of every class 1.5 times the poison rate is flagged.
+  on their first singular vector; of every class 1.5 times as many as there is poison are flagged, at most half of it.
 * `clusters`: Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering", 2018, arXiv 1811.03728: ten components
   of the features of a class, two means; the smaller cluster is flagged where it holds less than 35 % of the class.
 * `isolation`: Li et al., "Anti-Backdoor Learning", NeurIPS 2021, arXiv 2110.11571: ten passes by local gradient ascent (0.5); the 1 % with
@@ -87,12 +87,13 @@ class Found:
 
 
 def spectral(scene: Scene) -> Found:
-    """Squared projections on the first singular vector of each class; 1.5 times the rate is flagged in each."""
+    """Squared projections on the first singular vector of each class; 1.5 times the count of poison is flagged in each, at most half of it."""
     values, score, flagged = features(scene.model, scene.images).double().numpy(), *_nothing(scene)
     for rows in _classes(scene):
         centred = values[rows] - values[rows].mean(0)
         score[rows] = (centred @ np.linalg.svd(centred, full_matrices=False)[2][0]) ** 2
-        flagged[_highest(score, rows, 1.5 * scene.rate)] = True
+        # All poison may be in this class, and the detector is told how much there is.
+        flagged[_highest(score, rows, min(0.5, 1.5 * scene.rate * len(score) / len(rows)))] = True
     return Found(score, flagged)
 
 

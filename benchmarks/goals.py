@@ -45,9 +45,10 @@ def section(rows: Iterable[Row]) -> str:
         sign, word = "≤" if goal.most else "≥", {None: "no row", True: "met", False: "**missed**"}[goal.met] + ", weak attack" * goal.weak
         lines.append(f"| {goal.data} | {goal.what} | {sign} {goal.limit:g}{goal.unit} | {_written(goal)} | {goal.runs} | {word} |")
     return (
-        "## Goals\n\nPreset `default`, one configuration. Means are over attacks, of the means over seeds; only attacks count that succeed in at "
-        "least half of the cases without a defence. Points are against the oracle of the same data, attack and seed; what is below zero is better "
-        "than the oracle. A line on a single attack says so where that attack is weak: it proves nothing there. The cost is the seconds of the five "
+        "## Goals\n\nPreset `default`, one configuration at a time; rows name the commit that they were measured with. Means are over "
+        "attacks, of the means over seeds; only attacks count that succeed in at least half of the cases without a defence. Points are "
+        "against the oracle of the same data, attack and seed; what is below zero is better than the oracle. A line on a single attack says "
+        "so where that attack is weak: it proves nothing there. The cost is the seconds of the five "
         "stages over those of `train_clean`, in one run.\n\n" + "\n".join(lines) + "\n"
     )
 
@@ -70,6 +71,7 @@ def goals(rows: Sequence[Row]) -> Iterator[Goal]:
         yield Goal(name, "poison found (TPR), mean", False, 97, _mean(attacked, _percent_of("tpr")), " %", n)
         yield Goal(name, "false alarms (FPR), mean", True, 8, _mean(attacked, _percent_of("fpr")), " %", n)
         yield Goal(name, "AUROC, mean", False, 0.98, _mean(attacked, _of("auroc")), "", n)
+        yield Goal(name, "runs without an answer (inconclusive)", True, 0, _unanswered([*attacked, *untouched]), " runs", n + len(untouched))
         n = len(untouched)
         yield Goal(name, "no attack: ACC below a plain training, worst", True, 1.5, _worst(untouched, _acc_lost), " points", n)
         yield Goal(name, "no attack: removed, worst", True, 2, _worst(untouched, _removed), " %", n)
@@ -119,7 +121,12 @@ def _recall_below(row: Row) -> float | None:
 
 
 def _removed(row: Row) -> float:
-    return float(100 * row["removed"] / row["n_train"])
+    # Where no answer can be defended nothing goes out, which costs a user with clean data as much as removing all.
+    return 100.0 if row["verdict"] == "inconclusive" else float(100 * row["removed"] / row["n_train"])
+
+
+def _unanswered(rows: Sequence[Row]) -> float | None:
+    return float(sum(row["verdict"] == "inconclusive" for row in rows)) if rows else None
 
 
 def _cost(row: Row) -> float | None:
@@ -153,6 +160,10 @@ def _written(goal: Goal) -> str:
     if goal.value is None:
         return UNKNOWN
     value = (
-        f"{goal.value:.3f}" if goal.limit < 1 and not goal.unit else f"{goal.value:.0f}" if goal.limit == 6 and not goal.most else f"{goal.value:.1f}"
+        f"{goal.value:.3f}"
+        if goal.limit < 1 and not goal.unit
+        else f"{goal.value:.0f}"
+        if goal.unit == " runs" or (goal.limit == 6 and not goal.most)
+        else f"{goal.value:.1f}"
     )
     return f"{value.removeprefix('-') if float(value) == 0 else value}{goal.unit}"

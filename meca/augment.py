@@ -36,8 +36,9 @@ def draw(n: int, padding: int, flip: bool, rng: torch.Generator) -> Draws:
 
 
 def _mirror(index: Tensor, size: int) -> Tensor:
-    """Reflect an index at both borders (the border pixel itself is not repeated)."""
-    return (size - 1) - ((size - 1) - index.abs()).abs()
+    """Reflect an index at both borders (the border pixel itself is not repeated), as often as it takes on an image smaller than the shift."""
+    last = size - 1
+    return last - (last - index.abs() % max(1, 2 * last)).abs()
 
 
 def crop_flip(images: Tensor, rows: Tensor, draws: Draws) -> Tensor:

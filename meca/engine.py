@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from meca.augment import Draws, crop_flip, draw, generator
-from meca.errors import MecaError
+from meca.errors import MecaError, check_fields
 
 __all__ = [
     "Device",
@@ -70,22 +70,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse numbers with which nothing can be trained."""
-        wrong = [
-            f"expected {name} {words}, got {getattr(self, name)}"
-            for name, words, holds in (
-                ("epochs", "of 1 at least", self.epochs >= 1),
-                ("min_steps", "of 0 at least", self.min_steps >= 0),
-                ("batch_size", "of 1 at least", self.batch_size >= 1),
-                ("lr", "above 0", self.lr > 0),
-                ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
-                ("weight_decay", "of 0 at least", self.weight_decay >= 0),
-                ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
-                ("padding", "of 0 at least", self.padding >= 0),
-            )
-            if not holds
-        ]
-        if wrong:
-            raise ValueError(", ".join(wrong))
+        check_fields(
+            self,
+            ("epochs", "of 1 at least", self.epochs >= 1),
+            ("min_steps", "of 0 at least", self.min_steps >= 0),
+            ("batch_size", "of 1 at least", self.batch_size >= 1),
+            ("lr", "above 0", self.lr > 0),
+            ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
+            ("weight_decay", "of 0 at least", self.weight_decay >= 0),
+            ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
+            ("padding", "of 0 at least", self.padding >= 0),
+        )
 
     def passes(self, kept: int) -> int:
         """Return the number of epochs over `kept` samples."""

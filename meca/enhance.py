@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from meca.augment import generator
 from meca.engine import Device, Recipe, predict, train
+from meca.errors import check_fields
 from meca.models import Description, build
 
 __all__ = ["SIDES", "EnhanceParams", "TwoOutputs", "folds", "suspects_first", "two_outputs", "unlearn", "widen"]
@@ -46,6 +47,17 @@ class EnhanceParams:
     unlearning: float  # unlearn: coefficient of D_c
     alpha_start: float  # unlearn: share of D_c in the first round
     alpha_end: float  # unlearn: in the last round
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which no round can be run."""
+        check_fields(
+            self,
+            ("rounds", "of 1 at least", self.rounds >= 1),
+            ("core", "in (0, 1)", 0 < self.core < 1),
+            ("plain", "in (0, 1)", 0 < self.plain < 1),
+            ("alpha_start", "in [0, 1]", 0 <= self.alpha_start <= 1),
+            ("alpha_end", "in [0, 1]", 0 <= self.alpha_end <= 1),
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,10 @@ def two_outputs(
             last[:] = [loss, accuracy]
 
         place = None if checkpoints is None else checkpoints / f"{side}-{number}.safetensors"
-        train(grown, images, target.clamp(min=0), target >= 0, params.recipe, seed, f"enhance {side} {number}", place, note, device)
+        # A class of one sample is in one fold alone, so that a tiny set can leave nothing to learn: then nothing stands apart.
+        if int((target >= 0).sum()) >= 2:
+            train(grown, images, target.clamp(min=0), target >= 0, params.recipe, seed, f"enhance {side} {number}", place, note, device)
+        grown.eval()
         rows = torch.nonzero(held)[:, 0]
         logits = predict(grown, images[rows])
         each = torch.arange(len(rows), device=rows.device)

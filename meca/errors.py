@@ -10,7 +10,7 @@ A message is one sentence or two: what was expected, what came, where to change 
 
 import errno
 
-__all__ = ["Inconclusive", "InputRefused", "MecaError", "UsageError", "system_failure"]
+__all__ = ["Inconclusive", "InputRefused", "MecaError", "UsageError", "check_fields", "system_failure"]
 
 # What ends a run through no fault of the data or of the code: what it is, and what helps.
 _SYSTEM = {
@@ -47,6 +47,21 @@ class Inconclusive(MecaError):  # noqa: N818
     """The evidence allows no verdict, or a promotion gate does not hold."""
 
     exit_code = 5
+
+
+def check_fields(group: object, *rules: tuple[str, str, bool]) -> None:
+    """Refuse a group of params.yaml with fields out of range.
+
+    Args:
+        group: Its dataclass.
+        rules: Name of a field, what it should be, and whether it is.
+
+    Raises:
+        ValueError: Names every field whose rule does not hold; `Params.group` says where it stands.
+    """
+    wrong = [f"expected {name} {words}, got {getattr(group, name)}" for name, words, holds in rules if not holds]
+    if wrong:
+        raise ValueError(", ".join(wrong))
 
 
 def system_failure(error: BaseException) -> MecaError | None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meca.engine import Recipe
+from meca.errors import check_fields
 from meca.scoring import patch_masks, ranks, score
 
 __all__ = ["PartitionParams", "Signals", "choose", "main_axis", "signals", "suspicion"]
@@ -38,6 +39,18 @@ class PartitionParams:
     signals: tuple[str, ...]  # kl, loss; their ranks are added
     alpha: float  # share that becomes likely_clean
     alpha_of: Literal["class", "all"]  # share of every class, or of the whole set
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which nothing can be scored."""
+        check_fields(
+            self,
+            ("eps", "in [0, 255]", 0 <= self.eps <= 255),
+            ("patch", "of 1 at least", self.patch >= 1),
+            ("mask_share", "in [0, 1]", 0 <= self.mask_share <= 1),
+            ("masks", "of 1 at least", self.masks >= 1),
+            ("signals", "to be one or both of kl, loss", bool(self.signals) and set(self.signals) <= {"kl", "loss"}),
+            ("alpha", "in [0, 1]", 0 <= self.alpha <= 1),
+        )
 
 
 @dataclass(frozen=True)

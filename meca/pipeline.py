@@ -65,6 +65,7 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
         # All of them first: what is missing shows before hours of work, and the code that a stage's key stands for is the
         # same whether the stages before it ran in this process or in an earlier one.
         modules = {name: importlib.import_module(f"meca.stages.{name}") for name in STEPS}
+        importlib.import_module("meca.stages.parameters").validate(params)  # a number that a late stage refuses shows now, too
         for name, module in modules.items():
             paths, receipt = paths_of(module, name, folder), folder / "work" / "receipts" / f"{name}.json"
             seconds = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meca.engine import Recipe, as_input
+from meca.errors import check_fields
 
 __all__ = ["RelabelParams", "Relabelled", "called", "relabel", "transplant", "trigger_estimate", "unexplained"]
 
@@ -20,9 +21,13 @@ class RelabelParams:
     """Group `relabel_finetune` of params.yaml."""
 
     recipe: Recipe
-    confidence: float  # of the clean model, in [0, 1], below which a flagged sample is removed
+    confidence: float  # of the clean model, in [0, 1], below which a flagged sample is removed; of two classes, of what is above one half
     remove_above: float  # suspicion from which a flagged sample is removed although the clean model confirms its label
     probe: int  # samples of other classes that carry the estimated trigger in the leak test
+
+    def __post_init__(self) -> None:
+        """Refuse a test that asks nobody."""
+        check_fields(self, ("probe", "of 1 at least", self.probe >= 1), ("confidence", "of 0 at least", self.confidence >= 0))
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ def relabel(probabilities: Tensor, labels: Tensor, flagged: Tensor, suspicion: T
         params: The rule.
     """
     confidence, seen = probabilities.max(1)
-    sure = confidence >= params.confidence
+    # Of two classes one always has half of the probability, so confidence is what it has beyond that.
+    sure = confidence >= (0.5 + params.confidence / 2 if probabilities.shape[1] == 2 else params.confidence)
     agrees = seen == labels
     changed = flagged & sure & ~agrees
     confirmed = flagged & sure & agrees & (suspicion < params.remove_above)

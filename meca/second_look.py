@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meca.engine import Recipe
+from meca.errors import check_fields
 from meca.split import Bools, Decision, Floats, Ints, SplitParams, caps_of, ranks
 
 __all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
@@ -56,8 +57,16 @@ class SecondLookParams:
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no round can be run."""
-        if self.rounds < 0 or not 0 < self.trusted < 1:
-            raise ValueError(f"expected rounds of 0 at least and trusted in (0, 1), got {self.rounds} and {self.trusted}")
+        check_fields(
+            self,
+            ("rounds", "of 0 at least", self.rounds >= 0),
+            ("trusted", "in (0, 1)", 0 < self.trusted < 1),
+            ("kept", "in (0, 1)", 0 < self.kept < 1),
+            ("margin_weight", "of 0 at least", self.margin_weight >= 0),
+            ("min_classes", "of 2 at least", self.min_classes >= 2),
+            ("suspects", "in (0, 1)", 0 < self.suspects < 1),
+            ("min_suspects", "of 1 at least", self.min_suspects >= 1),
+        )
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,7 @@ def second_look(
         first.evidence,
         "foreign-content" if target.carried is None else "common-feature",
         found,
+        tuple(c for c in first.doubtful if not any(f.label == c for f in proven)),
     )
 
 

@@ -23,8 +23,9 @@
    middle, so an end is asked about, too, where a heap proves a class half-heartedly.
 
 A heap that is proven by either is flagged, and nothing anywhere else, so a class can never be thrown away as a whole. No proven heap: no
-evidence. A difference that carries over half-way, heaps very far apart that nothing explains (not even content: what a network without
-them sees in them is their own class, or few others), or a cap that is reached: inconclusive, and nothing is removed.
+evidence. A difference that carries over half-way, or heaps very far apart that nothing explains (not even content: what a network without
+them sees in them is their own class, or few others), make a class doubtful: with no proven class the verdict is inconclusive and nothing is
+removed, beside one it is kept and named. A cap that is reached: inconclusive, too.
 
 `misclassified` (preset `paper`). What the enhanced model misclassifies is clean, the rest is poisoned (Pu et al., 2024).
 """
@@ -38,10 +39,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from meca.errors import check_fields
+
 __all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "caps_of", "evidence", "ranks"]
 
 AGAIN = "again"  # the view that is made of an end, beside those of `enhance`
 FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
+MANY = (
+    20  # samples of a heap, from which on it must show less than all classes to count as spread over them, where there are more classes than samples
+)
 FITTED = 0.995  # share of the samples that the early network fits, from which the order of learning says little: digits with Blend; a sentence, too
 
 Floats = NDArray[np.float64]
@@ -78,6 +84,15 @@ class SplitParams:
     cap_flagged: float  # of all samples: more are not believed
     cap_left: float  # of the smaller of a class's size and the median kept count: fewer may not be left
 
+    def __post_init__(self) -> None:
+        """Refuse numbers with which nothing could be asked, or everything would be flagged."""
+        check_fields(
+            self,
+            ("end", "in [0, 0.2]", 0 <= self.end <= 0.2),
+            ("min_end", "of 1 at least", self.min_end >= 1),
+            ("probe", "of 1 at least", self.probe >= 1),
+        )
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -96,7 +111,7 @@ class Evidence:
     flips: float | None  # see `SplitParams.min_flips`; None where the range is too small to compare its ends
     apart: bool = False  # two heaps with a valley between
     foreign: float | None = None  # see `SplitParams.min_foreign`; None where it was not asked
-    foreign_spread: float | None = None
+    foreign_spread: float | None = None  # None, too, where there are two classes
     end: float | None = None  # share of other pictures that its end alone turns to the class; None where a heap turns as many, and as `flips`
 
 
@@ -113,6 +128,7 @@ class Decision:
     evidence: list[Evidence]
     code: str = "stands-apart"  # why a sample is flagged, a word of the column `reasons` (docs/files.md, "Reasons")
     foreign: Sequence[Any] = ()  # what the second look saw, see `meca.second_look.Foreign`
+    doubtful: tuple[int, ...] = ()  # classes with a part that stands apart, but not enough for a proof; kept, unless the verdict is inconclusive
 
 
 def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: bool = False) -> Evidence:
@@ -217,7 +233,8 @@ def by_two_clusters(
     caps = caps_of(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
     verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
-    return Decision(verdict, reason, flagged, suspicion, target, caps, list(itertools.chain.from_iterable(found)))
+    unproven = tuple(e.label for e in doubtful)
+    return Decision(verdict, reason, flagged, suspicion, target, caps, list(itertools.chain.from_iterable(found)), doubtful=unproven)
 
 
 def _view(margins: dict[str, Floats], side: str, mirrored: bool) -> Floats:
@@ -253,7 +270,8 @@ def _doubtful(e: Evidence, judged: list[Evidence], params: SplitParams) -> bool:
 def _is_content(judged: list[Evidence], params: SplitParams) -> bool:
     """Tell whether every heap of a class that was asked about looks like its own class, or like few others: two kinds of pictures."""
     asked = [e for e in judged if e.foreign is not None]
-    return bool(asked) and all((e.foreign or 0.0) < params.doubt_foreign or (e.foreign_spread or 0.0) < params.doubt_foreign_spread for e in asked)
+    few = [e.foreign_spread is not None and e.foreign_spread < params.doubt_foreign_spread for e in asked]
+    return bool(asked) and all((e.foreign or 0.0) < params.doubt_foreign or alike for e, alike in zip(asked, few, strict=True))
 
 
 def _foreign(e: Evidence, params: SplitParams) -> bool:
@@ -298,7 +316,10 @@ def _ask_without(
         counts = np.bincount(seen[e.mirrored][mine], minlength=classes).astype(np.float64)
         counts[c] = 0
         shares = counts[counts > 0] / max(1.0, counts.sum())
-        spread = float(-(shares * np.log(shares)).sum() / np.log(classes - 1)) if classes > 2 else 0.0
+        # A heap cannot show more classes than it has samples; a very small one shows that it is spread over many by chance alone.
+        most = min(classes - 1, max(MANY, int(counts.sum())))
+        # Of two classes the other one is all that can be seen, which says nothing.
+        spread = float(-(shares * np.log(shares)).sum() / np.log(most)) if classes > 2 else None
         found[c][i] = dataclasses.replace(e, foreign=float(counts.sum() / max(1, len(mine))), foreign_spread=spread)
 
 
@@ -415,7 +436,8 @@ def caps_of(flagged: Bools, labels: Ints, classes: int, params: SplitParams) -> 
     kept = np.bincount(labels[~flagged], minlength=classes)
     present = sizes > 0
     floor = np.minimum(sizes, np.median(kept[present])) if present.any() else sizes
-    left = np.where(present & (floor > 0), kept / np.maximum(floor, 1), 1.0)
+    # Where most classes are gone so is the median, and yet nothing is left of them.
+    left = np.where(present & (floor > 0), kept / np.maximum(floor, 1), np.where(present & (kept == 0), 0.0, 1.0))
     worst = int(left.argmin())
     return [
         {"name": "flagged share of all samples", "value": share, "limit": params.cap_flagged, "holds": share <= params.cap_flagged},

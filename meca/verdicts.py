@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
 
 ACTIONS = {"keep": "kept", "relabel": "relabelled", "remove": "removed", "quarantine": "quarantined"}
 VERDICTS = {"clean", "poisoned", "review"}
+LITTLE_POWER = 0.1  # of the leak test; the gate in params.yaml has a limit of its own
 NOT_SCORES = {"row", "sample_id", "suspicion", "likely_clean"}
 
 
@@ -216,6 +217,7 @@ def summarize(
         "target_class": None if target is None else {"label": target, "name": store.info.class_names[target]},
         "estimated_rate": verdict.get("estimated_rate"),
         "leak": verdict.get("leak"),
+        "leak_power": verdict.get("leak_power"),
         "caps": verdict.get("caps") or [],
         "warnings": _warnings(store, verdicts, classes, verdict, decisions),
         "decisions": None if decisions is None else dict(decisions),
@@ -240,9 +242,7 @@ def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], deci
     flagged = _times(verdicts["verdict"], "poisoned")
     target = verdict.get("target_class")
     leads = "" if target is None else f", leading to class {store.info.class_names[target]!r}"
-    rate = verdict.get("estimated_rate")
-    estimate = "" if not rate else f"; the estimated rate is {rate['value']:.1%} (between {rate['low']:.1%} and {rate['high']:.1%})"
-    return f"Poison was found: {flagged} of {n} training samples carry signs of a backdoor{leads}{estimate}."
+    return f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}) carry signs of a backdoor{leads}; some of them may be clean."
 
 
 def _warnings(
@@ -269,6 +269,18 @@ def _warnings(
             if line["kept"] + line["relabelled_in"] == 0:
                 said.append(f"Class {line['name']!r} is empty after sanitizing: {line['input']} samples came in.")
     said += [f"The cap {cap['name']} does not hold: {cap['value']} against {cap['limit']}." for cap in verdict.get("caps") or [] if not cap["holds"]]
+    if verdict["verdict"] == "poisoned":
+        for label in verdict.get("doubtful") or ():
+            said.append(
+                f"A part of class {store.info.class_names[label]!r} stands apart, too, but not enough to prove anything; it was kept. "
+                "A second trigger would look like this, and so would two kinds of pictures."
+            )
+    power = verdict.get("leak_power")
+    if power is not None and power < LITTLE_POWER:
+        said.append(
+            f"The test of the model for what is left of the backdoor has little power ({power:.1%}): the trigger that was estimated turns few "
+            "images even in a model trained on everything, so a small leak says little."
+        )
     if store.info.n_test == 0:
         said.append("There is no test split: the accuracy of the model is not known.")
     return said

@@ -49,6 +49,7 @@ class Gates:
     min_acc: float
     min_recall: float
     max_leak: float
+    min_leak_power: float
     verdicts: tuple[str, ...]
     max_acc_drop: float
     max_recall_drop: float
@@ -84,6 +85,7 @@ def check(gates: Gates, verdict: Mapping[str, Any], evaluation: Mapping[str, Any
         _at_least("min_acc", "the accuracy on the test split", final.get("acc"), gates.min_acc),
         _at_least("min_recall", "the recall of the worst class on the test split", worst, gates.min_recall),
         _leak(verdict, gates.max_leak),
+        _power(verdict, gates.min_leak_power),
     ]
 
 
@@ -104,6 +106,18 @@ def _leak(verdict: Mapping[str, Any], limit: float) -> Gate:
     return Gate(
         "max_leak", value, limit, holds, f"{what} is {value:.4f}, " + ("at most" if holds else f"{value - limit:.4f} above") + f" {limit:.4g}"
     )
+
+
+def _power(verdict: Mapping[str, Any], limit: float) -> Gate:
+    what, value = "the power of the leak test (what the trigger turns in a model trained on everything)", verdict.get("leak_power")
+    if value is None:
+        holds = verdict["verdict"] != "poisoned" or limit <= 0
+        sentence = f"{what} is not measured" + (", because nothing is suspected" if verdict["verdict"] != "poisoned" else "")
+        return Gate("min_leak_power", None, limit, holds, sentence + ("" if holds else f"; it must be at least {limit:.4g}"))
+    holds = value >= limit
+    how = "at least" if holds else f"{limit - value:.4f} below"
+    sentence = f"{what} is {value:.4f}, {how} {limit:.4g}" + ("" if holds else ": a backdoor could have stayed without being seen")
+    return Gate("min_leak_power", value, limit, holds, sentence)
 
 
 def compare(gates: Gates, challenger: Figures, champion: Figures, version: str) -> list[Gate]:

@@ -142,24 +142,9 @@ def test_dvc_reads_the_same_values(tmp_path: Path) -> None:
 
 def groups() -> dict[str, type]:
     """Return the dataclass of every group that a stage reads."""
-    from meca.engine import EngineParams, Recipe
-    from meca.enhance import EnhanceParams
-    from meca.models import DetectorParams, NetworkParams
-    from meca.partition import PartitionParams
-    from meca.poisoning import PoisonParams
-    from meca.readers import IngestParams
-    from meca.relabel import RelabelParams
-    from meca.report.page import Pictures
-    from meca.second_look import SecondLookParams
-    from meca.split import SplitParams
-    from meca.stages.evaluate import EvaluateParams
-    from meca.stages.publish import PublishParams
+    from meca.stages.parameters import READERS
 
-    return {
-        "ingest": IngestParams, "poison": PoisonParams, "network": NetworkParams, "partition": PartitionParams, "enhance": EnhanceParams,
-        "split": SplitParams, "train_clean": Recipe, "relabel_finetune": RelabelParams, "evaluate": EvaluateParams, "publish": PublishParams,
-        "report": Pictures, "engine": EngineParams, "detector": DetectorParams, "second_look": SecondLookParams,
-    }  # fmt: skip
+    return READERS
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meca.errors import MecaError, UsageError
+from meca.errors import MecaError, UsageError, check_fields
 from meca.files import canonical_json
 from meca.models.compact import compact
 from meca.params import Params
@@ -29,6 +29,10 @@ class NetworkParams:
     stem: Literal["s2d", "conv3", "cifar", "imagenet"]
     width: int  # channels of the first block; compact only
 
+    def __post_init__(self) -> None:
+        """Refuse a network without channels."""
+        check_fields(self, ("width", "of 1 at least", self.width >= 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class DetectorParams:
@@ -37,6 +41,10 @@ class DetectorParams:
     name: Literal["same", "compact", "resnet18", "resnet34", "mobilenet_v2"]
     stem: Literal["s2d", "conv3", "cifar", "imagenet"]
     width: int  # channels of the first block; compact only
+
+    def __post_init__(self) -> None:
+        """Refuse a network without channels."""
+        check_fields(self, ("width", "of 1 at least", self.width >= 1))
 
     def resolve(self, network: NetworkParams) -> NetworkParams:
         """Return the network that detects."""

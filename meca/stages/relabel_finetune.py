@@ -11,6 +11,7 @@ import torch
 from meca.augment import generator
 from meca.engine import EngineParams, predict, prepare, train
 from meca.files import canonical_json, read_json
+from meca.metrics import wilson
 from meca.models import load_model, read_description, save_model
 from meca.relabel import Relabelled, RelabelParams, relabel, transplant, trigger_estimate
 from meca.stages.runtime import Context, main
@@ -39,9 +40,12 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
     save_model(model, description, out)
     content = probabilities.argmax(1)
     leak = _leak(ctx, model, load_model(partition).to(device.name), images, flagged, content, verdict["target_class"], labels, params, out)
-    (out / "verdict.json").write_text(canonical_json(verdict | leak), encoding="utf-8")
     final = _final(earlier, decided, content, verdict["verdict"])
     write_parquet(final, out / "decisions.parquet")
+    k, n = final["verdict"].to_pylist().count("poisoned"), len(labels)  # without the flags that were taken back
+    low, high = wilson(k, n)
+    rate = {} if verdict["verdict"] == "inconclusive" else {"estimated_rate": {"value": k / n, "low": low, "high": high}}
+    (out / "verdict.json").write_text(canonical_json(verdict | rate | leak), encoding="utf-8")
     actions: list[str] = final["action"].to_pylist()
     relabelled = actions.count("relabel")
     ctx.metrics = {"relabelled": relabelled, "kept": actions.count("keep") + relabelled, **leak}
@@ -59,26 +63,29 @@ def _leak(
     params: RelabelParams,
     out: Path,
 ) -> dict[str, float | None]:
-    """Test the final model with the estimated trigger on clean training images of other classes.
+    """Test the final model with the estimated trigger of every flagged class on clean training images of other classes.
 
-    Its power is what the same trigger does to the model of `partition`, which was trained on everything: a test whose power
-    is small says little.
+    The leak is that of the worst class. Its power is what the same trigger does to the model of `partition`, which was trained on
+    everything, and that of the weakest class: a test whose power is small says little. What cannot be tested has none.
     """
-    nothing: dict[str, float | None] = {"leak": None, "leak_power": None}
-    if target is None:
-        return nothing
-    suspects = flagged & (labels == target)
-    others = torch.nonzero(~flagged & (labels != target) & (content != target))[:, 0]
-    if not bool(suspects.any()) or len(others) == 0:
-        return nothing
-    trigger = trigger_estimate(images, suspects, ~flagged, content, int(labels.max()) + 1)
-    write_array(out / "trigger.npy", trigger.cpu().numpy().astype(np.float32))
-    probe = images[others[torch.randperm(len(others), generator=generator(ctx.seed, "leak"))[: params.probe].to(others.device)]]
-    rates: list[float] = []
-    for each in (model, poisoned_model):
-        with_trigger, without = transplant(each, probe, trigger, target)
-        rates.append(round(max(0.0, with_trigger - without), 6))
-    return {"leak": rates[0], "leak_power": rates[1]}
+    tested: list[tuple[float, float]] = []
+    power = 1.0
+    for suspected in sorted({*labels[flagged].tolist()}) if target is not None else ():
+        suspects = flagged & (labels == suspected)
+        others = torch.nonzero(~flagged & (labels != suspected) & (content != suspected))[:, 0]
+        trigger = trigger_estimate(images, suspects, ~flagged, content, int(labels.max()) + 1)
+        if len(others) == 0 or not bool(trigger.any()):  # nothing in common, or nothing that the suspects can be compared with
+            power = 0.0
+            continue
+        if suspected == target:
+            write_array(out / "trigger.npy", trigger.cpu().numpy().astype(np.float32))
+        probe = images[others[torch.randperm(len(others), generator=generator(ctx.seed, "leak"))[: params.probe].to(others.device)]]
+        turned = [transplant(each, probe, trigger, suspected) for each in (model, poisoned_model)]
+        leak, seen = (round(max(0.0, with_trigger - without), 6) for with_trigger, without in turned)
+        tested.append((leak, seen))
+    if not tested:
+        return {"leak": None, "leak_power": None}
+    return {"leak": max(leak for leak, _ in tested), "leak_power": min(power, *(seen for _, seen in tested))}
 
 
 def _final(earlier: pa.Table, decided: Relabelled, content: torch.Tensor, verdict: str) -> pa.Table:

@@ -55,6 +55,7 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
         "verdict": decision.verdict,
         "reason": decision.reason,
         "target_class": decision.target_class,
+        "doubtful": list(decision.doubtful),
         "estimated_rate": {"value": k / n, "low": low, "high": high},
         "caps": decision.caps,
         "leak": None,

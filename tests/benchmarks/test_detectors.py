@@ -57,7 +57,9 @@ def test_features_that_stand_apart_are_found(name):
     assert in_class(found, made, truth) == 1
     labels = made.labels.numpy()
     if name == "spectral":
-        assert [int(found.flagged[labels == c].sum()) for c in (0, 1)] == [int(1.5 * made.rate * (labels == c).sum()) for c in (0, 1)]
+        poisoned = int(truth.sum())
+        assert [int(found.flagged[labels == c].sum()) for c in (0, 1)] == [min(int(1.5 * poisoned), int((labels == c).sum()) // 2) for c in (0, 1)]
+        assert found.flagged[truth].all(), "who knows how much there is finds all of what stands apart"
     else:
         assert np.array_equal(found.flagged[labels == 1], truth[labels == 1])
 

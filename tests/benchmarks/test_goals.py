@@ -25,11 +25,19 @@ def test_each_limit_is_held_against_its_own_figure():
         "attacks that work without a defence": 1, "of these, attacks with 3 seeds": 0, "ASR above the oracle's, mean": 2,
         "ACC below the oracle's, mean": 2, "recall that a class loses, worst class of all runs": 5, "poison found (TPR), mean": 98,
         "false alarms (FPR), mean": 2, "AUROC, mean": 0.99, "no attack: ACC below a plain training, worst": 2, "no attack: removed, worst": 0.5,
-        "cost in plain trainings, worst run": 4.5,
+        "cost in plain trainings, worst run": 4.5, "runs without an answer (inconclusive)": 0,
     }  # fmt: skip
     for what, value in expected.items():
         assert of(rows, what).value == pytest.approx(value), what
     assert [of(rows, what).met for what in ("ASR above the oracle's, mean", "ACC below the oracle's, mean", "AUROC, mean")] == [False, True, True]
+
+
+def test_a_run_without_an_answer_is_no_pass():
+    nothing = {"verdict": "inconclusive", "removed": 0}
+    rows = [run("none", 1, asr_k=None, asr_n=None, no_defence_asr=None, oracle_asr=None, no_defence_acc=None, **nothing)]
+    assert (of(rows, "no attack: removed, worst").value, of(rows, "no attack: removed, worst").met) == (100, False)
+    assert of(rows, "runs without an answer (inconclusive)").met is False
+    assert of([run("badnet", 1), run("badnet", 2, **nothing)], "runs without an answer (inconclusive)").met is False
 
 
 def test_means_weigh_attacks_alike_and_the_worst_run_counts():

@@ -1,5 +1,6 @@
 """The scenarios of a GPU run, on a tiny set and without a GPU."""
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -43,3 +44,10 @@ def test_a_cut_names_parameters_that_exist_and_data_that_is_measured_whole() -> 
     for experiment in (*quality.CUT_GRID.values(), *quality.GPU_GRID.values()):
         with_settings(read_params(PACKAGED), experiment.settings)
     assert {name.split(", ")[0] for name in quality.CUT_GRID} <= set(quality.GRID)
+
+
+def test_a_seed_that_was_looked_at_is_in_the_grid_for_the_other_attacks_alone() -> None:
+    asked = argparse.Namespace(seeds=None, only=["shapes"], attack=None, preset=["default"])
+    found = {(run.attack, run.seed) for run in quality.cells(quality.GRID, asked)}
+    assert {seed for attack, seed in found if attack == "none"} == {20, 22, 23}
+    assert {seed for attack, seed in found if attack == "blend"} == {20, 21, 22}

@@ -8,8 +8,8 @@ from meca.augment import Draws, crop_flip, draw, generator
 from tests.method.tiny import pictures
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 3), (7, 10, 1)], ids=str)
-@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("shape", [(8, 8, 3), (7, 10, 1), (2, 3, 3), (1, 4, 1)], ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 3, 9])  # numpy reflects as often as it takes, too
 def test_the_gather_equals_the_reference_of_each_image(shape: tuple[int, int, int], padding: int) -> None:
     h, w, c = shape
     rng = torch.Generator().manual_seed(0)

@@ -53,6 +53,13 @@ def test_folds_are_halves_of_every_class_and_depend_on_their_generator_alone() -
         assert int(found[labels == c].sum()) == int((labels == c).sum()) // 2
 
 
+def test_a_set_of_which_a_fold_teaches_nothing_is_survived() -> None:
+    images, labels = pictures(64)
+    few = torch.stack([torch.nonzero(labels == c)[0, 0] for c in range(3)])  # one sample of each class: all are in one fold
+    found = enhanced(images[few], SUSPICIOUS[few], labels=labels[few], rounds=2)
+    assert torch.isfinite(found.margin).all() and found.margin.shape == found.called.shape == (3,)
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("side", SIDES)
 def test_the_margin_of_a_sample_never_comes_from_a_network_that_was_taught_it(side: str, first: bool) -> None:

@@ -81,6 +81,15 @@ def test_our_rule_removes_a_clear_suspect_whose_label_is_confirmed_and_takes_bac
     assert found.keep.tolist() == [False, True, True] and found.changed.tolist() == [False, False, True]
 
 
+def test_of_two_classes_half_of_the_probability_is_no_confidence() -> None:
+    probabilities = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.76, 0.24], [0.24, 0.76]])
+    found = relabel(probabilities, torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool), torch.full((4,), 0.6), rule(confidence=0.5))
+    assert found.keep.tolist() == [False, False, True, True] and found.changed.tolist() == [False, False, False, True]
+    three = torch.cat([probabilities, torch.zeros(4, 1)], 1)
+    found = relabel(three, torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool), torch.full((4,), 0.6), rule(confidence=0.5))
+    assert found.keep.all()
+
+
 def planted() -> tuple[Tensor, Tensor, Tensor]:
     """Return pictures of which the first eighth has a white corner, which ones, and what they show."""
     images, content = pictures(1600)

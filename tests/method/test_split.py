@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.split import Again, Decision, Flips, SplitParams, Unseen, by_misclassification, by_two_clusters, evidence
+from meca.split import Again, Decision, Flips, SplitParams, Unseen, by_misclassification, by_two_clusters, caps_of, evidence
 from tests.making import settings
 
 # The laws hold for numbers of their own: those of params.yaml are tuned.
@@ -289,6 +289,53 @@ def test_a_difference_that_carries_over_half_way_is_inconclusive() -> None:
         assert (found.verdict, found.flagged.any()) == (verdict, verdict == "poisoned")
 
 
+@pytest.mark.parametrize("unproven", [dict(apart=14.0), dict(apart=30.0)])
+def test_a_doubtful_class_beside_a_proven_one_is_kept_and_named(unproven: dict[str, float]) -> None:
+    first, trigger = heaps({1: PLANTED})
+    second, other = heaps({3: PLANTED}, 1, **unproven)
+    margins = np.where(LABELS == 3, second, first)
+
+    def flips(label: int, upper: np.ndarray, lower: np.ndarray) -> float:
+        return carries(trigger)(label, upper, lower) if label == 1 else carries(other, PARAMS.doubt_flips)(label, upper, lower)
+
+    found = decide(margins, flips)
+    assert (found.verdict, found.target_class, found.doubtful) == ("poisoned", 1, (3,))
+    assert found.flagged[trigger].all() and not found.flagged[LABELS == 3].any()
+    assert decide(first, carries(trigger)).doubtful == ()
+
+
+def test_of_two_classes_the_other_explains_no_heap() -> None:
+    labels = np.repeat(np.arange(2), 400)
+    rng = np.random.default_rng(0)
+    far = rng.choice(np.flatnonzero(labels == 1), 100, replace=False)
+    margins = rng.normal(-10, 2, len(labels)) + 40 * np.isin(np.arange(len(labels)), far)
+
+    def look(share: float) -> Unseen:
+        seen = labels.copy()
+        seen[far[: int(share * len(far))]] = 0
+        return lambda left_out: [seen for _ in left_out]
+
+    for share, verdict in ((1.0, "inconclusive"), (0.0, "no_evidence")):
+        found = by_two_clusters({"low": margins, "high": rng.normal(-10, 2, len(labels))}, labels, 2, PARAMS, always(0.0), look(share), upper_tenth)
+        assert (found.verdict, found.flagged.any()) == (verdict, False), share
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(30, "poisoned"), (6, "no_evidence")])
+def test_among_many_classes_a_heap_is_spread_if_it_shows_as_many_as_it_can(size: int, verdict: str) -> None:
+    classes, each = 60, 60
+    labels = np.repeat(np.arange(classes), each)
+    rng = np.random.default_rng(0)
+    second = np.isin(np.arange(len(labels)), np.flatnonzero(labels == 1)[:size])
+    margins = rng.normal(-10, 2, len(labels)) + 40 * second
+    seen = labels.copy()
+    seen[second] = rng.permutation(np.delete(np.arange(classes), 1))[:size]  # each looks like a class of its own
+    plain = rng.normal(-10, 2, len(labels))
+    found = by_two_clusters(
+        {"low": margins, "high": plain}, labels, classes, PARAMS, always(0.0), lambda left_out: [seen for _ in left_out], upper_tenth
+    )
+    assert found.verdict == verdict and (verdict != "poisoned" or np.array_equal(found.flagged, second))
+
+
 def test_two_heaps_that_are_close_are_not_believed() -> None:
     margins = heaps({1: PLANTED})[0]
     assert not decide(margins * (PARAMS.min_range / 100), always(1.0), heaps({}, 9)[0] * 0).flagged.any()
@@ -423,6 +470,13 @@ def test_a_class_of_which_too_little_is_left_is_inconclusive() -> None:
     assert found.verdict == "inconclusive" and "what is left of class 2" in found.reason
     assert [cap["holds"] for cap in found.caps] == [True, False]
     assert found.caps[1]["value"] == pytest.approx(0.25, abs=0.03)
+
+
+def test_where_most_classes_are_gone_nothing_is_left_of_them() -> None:
+    labels = np.repeat(np.arange(5), 10)
+    caps = caps_of(labels < 3, labels, 5, PARAMS)
+    assert (caps[1]["value"], caps[1]["holds"]) == (0.0, False)
+    assert caps_of(labels < 0, labels, 7, PARAMS)[1]["value"] == 1.0, "classes that never had a sample are not missed"
 
 
 def test_small_classes_are_not_judged() -> None:

@@ -1,5 +1,7 @@
 """The gates: each is checked, and a refusal says by how much."""
 
+import dataclasses
+
 import pytest
 
 from tasks.registry import Gates, check
@@ -9,12 +11,13 @@ GATES = Gates(
     min_acc=0.9,
     min_recall=0.5,
     max_leak=0.1,
+    min_leak_power=0.2,
     verdicts=("no_evidence", "poisoned"),
     max_acc_drop=0.01,
     max_recall_drop=0.05,
     max_leak_rise=0.02,
 )
-VERDICT = {"verdict": "poisoned", "leak": 0.0}
+VERDICT = {"verdict": "poisoned", "leak": 0.0, "leak_power": 0.2}
 EVALUATION = {"final": {"acc": 0.95, "recall": [0.9, 0.6]}}
 
 
@@ -34,6 +37,8 @@ def test_what_is_at_the_limit_holds():
         ({}, {"recall": [0.9, 0.25]}, "min_recall", "0.2500 below 0.5"),
         ({"leak": 0.4}, {}, "max_leak", "0.3000 above 0.1"),
         ({"leak": None}, {}, "max_leak", "unknown"),
+        ({"leak_power": 0.05}, {}, "min_leak_power", "0.1500 below 0.2: a backdoor could have stayed"),
+        ({"leak_power": None}, {}, "min_leak_power", "not measured; it must be at least 0.2"),
         ({}, {"recall": [0.9, None]}, "min_recall", "no test split"),
     ],
 )
@@ -44,7 +49,12 @@ def test_each_gate_refuses_alone_and_says_the_distance(verdict, final, name, dis
 
 
 def test_a_set_in_which_nothing_is_suspected_has_no_leak_to_refuse():
-    assert failed({"verdict": "no_evidence", "leak": None}, EVALUATION) == {}
+    assert failed({"verdict": "no_evidence", "leak": None, "leak_power": None}, EVALUATION) == {}
+
+
+def test_who_does_not_ask_for_power_gets_what_has_none():
+    gates = dataclasses.replace(GATES, min_leak_power=0.0)
+    assert all(gate.holds for power in (0.0, None) for gate in check(gates, VERDICT | {"leak_power": power}, EVALUATION))
 
 
 def test_without_a_test_split_nothing_is_promoted():

@@ -1,0 +1,47 @@
+"""A number with which a stage could not work, or would answer without having asked, is refused before the first stage."""
+
+from pathlib import Path
+
+import pytest
+
+from meca.errors import UsageError
+from meca.params import PRESETS
+from meca.pipeline import clean
+from meca.stages.parameters import validate
+from tests.making import make_folder, settings
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_ships_is_accepted(preset: str) -> None:
+    validate(settings(preset=preset))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("partition.signals", ["kll"], "[partition] expected signals to be one or both of kl, loss, got"),
+        ("partition.signals", [], "expected signals to be one or both"),
+        ("partition.masks", 0, "expected masks of 1 at least, got 0"),
+        ("partition.patch", 0, "expected patch of 1 at least, got 0"),
+        ("partition.alpha", 7.0, "expected alpha in [0, 1], got 7.0"),
+        ("enhance.rounds", 0, "[enhance] expected rounds of 1 at least, got 0"),
+        ("enhance.plain", 4.0, "expected plain in (0, 1), got 4.0"),
+        ("enhance.core", 0.0, "expected core in (0, 1), got 0.0"),
+        ("split.probe", 0, "[split] expected probe of 1 at least, got 0"),
+        ("split.min_end", 0, "expected min_end of 1 at least, got 0"),
+        ("split.end", 0.6, "expected end in [0, 0.2], got 0.6"),
+        ("second_look.kept", 1.5, "[second_look] expected kept in (0, 1), got 1.5"),
+        ("second_look.suspects", 0.0, "expected suspects in (0, 1), got 0.0"),
+        ("relabel_finetune.probe", 0, "[relabel_finetune] expected probe of 1 at least, got 0"),
+        ("network.width", 0, "[network] expected width of 1 at least, got 0"),
+        ("detector.width", -1, "[detector] expected width of 1 at least, got -1"),
+        ("split.rule", "misclassified", "expected split.rule 'two_clusters' with enhance.method 'two_outputs', got 'misclassified'"),
+        ("enhance.method", "unlearn", "expected split.rule 'misclassified' with enhance.method 'unlearn', got 'two_clusters'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_stage(field: str, value: object, sentence: str, tmp_path: Path) -> None:
+    make_folder(tmp_path / "in")
+    with pytest.raises(UsageError) as refused:
+        clean(str(tmp_path / "in"), tmp_path / "out", settings(**{field.replace(".", "__"): value}))
+    assert sentence in str(refused.value)
+    assert not list(tmp_path.rglob("*.parquet")) and not (tmp_path / "out").exists()
