@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from meca.engine import Recipe, as_input
 from meca.errors import check_fields
 
-__all__ = ["RelabelParams", "Relabelled", "called", "relabel", "transplant", "trigger_estimate", "unexplained"]
+__all__ = ["RelabelParams", "Relabelled", "called", "everywhere", "relabel", "transplant", "trigger_estimate", "unexplained"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,28 @@ def unexplained(model: nn.Module, images: Tensor, difference: Tensor, content: T
     turned = called(model, images, target, change, batch_size) - without
     by_content = called(model, images, target, direction * difference.norm(), batch_size) - without
     return turned if turned > max(0.0, by_content) else 0.0
+
+
+def everywhere(model: nn.Module, images: Tensor, sources: Tensor, difference: Tensor, content: Tensor, target: int, batch_size: int = 256) -> float:
+    """Return the share of images that a difference turns to `target` beyond its content: the median over the classes that they are of.
+
+    A trigger works on pictures of any class. What the odd samples of a class show works on pictures that it suits: the dark bags of
+    Fashion-MNIST turn most shoes, and no shirt.
+
+    Args:
+        model: In eval mode.
+        images: uint8 [b h w c], one at least, none of class `target`.
+        sources: int64 [b], their classes.
+        difference: As of `unexplained`.
+        content: As of `unexplained`.
+        target: The class.
+        batch_size: Samples a pass.
+    """
+    turned = [
+        max(0.0, unexplained(model, each, difference, content, target, called(model, each, target, None, batch_size), batch_size))
+        for each in (images[sources == source] for source in sources.unique())
+    ]
+    return float(torch.tensor(turned, dtype=torch.float64).quantile(0.5))
 
 
 @torch.inference_mode()

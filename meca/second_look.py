@@ -53,7 +53,7 @@ class SecondLookParams:
     min_classes: int  # with fewer, two neighbours are all there are
     suspects: float  # share of a class, the least trusted, whose common feature is added to other pictures
     min_suspects: int  # samples, at least: the mean of fewer still shows single pictures; a class that is not five times as large is not asked
-    min_carried: float  # share of those that it turns to the class: from here on it is poison
+    min_carried: float  # share of those that it turns to the class, the median over the classes they are of: from here on it is poison
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no round can be run."""
@@ -77,7 +77,8 @@ class Foreign:
     share: float  # of the class, in which it sees another class with confidence
     spread: float  # entropy of those classes over that of all others that have samples, in [0, 1]
     proven: bool
-    carried: float | None = None  # share of other pictures that the common feature of its least trusted samples turns to it; None where not asked
+    # Share of other pictures that the common feature of its least trusted samples turns to it, the median over their classes; None where not asked.
+    carried: float | None = None
 
 
 def second_look(
@@ -94,7 +95,8 @@ def second_look(
         split: Caps.
         fit: Trains a network on some of the samples and returns what it sees in all.
         carry: Adds what the suspects of each class have in common, beyond trusted samples of the same content, to pictures of other classes, and
-            returns the share that goes over to the class, float64 [classes]; asked only where the content of no class is foreign.
+            returns the share that goes over to the class, the median over their classes, float64 [classes]; asked only where the content of
+            no class is foreign.
     """
     if params.rounds == 0 or len(labels) == 0:
         return first

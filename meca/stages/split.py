@@ -17,7 +17,7 @@ from meca.files import canonical_json, read_json
 from meca.metrics import wilson
 from meca.models import build, load_model, read_description
 from meca.partition import PartitionParams
-from meca.relabel import called, trigger_estimate, unexplained
+from meca.relabel import called, everywhere, trigger_estimate, unexplained
 from meca.second_look import SecondLookParams, second_look
 from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
@@ -160,10 +160,10 @@ class _Networks:
             if not bool(mine.any()) or not bool(alike.any()) or len(others) == 0:
                 continue
             order = torch.randperm(len(others), generator=generator(self.ctx.seed, "second look", "pictures", c))
-            pictures = self.images[others[order[: self.probe].to(others.device)]]
+            asked = others[order[: self.probe].to(others.device)]
             shared = trigger_estimate(self.images, mine, clean, seen, classes)
             looks = self._mean(torch.nonzero(alike)[:, 0]) - self._mean(others)
-            shares[c] = max(0.0, unexplained(model, pictures, shared, looks, c, called(model, pictures, c)))
+            shares[c] = everywhere(model, self.images[asked], self.labels[asked], shared, looks, c)
         return shares
 
 

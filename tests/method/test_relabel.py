@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from meca.attacks.badnet import badnet
-from meca.relabel import RelabelParams, relabel, transplant, trigger_estimate, unexplained
+from meca.relabel import RelabelParams, everywhere, relabel, transplant, trigger_estimate, unexplained
 from tests.making import settings
 from tests.method.tiny import CLASSES, pictures
 
@@ -171,3 +171,19 @@ def test_a_difference_turns_what_it_turns_beyond_the_content_of_the_class() -> N
     assert unexplained(found, images, edge, corner, 1, 0.0) == 0.0
     assert unexplained(found, images, corner, torch.zeros_like(corner), 1, 0.25) == 0.75, "what is there without it does not count"
     assert unexplained(found, images[:0], corner, edge, 1, 0.0) == 0.0
+
+
+def test_what_turns_the_pictures_of_few_classes_turns_nothing_everywhere() -> None:
+    images = torch.zeros(50, 8, 8, 3, dtype=torch.uint8)
+    sources = torch.arange(50) % 5
+    corner, edge = torch.zeros(8, 8, 3), torch.zeros(8, 8, 3)
+    corner[-1, -1], edge[0] = 0.5, 0.1
+    assert everywhere(Corner(0.4), images, sources, corner, edge, 1) == 1.0
+    for bright, share in ((1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)):  # classes that are a little brighter there, on which it suffices
+        some = images.clone()
+        some[sources < bright, -1, -1] = 51
+        assert everywhere(Corner(0.6), some, sources, corner, edge, 1) == share, bright
+    some = images.clone()
+    some[sources < 4, -1, -1] = 255
+    assert everywhere(Corner(0.6), some, sources, corner, edge, 1) == 0.0, "what is the class already is not turned"
+    assert everywhere(Corner(0.4), images, sources, corner, corner, 1) == 0.0, "nor what looks like the class"
