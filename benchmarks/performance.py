@@ -75,7 +75,7 @@ TABLES: dict[str, tuple[str, Columns]] = {
         "what": _name, "ours": _value, "other arm": _of("other"), "ratio": _interval, "wanted": _wanted, "pairs": _of("n"),
         "to": lambda row: cell(row["ratio_to"]), "notes": lambda row: cell(row.get("notes")),
     }),
-    "stage": ("The five stages of preset `default`", {
+    "stage": ("The five stages of preset `default`, where the first look proves the trigger", {
         "stage": _name, "seconds": _value, "floor": _of("floor"), "target": _target, "share": lambda row: percent(row.get("mfu"), 0),
         "pictures a second": _of("samples_per_s"), "peak MiB": _of("peak_mib"), "runs": _of("n"),
     }),
