@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ATTACK_KEYS", "BINS", "ROC_AT", "accuracy", "attack_figures", "attack_success", "detection", "separation", "wilson"]
+__all__ = ["ATTACK_KEYS", "BINS", "ROC_AT", "accuracy", "attack_figures", "attack_success", "detection", "separation", "share", "wilson"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -34,6 +34,12 @@ def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
     centre = (q + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(q * (1 - q) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share(k: int, n: int) -> dict[str, float]:
+    """Return `{value, low, high}`: k of n, at least 1, with its Wilson interval."""
+    low, high = wilson(k, n)
+    return {"value": k / n, "low": low, "high": high}
 
 
 def accuracy(predicted: Ints, labels: Ints, classes: int) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def unexplained(model: nn.Module, images: Tensor, difference: Tensor, content: T
 def everywhere(model: nn.Module, images: Tensor, sources: Tensor, difference: Tensor, content: Tensor, target: int, batch_size: int = 256) -> float:
     """Return the share of images that a difference turns to `target` beyond its content: the median over the classes that they are of.
 
-    A trigger works on pictures of any class. What the odd samples of a class show works on pictures that it suits: the dark bags of
+    A trigger works on pictures of any class. What the odd samples of a class show works on pictures that it suits: the odd bags of
     Fashion-MNIST turn most shoes, and no shirt.
 
     Args:

@@ -45,9 +45,7 @@ __all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_tw
 
 AGAIN = "again"  # the view that is made of an end, beside those of `enhance`
 FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
-MANY = (
-    20  # samples of a heap, from which on it must show less than all classes to count as spread over them, where there are more classes than samples
-)
+MANY = 20  # samples of a heap: fewer show by chance alone as many classes as they can, which is then no sign of poison
 FITTED = 0.995  # share of the samples that the early network fits, from which the order of learning says little: digits with Blend; a sentence, too
 
 Floats = NDArray[np.float64]
@@ -316,7 +314,7 @@ def _ask_without(
         counts = np.bincount(seen[e.mirrored][mine], minlength=classes).astype(np.float64)
         counts[c] = 0
         shares = counts[counts > 0] / max(1.0, counts.sum())
-        # A heap cannot show more classes than it has samples; a very small one shows that it is spread over many by chance alone.
+        # A heap cannot show more classes than it has samples.
         most = min(classes - 1, max(MANY, int(counts.sum())))
         # Of two classes the other one is all that can be seen, which says nothing.
         spread = float(-(shares * np.log(shares)).sum() / np.log(most)) if classes > 2 else None

@@ -11,7 +11,7 @@ import torch
 from meca.augment import generator
 from meca.engine import EngineParams, predict, prepare, train
 from meca.files import canonical_json, read_json
-from meca.metrics import wilson
+from meca.metrics import share
 from meca.models import load_model, read_description, save_model
 from meca.relabel import Relabelled, RelabelParams, relabel, transplant, trigger_estimate
 from meca.stages.runtime import Context, main
@@ -42,10 +42,9 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
     leak = _leak(ctx, model, load_model(partition).to(device.name), images, flagged, content, verdict["target_class"], labels, params, out)
     final = _final(earlier, decided, content, verdict["verdict"])
     write_parquet(final, out / "decisions.parquet")
-    k, n = final["verdict"].to_pylist().count("poisoned"), len(labels)  # without the flags that were taken back
-    low, high = wilson(k, n)
-    rate = {} if verdict["verdict"] == "inconclusive" else {"estimated_rate": {"value": k / n, "low": low, "high": high}}
-    (out / "verdict.json").write_text(canonical_json(verdict | rate | leak), encoding="utf-8")
+    if verdict["verdict"] != "inconclusive":  # without the flags that were taken back
+        verdict["estimated_rate"] = share(final["verdict"].to_pylist().count("poisoned"), len(labels))
+    (out / "verdict.json").write_text(canonical_json(verdict | leak), encoding="utf-8")
     actions: list[str] = final["action"].to_pylist()
     relabelled = actions.count("relabel")
     ctx.metrics = {"relabelled": relabelled, "kept": actions.count("keep") + relabelled, **leak}

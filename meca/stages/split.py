@@ -14,7 +14,7 @@ from meca.augment import generator
 from meca.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
 from meca.enhance import SIDES, EnhanceParams, two_outputs
 from meca.files import canonical_json, read_json
-from meca.metrics import wilson
+from meca.metrics import share
 from meca.models import build, load_model, read_description
 from meca.partition import PartitionParams
 from meca.relabel import called, everywhere, trigger_estimate, unexplained
@@ -50,13 +50,12 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
         _decisions(data_ids=scores_table(data, {}), labels=labels, decision=decision, predicted=predicted, early=early), out / "decisions.parquet"
     )
     n, k = len(labels), int(decision.flagged.sum())
-    low, high = wilson(k, n)
     verdict: dict[str, Any] = {
         "verdict": decision.verdict,
         "reason": decision.reason,
         "target_class": decision.target_class,
         "doubtful": list(decision.doubtful),
-        "estimated_rate": {"value": k / n, "low": low, "high": high},
+        "estimated_rate": share(k, n),
         "caps": decision.caps,
         "leak": None,
         "evidence": [
