@@ -38,7 +38,7 @@ from meca.enhance import SIDES, EnhanceParams, suspects_first, two_outputs
 from meca.models import DetectorParams, build
 from meca.params import Params
 from meca.partition import PartitionParams, choose, main_axis, signals, suspicion
-from meca.relabel import RelabelParams, relabel, transplant
+from meca.relabel import RelabelParams, called, relabel
 from meca.scoring import patch_masks, score
 from meca.split import SplitParams, by_two_clusters
 
@@ -90,7 +90,7 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     def flips(label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
         others = torch.nonzero(labels != label)[:1000, 0]
         first, second = (images[torch.from_numpy(rows).to(device)].float().mean(0) for rows in (suspects, rest))
-        return transplant(early, images[others], (first - second) / 255, label)[0]
+        return called(early, images[others], label, (first - second) / 255)
 
     def unseen(left_out: list[np.ndarray]) -> list[np.ndarray]:
         def look(number: int, without: np.ndarray) -> np.ndarray:

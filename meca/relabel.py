@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from meca.engine import Recipe, as_input
 from meca.errors import check_fields
 
-__all__ = ["RelabelParams", "Relabelled", "called", "everywhere", "relabel", "transplant", "trigger_estimate", "unexplained"]
+__all__ = ["RelabelParams", "Relabelled", "called", "everywhere", "relabel", "trigger_estimate", "unexplained"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RelabelParams:
     recipe: Recipe
     confidence: float  # of the clean model, in [0, 1], below which a flagged sample is removed; of two classes, of what is above one half
     remove_above: float  # suspicion from which a flagged sample is removed although the clean model confirms its label
-    probe: int  # samples of other classes that carry the estimated trigger in the leak test
+    probe: int  # samples of other classes in the leak test
 
     def __post_init__(self) -> None:
         """Refuse a test that asks nobody."""
@@ -82,19 +82,6 @@ def trigger_estimate(images: Tensor, flagged: Tensor, clean: Tensor, content: Te
     return (suspects - matched / max(weight, 1e-9)) / 255 if weight > 0 else torch.zeros_like(suspects)
 
 
-def transplant(model: nn.Module, images: Tensor, trigger: Tensor, target: int, batch_size: int = 256) -> tuple[float, float]:
-    """Return the share of images that the model calls `target` with the estimated trigger added, and without.
-
-    Args:
-        model: In eval mode.
-        images: uint8 [b h w c], none of class `target`.
-        trigger: float32 [h w c], see `trigger_estimate`.
-        target: The class.
-        batch_size: Samples a pass.
-    """
-    return called(model, images, target, trigger, batch_size), called(model, images, target, None, batch_size)
-
-
 def unexplained(model: nn.Module, images: Tensor, difference: Tensor, content: Tensor, target: int, without: float, batch_size: int = 256) -> float:
     """Return the share of images that a difference turns to `target`, 0 where the content of the class explains it.
 
@@ -141,7 +128,15 @@ def everywhere(model: nn.Module, images: Tensor, sources: Tensor, difference: Te
 
 @torch.inference_mode()
 def called(model: nn.Module, images: Tensor, target: int, added: Tensor | None = None, batch_size: int = 256) -> float:
-    """Return the share of images that the model calls `target`, 0 where there are none; arguments as of `transplant`."""
+    """Return the share of images that the model calls `target`, 0 where there are none.
+
+    Args:
+        model: In eval mode.
+        images: uint8 [b h w c].
+        target: The class.
+        added: float32 [h w c] in [-1, 1], what is added to every image.
+        batch_size: Samples a pass.
+    """
     count, delta = 0, None if added is None else added.permute(2, 0, 1)
     for i in range(0, len(images), batch_size):
         x = as_input(images[i : i + batch_size])

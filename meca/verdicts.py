@@ -278,7 +278,7 @@ def _warnings(
     power = verdict.get("leak_power")
     if power is not None and power < LITTLE_POWER:
         said.append(
-            f"The test of the model for what is left of the backdoor has little power ({power:.1%}): the trigger that was estimated turns few "
+            f"The test of the model for what is left of the backdoor has little power ({power:.1%}): what the flagged samples carry turns few "
             "images even in a model trained on everything, so a small leak says little."
         )
     if store.info.n_test == 0:

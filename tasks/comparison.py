@@ -1,4 +1,4 @@
-"""One model on one body of evidence: the test split, and the trigger that was estimated, of a finished run.
+"""One model on one body of evidence: the test split, and what the suspects carry, of a finished run.
 
 Champion and challenger are measured here by the same code on the same pictures; figures that each brought along from its
 own data would not speak of the same thing.
@@ -29,7 +29,7 @@ class Evidence:
 
     store: Path
     split: Path  # who was flagged first
-    final: Path  # folder of the last stage: what the clean model sees, the verdict, the estimated trigger
+    final: Path  # folder of the last stage: what the clean model sees, and the verdict
     seed: int
     probe: int  # pictures that the test for a leak took at most
 
@@ -85,23 +85,21 @@ def measure(model: Path, evidence: Evidence) -> Figures:
 
 
 def _leak(network: "torch.nn.Module", store: "Store", evidence: Evidence, device: str) -> float | None:
-    """Return what stage `relabel_finetune` calls the leak, on the very pictures that it took; None where it had no trigger."""
+    """Return what stage `relabel_finetune` calls the leak, on the very pictures that it took; None where it tested nothing."""
     import numpy as np
     import torch
 
-    from meca.augment import generator
-    from meca.relabel import transplant
+    from meca.leak import carried, case
     from meca.stages.tensors import column, read_rows
 
-    verdict, n = read_json(evidence.final / "verdict.json"), store.info.n_train
-    if verdict.get("leak") is None or not (evidence.final / "trigger.npy").is_file():
+    if read_json(evidence.final / "verdict.json").get("leak") is None:
         return None
-    target = int(verdict["target_class"])
-    flagged = np.array([word != "clean" for word in read_rows(evidence.split / "decisions.parquet", ["verdict"], n)["verdict"].to_pylist()])
-    seen, labels = column(evidence.final / "decisions.parquet", "clean_pred", n), store.labels[store.train]
-    others = torch.from_numpy(np.flatnonzero(~flagged & (labels != target) & (seen != target)))
-    chosen = others[torch.randperm(len(others), generator=generator(evidence.seed, "leak"))[: evidence.probe]].numpy()
-    pictures = torch.from_numpy(store.pixels(store.train)[chosen]).to(device)
-    trigger = torch.from_numpy(np.load(evidence.final / "trigger.npy", allow_pickle=False)).to(device)
-    with_trigger, without = transplant(network, pictures, trigger, target)
-    return round(max(0.0, with_trigger - without), 6)
+    n = store.info.n_train
+    words = read_rows(evidence.split / "decisions.parquet", ["verdict"], n)["verdict"].to_pylist()
+    images = torch.from_numpy(store.pixels(store.train)).to(device)
+    flagged = torch.tensor([word != "clean" for word in words], device=device)
+    labels = torch.from_numpy(np.array(store.labels[store.train], dtype=np.int64)).to(device)
+    content = torch.from_numpy(column(evidence.final / "decisions.parquet", "clean_pred", n).astype(np.int64)).to(device)
+    classes = int(labels.max()) + 1
+    tests = [case(images, labels, flagged, content, target, classes, evidence.seed, evidence.probe) for target in sorted({*labels[flagged].tolist()})]
+    return max((round(carried(network, test), 6) for test in tests if test is not None), default=None)

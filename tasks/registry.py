@@ -109,7 +109,7 @@ def _leak(verdict: Mapping[str, Any], limit: float) -> Gate:
 
 
 def _power(verdict: Mapping[str, Any], limit: float) -> Gate:
-    what, value = "the power of the leak test (what the trigger turns in a model trained on everything)", verdict.get("leak_power")
+    what, value = "the power of the leak test (what the flagged samples carry turns in a model trained on everything)", verdict.get("leak_power")
     if value is None:
         holds = verdict["verdict"] != "poisoned" or limit <= 0
         sentence = f"{what} is not measured" + (", because nothing is suspected" if verdict["verdict"] != "poisoned" else "")

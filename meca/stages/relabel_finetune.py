@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from meca.augment import generator
 from meca.engine import EngineParams, predict, prepare, train
 from meca.files import canonical_json, read_json
+from meca.leak import carried, case
 from meca.metrics import share
 from meca.models import load_model, read_description, save_model
-from meca.relabel import Relabelled, RelabelParams, relabel, transplant, trigger_estimate
+from meca.relabel import Relabelled, RelabelParams, relabel
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import epoch_notes, open_train, read_rows
 from meca.store import write_array, write_parquet
@@ -62,26 +62,21 @@ def _leak(
     params: RelabelParams,
     out: Path,
 ) -> dict[str, float | None]:
-    """Test the final model with the estimated trigger of every flagged class on clean training images of other classes.
+    """Test the final model for every flagged class with what its suspects carry.
 
-    The leak is that of the worst class. Its power is what the same trigger does to the model of `partition`, which was trained on
+    The leak is that of the worst class. Its power is what the same pictures show of the model of `partition`, which was trained on
     everything, and that of the weakest class: a test whose power is small says little. What cannot be tested has none.
     """
     tested: list[tuple[float, float]] = []
     power = 1.0
     for suspected in sorted({*labels[flagged].tolist()}) if target is not None else ():
-        suspects = flagged & (labels == suspected)
-        others = torch.nonzero(~flagged & (labels != suspected) & (content != suspected))[:, 0]
-        trigger = trigger_estimate(images, suspects, ~flagged, content, int(labels.max()) + 1)
-        if len(others) == 0 or not bool(trigger.any()):  # nothing in common, or nothing that the suspects can be compared with
+        test = case(images, labels, flagged, content, suspected, int(labels.max()) + 1, ctx.seed, params.probe)
+        if test is None:
             power = 0.0
             continue
         if suspected == target:
-            write_array(out / "trigger.npy", trigger.cpu().numpy().astype(np.float32))
-        probe = images[others[torch.randperm(len(others), generator=generator(ctx.seed, "leak"))[: params.probe].to(others.device)]]
-        turned = [transplant(each, probe, trigger, suspected) for each in (model, poisoned_model)]
-        leak, seen = (round(max(0.0, with_trigger - without), 6) for with_trigger, without in turned)
-        tested.append((leak, seen))
+            write_array(out / "trigger.npy", test.trigger.cpu().numpy().astype(np.float32))
+        tested.append((round(carried(model, test), 6), round(carried(poisoned_model, test), 6)))
     if not tested:
         return {"leak": None, "leak_power": None}
     return {"leak": max(leak for leak, _ in tested), "leak_power": min(power, *(seen for _, seen in tested))}

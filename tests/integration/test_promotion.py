@@ -357,7 +357,7 @@ def test_the_command_promotes_undoes_and_tells(make, capsys):
 
 
 def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
-    import meca.relabel
+    import meca.leak
     from meca.params import PACKAGED
     from meca.progress import Progress
     from meca.relabel import RelabelParams
@@ -377,15 +377,15 @@ def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
     params = dataclasses.replace(read_params(PACKAGED).group("relabel_finetune", RelabelParams), probe=4)
     seen = torch.where((labels == 0) & (torch.arange(n) % 2 == 0), 1, labels)
     assert int((~flagged & (labels != 1) & (seen != 1)).sum()) > 2 * params.probe
-    taken: list[torch.Tensor] = []
-    real = meca.relabel.transplant
+    taken: list[meca.leak.Case] = []
+    real = meca.leak.carried
 
-    def transplant(network: torch.nn.Module, pictures: torch.Tensor, trigger: torch.Tensor, target: int) -> tuple[float, float]:
-        taken.append(pictures.clone())
-        return real(network, pictures, trigger, target)
+    def carried(network: torch.nn.Module, test: meca.leak.Case) -> float:
+        taken.append(test)
+        return real(network, test)
 
-    monkeypatch.setattr(meca.relabel, "transplant", transplant)
-    monkeypatch.setattr(relabel_finetune, "transplant", transplant)
+    monkeypatch.setattr(meca.leak, "carried", carried)
+    monkeypatch.setattr(relabel_finetune, "carried", carried)
     found = relabel_finetune._leak(ctx, poisoned, model, images, flagged, seen, 1, labels, params, tmp_path / "final")
     (tmp_path / "final" / "verdict.json").write_text(json.dumps({"target_class": 1, **found}))
     rows = {"row": np.arange(n), "verdict": ["poisoned" if f else "clean" for f in flagged.tolist()], "clean_pred": seen.numpy()}
@@ -394,7 +394,9 @@ def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
     evidence = Evidence(store.path, tmp_path / "split", tmp_path / "final", ctx.seed, params.probe)
     assert measure(tmp_path / "poisoned", evidence).leak == found["leak"]
     assert measure(tmp_path / "model", evidence).leak == found["leak_power"]
-    assert len(taken) == 4 and all(torch.equal(pictures, taken[0]) for pictures in taken[1:]) and len(taken[0]) == params.probe
+    shown = [dataclasses.astuple(test) for test in taken]
+    assert len(taken) == 4 and len(taken[0].pictures) == len(taken[0].pasted) == params.probe
+    assert all(torch.equal(*pair) for test in shown[1:] for pair in zip(test[1:], shown[0][1:], strict=True))
     other = colours(tmp_path / "other", size=12)
     with pytest.raises(Incomparable, match="8x8x3, and these are 12x12x3"):
         measure(tmp_path / "model", Evidence(other.path, tmp_path / "split", tmp_path / "final", 0, 10))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from meca.attacks.badnet import badnet
-from meca.relabel import RelabelParams, everywhere, relabel, transplant, trigger_estimate, unexplained
+from meca.relabel import RelabelParams, called, everywhere, relabel, trigger_estimate, unexplained
 from tests.making import settings
 from tests.method.tiny import CLASSES, pictures
 
@@ -142,9 +142,9 @@ def test_the_recovered_trigger_carries_over_to_other_samples(batch_size: int) ->
     trigger = trigger_estimate(images, flagged, ~flagged, content, CLASSES)
     others = images[~flagged & (content != 3)][:40].clone()
     before = others.clone()
-    with_trigger, without = transplant(Corner(0.65), others, trigger, 1, batch_size)
-    assert (with_trigger, without) == (1.0, 0.0)
-    assert transplant(Corner(0.65), others, torch.zeros_like(trigger), 1, batch_size) == (0.0, 0.0)
+    assert called(Corner(0.65), others, 1, trigger, batch_size) == 1.0
+    assert called(Corner(0.65), others, 1, None, batch_size) == 0.0
+    assert called(Corner(0.65), others, 1, torch.zeros_like(trigger), batch_size) == 0.0
     assert torch.equal(others, before)
 
 
@@ -154,8 +154,8 @@ def test_both_shares_count_what_they_say() -> None:
     images[1, -1, -1] = 200
     trigger = torch.zeros(8, 8, 3)
     trigger[-1, -1] = 0.2
-    assert transplant(Corner(0.9), images, trigger, 1) == (0.5, 0.25)
-    assert transplant(Corner(0.9), images[:0], trigger, 1) == (0.0, 0.0)
+    assert (called(Corner(0.9), images, 1, trigger), called(Corner(0.9), images, 1)) == (0.5, 0.25)
+    assert (called(Corner(0.9), images[:0], 1, trigger), called(Corner(0.9), images[:0], 1)) == (0.0, 0.0)
 
 
 def test_a_difference_turns_what_it_turns_beyond_the_content_of_the_class() -> None:

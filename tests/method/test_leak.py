@@ -1,0 +1,128 @@
+"""The test for a leak: it finds triggers that stay and triggers that move, and takes content for neither."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meca.leak import Case, carried, case
+from tests.method.tiny import CLASSES, pictures
+
+N, TARGET = 1200, 1
+
+
+class Quarter(nn.Module):
+    """Calls a picture by its brightest quarter, but class `TARGET` where a square of 2x2 pixels is white, if it has learnt that."""
+
+    def __init__(self, backdoor: bool) -> None:
+        super().__init__()
+        self.backdoor = backdoor
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = F.adaptive_avg_pool2d(x.mean(1, keepdim=True), 2).flatten(1)
+        white = (-F.max_pool2d(-x.amin(1, keepdim=True), 2, 1)).flatten(1).amax(1) > 0.99
+        return logits + 9 * F.one_hot(torch.full((len(x),), TARGET), CLASSES) * (white & self.backdoor)[:, None]
+
+
+def planted(moving: bool, clean_label: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return images, labels, who is flagged and content: 150 suspects of class `TARGET` with a white square at one place or anywhere."""
+    images, content = pictures(N)
+    suspects = torch.nonzero((content == TARGET) if clean_label else (content != TARGET))[:150, 0]
+    rng = torch.Generator().manual_seed(1)
+    for i in suspects.tolist():
+        y, x = torch.randint(0, 7, (2,), generator=rng).tolist() if moving else (6, 6)
+        images[i, y : y + 2, x : x + 2] = 255
+    labels, flagged = content.clone(), torch.zeros(N, dtype=torch.bool)
+    labels[suspects], flagged[suspects] = TARGET, True
+    return images, labels, flagged, content
+
+
+def shown(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, probe: int = 400, seed: int = 0) -> Case:
+    found = case(images, labels, flagged, content, TARGET, CLASSES, seed, probe)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("clean_label", [False, True])
+def test_a_backdoor_is_seen_and_a_clean_model_is_let_through(moving: bool, clean_label: bool) -> None:
+    images, labels, flagged, content = planted(moving, clean_label)
+    before = images.clone()
+    test = shown(images, labels, flagged, content)
+    assert carried(Quarter(True), test) > 0.2
+    assert carried(Quarter(False), test) < 0.04
+    assert torch.equal(images, before)
+
+
+def test_a_trigger_that_moves_is_not_in_the_mean_but_in_the_halves() -> None:
+    test = shown(*planted(moving=True))
+    only_added = dataclasses.replace(test, pasted=test.pictures[:0], control=test.pictures[:0])
+    only_pasted = dataclasses.replace(test, trigger=torch.zeros_like(test.trigger))
+    assert carried(Quarter(True), only_added) < 0.02
+    assert carried(Quarter(True), only_pasted) > 0.2
+
+
+def test_what_the_content_turns_is_taken_off() -> None:
+    images, labels, flagged, content = planted(moving=True, clean_label=True)
+    test = shown(images, labels, flagged, content)
+    by_content = dataclasses.replace(test, trigger=torch.zeros_like(test.trigger), control=test.pictures)
+    assert carried(Quarter(False), by_content) > 0.2, "half of a picture of the target turns others"
+    assert carried(Quarter(False), test) < 0.04
+
+
+def test_every_half_is_pasted_in_turn() -> None:
+    images, labels, flagged, content = planted(moving=False)
+    images[flagged], images[~flagged] = 200, 100
+    test = shown(images, labels, flagged, content, probe=8)
+    under = (test.pasted == 200).all(3)
+    for i, (rows, columns) in enumerate(
+        [(slice(0, 4), slice(0, 8)), (slice(4, 8), slice(0, 8)), (slice(0, 8), slice(0, 4)), (slice(0, 8), slice(4, 8))] * 2
+    ):
+        expected = torch.zeros(8, 8, dtype=torch.bool)
+        expected[rows, columns] = True
+        assert torch.equal(under[i], expected)
+    assert (test.control == 100).all()
+
+
+def test_the_controls_show_what_the_suspects_show_and_are_kept_samples() -> None:
+    images, labels, flagged, content = planted(moving=False)
+    content[flagged] = 2
+    images[:, :, :, 0] = content[:, None, None].to(torch.uint8)
+    images[:, :, :, 1] = torch.where(flagged, 1, 0)[:, None, None].to(torch.uint8)
+    labels[torch.nonzero((content == 2) & ~flagged)[:50, 0]] = 3  # kept, but not what their label says
+    images[:, :, :, 2] = labels[:, None, None].to(torch.uint8)
+    test = shown(images, labels, flagged, content, probe=40)
+    assert test.control[::4, 0, 0].tolist() == [[2, 0, 2]] * 10
+    assert test.pasted[::4, 0, 0].tolist() == [[2, 1, TARGET]] * 10
+
+
+def test_one_seed_draws_the_same_pictures_and_no_more_than_asked() -> None:
+    made = planted(moving=True)
+    first, again, other = (shown(*made, probe=30, seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("pictures", "trigger", "pasted", "control"))
+    assert not torch.equal(first.pictures, other.pictures) and len(first.pictures) == len(first.pasted) == len(first.control) == 30
+
+
+def test_without_anything_to_compare_there_is_no_test() -> None:
+    images, labels, flagged, content = planted(moving=False)
+    assert case(images, labels, flagged, torch.where(flagged, TARGET, content), TARGET, CLASSES, 0, 9) is not None
+    nowhere = torch.where(flagged, 2, torch.where(content == 2, 3, content))
+    assert case(images, labels, flagged, nowhere, TARGET, CLASSES, 0, 9) is None, "no kept sample shows what the suspects show"
+    assert case(images, labels, flagged | (labels != TARGET), content, TARGET, CLASSES, 0, 9) is None, "no picture of another class is kept"
+
+
+def test_what_only_the_mean_can_compare_is_not_pasted() -> None:
+    images, labels, flagged, content = planted(moving=False)
+    content[flagged] = 2
+    labels[(content == 2) & ~flagged] = 3  # shown by kept samples, but none of them is called so
+    test = shown(images, labels, flagged, content)
+    assert len(test.pasted) == len(test.control) == 0
+    assert carried(Quarter(True), test) > 0.2 > 0.04 > carried(Quarter(False), test)
+
+
+def test_a_class_that_a_model_leaves_is_no_leak() -> None:
+    test = shown(*planted(moving=False))
+    swapped = dataclasses.replace(test, trigger=torch.zeros_like(test.trigger), pasted=test.control, control=test.pasted)
+    assert carried(Quarter(True), swapped) == 0.0
