@@ -92,7 +92,7 @@ def cells(plan: Plan) -> list[Cell]:
     Raises:
         UsageError: A value is unknown or out of range, a parameter does not exist, or there is no data at a path.
     """
-    from meca.poisoning import PoisonParams
+    from meca.stages.parameters import validate
 
     _check(plan)
     found: dict[str, Cell] = {}
@@ -106,7 +106,7 @@ def cells(plan: Plan) -> list[Cell]:
                         for rate in plan.rates if attack != "none" else (None,):
                             for share in plan.partition_rates or (None,):
                                 cell = _cell(plan, source, limit, digest, network, preset, seed, attack, rate, share)
-                                cell.params.group("poison", PoisonParams)
+                                validate(cell.params)  # a number that a late stage refuses shows before the first cell
                                 found.setdefault(cell.key, cell)
     names = [cell.name for cell in found.values()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
