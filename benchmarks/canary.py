@@ -188,7 +188,7 @@ def campaign(room: Path) -> Campaign:
         "promote.min_acc": 0.0,
         "promote.min_recall": 0.0,
     }
-    tiny |= {"promote.max_leak": 1.0, "promote.verdicts": json.dumps(["no_evidence", "poisoned", "inconclusive"])}
+    tiny |= {"promote.max_leak": 1.0, "promote.max_leak_of_power": 99.0, "promote.verdicts": json.dumps(["no_evidence", "poisoned", "inconclusive"])}
     settings = [word for name, value in tiny.items() for word in ("--set", f"{name}={value}")]
     data = scene.make_data(room / "data")
     password, token = words["password in MLFLOW_TRACKING_URI"], words["token in MLFLOW_TRACKING_URI"]

@@ -41,6 +41,9 @@ FILES = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "regist
 MAX_BYTES = 4 * 2**30  # of one entry
 
 
+SOME_POWER = 0.1  # of the leak test: a share of less would be a matter of chance with a few thousand pictures
+
+
 @dataclass(frozen=True)
 class Gates:
     """Group `promote` of params.yaml."""
@@ -49,6 +52,7 @@ class Gates:
     min_acc: float
     min_recall: float
     max_leak: float
+    max_leak_of_power: float
     min_leak_power: float
     verdicts: tuple[str, ...]
     max_acc_drop: float
@@ -85,6 +89,7 @@ def check(gates: Gates, verdict: Mapping[str, Any], evaluation: Mapping[str, Any
         _at_least("min_acc", "the accuracy on the test split", final.get("acc"), gates.min_acc),
         _at_least("min_recall", "the recall of the worst class on the test split", worst, gates.min_recall),
         _leak(verdict, gates.max_leak),
+        _left(verdict, gates.max_leak_of_power),
         _power(verdict, gates.min_leak_power),
     ]
 
@@ -106,6 +111,16 @@ def _leak(verdict: Mapping[str, Any], limit: float) -> Gate:
     return Gate(
         "max_leak", value, limit, holds, f"{what} is {value:.4f}, " + ("at most" if holds else f"{value - limit:.4f} above") + f" {limit:.4g}"
     )
+
+
+def _left(verdict: Mapping[str, Any], limit: float) -> Gate:
+    what, leak, power = "the leak of the final model, as a share of the power of the test", verdict.get("leak"), verdict.get("leak_power")
+    if leak is None or power is None:  # the gates beside this one say whether that is a reason to refuse
+        return Gate("max_leak_of_power", None, limit, True, f"{what} is not measured")
+    value = round(leak / max(power, SOME_POWER), 6)
+    holds = value <= limit
+    how = "at most" if holds else f"{value - limit:.4f} above"
+    return Gate("max_leak_of_power", value, limit, holds, f"{what} is {value:.4f}, {how} {limit:.4g}")
 
 
 def _power(verdict: Mapping[str, Any], limit: float) -> Gate:

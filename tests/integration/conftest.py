@@ -22,6 +22,7 @@ SETTINGS = {
     "promote.min_acc": 0.0,
     "promote.min_recall": 0.0,
     "promote.max_leak": 1.0,
+    "promote.max_leak_of_power": 99.0,
     "promote.min_leak_power": 0.0,
     "promote.verdicts": ["no_evidence", "poisoned", "inconclusive"],
 }

@@ -11,6 +11,7 @@ GATES = Gates(
     min_acc=0.9,
     min_recall=0.5,
     max_leak=0.1,
+    max_leak_of_power=0.2,
     min_leak_power=0.2,
     verdicts=("no_evidence", "poisoned"),
     max_acc_drop=0.01,
@@ -35,7 +36,8 @@ def test_what_is_at_the_limit_holds():
         ({"verdict": "inconclusive"}, {}, "verdicts", "inconclusive"),
         ({}, {"acc": 0.8}, "min_acc", "0.1000 below 0.9"),
         ({}, {"recall": [0.9, 0.25]}, "min_recall", "0.2500 below 0.5"),
-        ({"leak": 0.4}, {}, "max_leak", "0.3000 above 0.1"),
+        ({"leak": 0.15, "leak_power": 0.9}, {}, "max_leak", "0.0500 above 0.1"),
+        ({"leak": 0.06, "leak_power": 0.2}, {}, "max_leak_of_power", "is 0.3000, 0.1000 above 0.2"),
         ({"leak": None}, {}, "max_leak", "unknown"),
         ({"leak_power": 0.05}, {}, "min_leak_power", "0.1500 below 0.2: a backdoor could have stayed"),
         ({"leak_power": None}, {}, "min_leak_power", "not measured; it must be at least 0.2"),
@@ -55,6 +57,15 @@ def test_a_set_in_which_nothing_is_suspected_has_no_leak_to_refuse():
 def test_who_does_not_ask_for_power_gets_what_has_none():
     gates = dataclasses.replace(GATES, min_leak_power=0.0)
     assert all(gate.holds for power in (0.0, None) for gate in check(gates, VERDICT | {"leak_power": power}, EVALUATION))
+
+
+@pytest.mark.parametrize(
+    ("leak", "power", "holds"), [(0.02, 0.0, True), (0.021, 0.05, False), (0.02, 0.1, True), (0.05, 0.25, True), (0.051, 0.25, False)]
+)
+def test_what_is_left_is_a_share_of_the_power_but_not_of_next_to_none(leak, power, holds):
+    gates = dataclasses.replace(GATES, min_leak_power=0.0)
+    found = {gate.name: gate.holds for gate in check(gates, VERDICT | {"leak": leak, "leak_power": power}, EVALUATION)}
+    assert found.pop("max_leak_of_power") == holds and all(found.values())
 
 
 def test_without_a_test_split_nothing_is_promoted():
