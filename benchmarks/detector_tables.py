@@ -39,7 +39,7 @@ def section(rows: Sequence[Row], quality: Sequence[Row]) -> str:
         every = {OURS: ours} | {name: [row for row in mine if row["name"] == name] for name in DETECTORS}
         parts.append(f"### {cell(experiment)}\n")
         for title, pick, scale in TABLES:
-            heads = [f"{cell(attack)}{'' if attack in strong else ' †'}" for attack in attacks]
+            heads = [f"{cell(attack)}{'' if attack in strong or attack == 'none' else ' †'}" for attack in attacks]
             parts.append(f"{title}\n\n| detector | {' | '.join(heads)} | mean |\n|:--|{'--:|' * (len(attacks) + 1)}")
             for name, found in every.items():
                 by_attack = [_mean([pick(row) for row in found if row["attack"] == attack]) for attack in attacks]

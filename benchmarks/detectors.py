@@ -49,7 +49,7 @@ from meca.models import Description, NetworkParams, build
 
 FILE = RESULTS / "detectors.jsonl"
 GRID = {
-    "cifar10-10k": Experiment(CIFAR, EIGHT, seeds=(1,)),
+    "cifar10-10k": Experiment(CIFAR, (*EIGHT, "none"), seeds=(1,)),
     "shapes": Experiment({"ingest.source": "shapes"}, ("badnet", "blend"), seeds=(20,)),
     "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend"), seeds=(2,)),
 }
@@ -254,14 +254,17 @@ def scene_of(folder: Path, settings: dict[str, Any], seed: int, attack: str) -> 
         execute(module, paths_of(module, name, folder), params, None, None, folder / "scratch")
     store = open_store(folder / "data" / "store")
     images, labels = torch.from_numpy(store.pixels(store.train)), torch.from_numpy(np.array(store.labels[store.train]))
-    table = read_parquet(folder / "data" / "truth" / "truth.parquet")
-    marks = {name: table[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover")}
+    if attack == "none":
+        marks = {name: np.zeros(len(labels), dtype=bool) for name in ("is_poisoned", "is_cover")}
+    else:
+        table = read_parquet(folder / "data" / "truth" / "truth.parquet")
+        marks = {name: table[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover")}
     recipe = params.group("train_clean", Recipe)
     description = describe_network(store, images, params.group("network", NetworkParams))
     model = build(description, generator(seed, "train_clean", "init"))
     train(model, images, labels, torch.ones(len(labels), dtype=torch.bool), recipe, seed, "train_clean")
     scene = Scene(images, labels, description, model.eval(), float(marks["is_poisoned"].mean()), seed)
-    return scene, marks | {"targets": read_json(folder / "data" / "truth" / "attack.json")["targets"]}
+    return scene, marks | {"targets": read_json(folder / "data" / "truth" / "attack.json").get("targets")}
 
 
 def judge(found: Found, labels: Tensor, truth: dict[str, Any]) -> dict[str, Any]:

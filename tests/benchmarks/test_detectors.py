@@ -129,6 +129,17 @@ def test_the_network_is_the_reference_of_the_run(tmp_path, monkeypatch):
     assert truth["is_poisoned"].sum() == 10 and made.rate == 0.05
 
 
+def test_a_set_without_an_attack_has_false_alarms_only(tmp_path, monkeypatch):
+    settings = {"ingest.source": "shapes", "ingest.shapes_train": 200, "ingest.shapes_test": 100, "network.width": 8, "train_clean.epochs": 1}
+    monkeypatch.setattr(detectors, "ROOT", PACKAGED.parent)
+    made, truth = detectors.scene_of(tmp_path, settings, 5, "none")
+    assert made.rate == 0 and not truth["is_poisoned"].any()
+    flagged = np.arange(200) < 10
+    assert detectors.judge(detectors.Found(flagged * 1.0, flagged), made.labels, truth) == {
+        "tpr": None, "fpr": 0.05, "auroc": None, "auroc_target": None, "tpr_at": None,
+    }  # fmt: skip
+
+
 def test_every_detector_has_its_line():
     assert tuple(detectors.DETECTORS) == detector_tables.DETECTORS
 
@@ -157,4 +168,8 @@ def test_the_table_has_our_figures_of_the_same_cell_only():
     assert "| meca, default | 97.0/1.0 | 0.0/1.0 | 97.0/1.0 |" in lines  # an attack that does not work is in no mean
     assert "| spectral | 50.0/4.0 | 10.0/4.0 | 50.0/4.0 |" in lines and "| clusters | –/4.0 | not run | –/4.0 |" in lines
     assert "| meca, default | 98.0 | 98.0 | 98.0 |" in lines and "| spectral | 0.750/0.600 | 0.750/0.600 | 0.750/0.600 |" in lines
+    text = detector_tables.section(
+        [row("clusters", "none", tpr=None, fpr=0.3)], [{**ours, "attack": "none", "tpr": None, "fpr": 0.0, "no_defence_asr": None}]
+    )
+    assert "| detector | none | mean |" in text and "| meca, default | –/0.0 |" in text and "| clusters | –/30.0 |" in text
     assert detector_tables.section([], quality) == ""
