@@ -29,7 +29,7 @@ class Case:
     control: Tensor  # uint8, the same under half of a kept sample of the same content
 
 
-def case(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, target: int, classes: int, seed: int, probe: int) -> Case | None:
+def case(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, target: int, seed: int, probe: int) -> Case | None:
     """Return the test for one class; None where there are no pictures for it, or no kept sample shows what a suspect shows.
 
     Args:
@@ -38,10 +38,10 @@ def case(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, targe
         flagged: bool [n], those of `target` are the suspects.
         content: int64 [n], what the clean model sees in each sample.
         target: The class.
-        classes: Number of classes.
         seed: Of the run; the same one draws the same pictures.
         probe: Pictures at most.
     """
+    classes = int(torch.maximum(labels, content).max()) + 1  # the clean model may see a class that no sample is labelled with
     suspects, kept = flagged & (labels == target), ~flagged
     others = torch.nonzero(kept & (labels != target) & (content != target))[:, 0]
     trigger = trigger_estimate(images, suspects, kept, content, classes)
@@ -73,7 +73,7 @@ def carried(model: nn.Module, test: Case, batch_size: int = 256) -> float:
 
 
 def _pasted(pictures: Tensor, halves: Tensor) -> Tensor:
-    """Return the pictures, each under the upper, lower, left or right half of another, in turn: no trigger lies in all four cuts."""
+    """Return the pictures, each under half of another (top, bottom, left, right, in turn): a trigger off the middle lies whole in two of the four."""
     height, width = pictures.shape[1] // 2, pictures.shape[2] // 2
     over = pictures.clone()
     for turn, (rows, columns) in enumerate(

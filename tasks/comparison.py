@@ -100,6 +100,5 @@ def _leak(network: "torch.nn.Module", store: "Store", evidence: Evidence, device
     flagged = torch.tensor([word != "clean" for word in words], device=device)
     labels = torch.from_numpy(np.array(store.labels[store.train], dtype=np.int64)).to(device)
     content = torch.from_numpy(column(evidence.final / "decisions.parquet", "clean_pred", n).astype(np.int64)).to(device)
-    classes = int(labels.max()) + 1
-    tests = [case(images, labels, flagged, content, target, classes, evidence.seed, evidence.probe) for target in sorted({*labels[flagged].tolist()})]
+    tests = [case(images, labels, flagged, content, target, evidence.seed, evidence.probe) for target in sorted({*labels[flagged].tolist()})]
     return max((round(carried(network, test), 6) for test in tests if test is not None), default=None)

@@ -39,8 +39,6 @@ WEIGHTS = ("model.json", "model.safetensors")
 # What an entry of the registry may hold. All else may be code to somebody.
 FILES = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta", *(f"data/model/{name}" for name in WEIGHTS)}
 MAX_BYTES = 4 * 2**30  # of one entry
-
-
 SOME_POWER = 0.1  # of the leak test: a share of less would be a matter of chance with a few thousand pictures
 
 

@@ -70,7 +70,7 @@ def _leak(
     tested: list[tuple[float, float]] = []
     power = 1.0
     for suspected in sorted({*labels[flagged].tolist()}) if target is not None else ():
-        test = case(images, labels, flagged, content, suspected, int(labels.max()) + 1, ctx.seed, params.probe)
+        test = case(images, labels, flagged, content, suspected, ctx.seed, params.probe)
         if test is None:
             power = 0.0
             continue

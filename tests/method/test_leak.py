@@ -40,7 +40,7 @@ def planted(moving: bool, clean_label: bool = False) -> tuple[Tensor, Tensor, Te
 
 
 def shown(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, probe: int = 400, seed: int = 0) -> Case:
-    found = case(images, labels, flagged, content, TARGET, CLASSES, seed, probe)
+    found = case(images, labels, flagged, content, TARGET, seed, probe)
     assert found is not None
     return found
 
@@ -107,10 +107,10 @@ def test_one_seed_draws_the_same_pictures_and_no_more_than_asked() -> None:
 
 def test_without_anything_to_compare_there_is_no_test() -> None:
     images, labels, flagged, content = planted(moving=False)
-    assert case(images, labels, flagged, torch.where(flagged, TARGET, content), TARGET, CLASSES, 0, 9) is not None
+    assert case(images, labels, flagged, torch.where(flagged, TARGET, content), TARGET, 0, 9) is not None
     nowhere = torch.where(flagged, 2, torch.where(content == 2, 3, content))
-    assert case(images, labels, flagged, nowhere, TARGET, CLASSES, 0, 9) is None, "no kept sample shows what the suspects show"
-    assert case(images, labels, flagged | (labels != TARGET), content, TARGET, CLASSES, 0, 9) is None, "no picture of another class is kept"
+    assert case(images, labels, flagged, nowhere, TARGET, 0, 9) is None, "no kept sample shows what the suspects show"
+    assert case(images, labels, flagged | (labels != TARGET), content, TARGET, 0, 9) is None, "no picture of another class is kept"
 
 
 def test_what_only_the_mean_can_compare_is_not_pasted() -> None:
@@ -120,6 +120,13 @@ def test_what_only_the_mean_can_compare_is_not_pasted() -> None:
     test = shown(images, labels, flagged, content)
     assert len(test.pasted) == len(test.control) == 0
     assert carried(Quarter(True), test) > 0.2 > 0.04 > carried(Quarter(False), test)
+
+
+def test_a_class_that_only_the_clean_model_sees_stops_nothing() -> None:
+    images, labels, flagged, content = planted(moving=False)
+    content[flagged] = torch.where(torch.arange(150) % 2 == 0, CLASSES, 2)  # a class without a sample of its own
+    test = shown(images, labels, flagged, content)
+    assert len(test.pasted) == len(test.pictures) and carried(Quarter(True), test) > 0.2
 
 
 def test_a_class_that_a_model_leaves_is_no_leak() -> None:
