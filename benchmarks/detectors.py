@@ -43,6 +43,7 @@ from benchmarks.detector_tables import FALSE_ALARMS
 from benchmarks.operations import RESULTS, ROOT, provenance
 from benchmarks.quality import CIFAR, EIGHT, Experiment
 from meca.augment import generator
+from meca.clusters import smaller_clusters
 from meca.engine import Recipe, as_input, features, predict, train
 from meca.metrics import ROC_AT, detection, separation
 from meca.models import Description, NetworkParams, build
@@ -102,24 +103,10 @@ def clusters(scene: Scene) -> Found:
 
     The suspicion is how much nearer a sample is to the smaller cluster than to the larger, over the distance of the two.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
-
-    values, score, flagged = features(scene.model, scene.images).double().numpy(), *_nothing(scene)
-    for rows in _classes(scene):
-        if len(rows) < 20:
-            continue
-        low = PCA(min(10, values.shape[1]), svd_solver="full").fit_transform(values[rows])
-        means = KMeans(2, n_init=10, random_state=scene.seed)  # pyright: ignore[reportArgumentType]
-        cluster = np.asarray(means.fit_predict(low))
-        centres = np.asarray(means.cluster_centers_)
-        small = int(np.bincount(cluster, minlength=2).argmin())
-        to = np.linalg.norm(low[:, None] - centres[None], axis=2)
-        score[rows] = (to[:, 1 - small] - to[:, small]) / max(float(np.linalg.norm(centres[0] - centres[1])), 1e-12)
-        mine = cluster == small
-        if mine.mean() < SMALLER:
-            flagged[rows[mine]] = True
-    return Found(score, flagged)
+    labels = scene.labels.numpy()
+    small, score = smaller_clusters(features(scene.model, scene.images).double().numpy(), labels, scene.seed)
+    counts, smaller = np.bincount(labels), np.bincount(labels, weights=small)
+    return Found(score, small & (smaller / np.maximum(1, counts) < SMALLER)[labels])
 
 
 def isolation(scene: Scene) -> Found:

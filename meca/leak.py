@@ -32,6 +32,8 @@ class Case:
 def case(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, target: int, seed: int, probe: int) -> Case | None:
     """Return the test for one class; None where there are no pictures for it, or no kept sample shows what a suspect shows.
 
+    The pictures are of all other classes, but of one alone where most suspects that do not show the target show that one (TaCT, all-to-all).
+
     Args:
         images: uint8 [n h w c].
         labels: int64 [n], as given.
@@ -44,6 +46,12 @@ def case(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, targe
     classes = int(torch.maximum(labels, content).max()) + 1  # the clean model may see a class that no sample is labelled with
     suspects, kept = flagged & (labels == target), ~flagged
     others = torch.nonzero(kept & (labels != target) & (content != target))[:, 0]
+    foreign = torch.bincount(content[suspects & (content != target)], minlength=classes)
+    source = int(foreign.argmax())
+    alone = others[(labels[others] == source) & (content[others] == source)]
+    # A trigger may work on pictures of one class only; those of the others would hide that it does.
+    if 2 * int(foreign[source]) > int(foreign.sum()) and len(alone):
+        others = alone
     trigger = trigger_estimate(images, suspects, kept, content, classes)
     if len(others) == 0 or not bool(trigger.any()):
         return None

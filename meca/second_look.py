@@ -16,7 +16,12 @@ says what it sees: it has learnt the trigger, however rare. Only what they have 
 what the content of the class explains does not count.
 
 In such a class all but the better half is flagged. That takes many clean samples
-along; `relabel_finetune` takes those back whose label the clean model confirms. The caps hold for all of it.
+along; `relabel_finetune` takes those back whose label the clean model confirms.
+
+Last, where every class is the target of one other (all-to-all), none of this helps: the poison of a class is of one other class, the trigger turns no
+other pictures to it, and all classes look alike. So the smaller cluster of each class, in the features of the network that was trained on
+everything, is compared with each other class alone (`meca.clusters`). A single class may turn some pictures of a neighbour, which proves nothing;
+half of all classes do so only where a trigger does it. Then those clusters are flagged. The caps hold for all of it.
 """
 
 import dataclasses
@@ -25,6 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meca.clusters import Pairs
 from meca.engine import Recipe
 from meca.errors import check_fields
 from meca.split import Bools, Decision, Floats, Ints, SplitParams, caps_of, ranks
@@ -32,9 +38,11 @@ from meca.split import Bools, Decision, Floats, Ints, SplitParams, caps_of, rank
 __all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
 
 Fit = Callable[[int, Bools], Floats]  # number of the round, samples to train on: probabilities of all samples [n classes]
-Carry = Callable[
-    [Bools, Bools, Ints], Floats
-]  # suspects, trusted samples, content of all samples: share of other pictures that are turned to each class
+# Suspects, trusted samples, content of all samples: share of other pictures that are turned to each class.
+Carry = Callable[[Bools, Bools, Ints], Floats]
+Pair = Callable[[], Pairs]  # the smaller cluster of each class, and what it turns
+
+PAIRED = "paired-cluster"  # as a reason (docs/files.md, "Reasons")
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class SecondLookParams:
     suspects: float  # share of a class, the least trusted, whose common feature is added to other pictures
     min_suspects: int  # samples, at least: the mean of fewer still shows single pictures; a class that is not five times as large is not asked
     min_carried: float  # share of those that it turns to the class, the median over the classes they are of: from here on it is poison
+    cluster: float  # share of a class that its smaller cluster may be, to be asked what it turns: larger ones are kinds of pictures
+    min_paired: float  # share of pictures of one other class that it turns, the median over all classes: each that turns half as many is poison
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no round can be run."""
@@ -66,6 +76,7 @@ class SecondLookParams:
             ("min_classes", "of 2 at least", self.min_classes >= 2),
             ("suspects", "in (0, 1)", 0 < self.suspects < 1),
             ("min_suspects", "of 1 at least", self.min_suspects >= 1),
+            ("cluster", "in [0, 0.5]", 0 <= self.cluster <= 0.5),
         )
 
 
@@ -79,10 +90,11 @@ class Foreign:
     proven: bool
     # Share of other pictures that the common feature of its least trusted samples turns to it, the median over their classes; None where not asked.
     carried: float | None = None
+    paired: float | None = None  # share of pictures of one other class that its smaller cluster turns to it; None where not asked
 
 
 def second_look(
-    first: Decision, margin: Floats, labels: Ints, classes: int, params: SecondLookParams, split: SplitParams, fit: Fit, carry: Carry
+    first: Decision, margin: Floats, labels: Ints, classes: int, params: SecondLookParams, split: SplitParams, fit: Fit, carry: Carry, pair: Pair
 ) -> Decision:
     """Return the decision after a second look, the first one where that finds nothing.
 
@@ -97,6 +109,7 @@ def second_look(
         carry: Adds what the suspects of each class have in common, beyond trusted samples of the same content, to pictures of other classes, and
             returns the share that goes over to the class, the median over their classes, float64 [classes]; asked only where the content of
             no class is foreign.
+        pair: Divides each class into two clusters and tells what the smaller ones turn; asked only where nothing else is proven.
     """
     if params.rounds == 0 or len(labels) == 0:
         return first
@@ -113,39 +126,57 @@ def second_look(
         turned = carry(_least_trusted(order, labels, params), (order < params.kept) & (seen.argmax(1) == labels), seen.argmax(1))
         found = [dataclasses.replace(f, carried=float(t), proven=float(t) >= params.min_carried) for f, t in zip(found, turned, strict=True)]
         proven = [f for f in found if f.proven]
+    pairs: Pairs | None = None
+    if not proven and classes >= params.min_classes:
+        pairs = pair()
+        common = float(np.median(pairs.turned[np.unique(labels)]))
+        found = [
+            dataclasses.replace(f, paired=float(t), proven=common >= params.min_paired and float(t) >= params.min_paired / 2)
+            for f, t in zip(found, pairs.turned, strict=True)
+        ]
+        proven = [f for f in found if f.proven]
     if not proven:
         return dataclasses.replace(first, foreign=found)
-    flagged = np.isin(labels, [f.label for f in proven]) & (order >= params.kept)
+    held = np.isin(labels, [f.label for f in proven])
+    if pairs is None:
+        flagged = held & (order >= params.kept)
+        # Ranks, not probabilities. Those of the flagged stay below the limit from which `relabel_finetune` removes what the clean model confirms:
+        # a picture of another class is not confirmed, and most of what is flagged here is clean.
+        suspicion = np.where(flagged, 0.5 + 0.3 * order, 0.4 * order)
+    else:
+        flagged = held & pairs.small
+        # Clusters are nearly pure, so what lies deep in one is removed, whatever the clean model says of it.
+        suspicion = np.where(flagged, 0.5 + 0.5 * np.clip(pairs.nearer, 0, 1), 0.2 + 0.2 * np.clip(pairs.nearer, -1, 1))
     caps = caps_of(flagged, labels, classes, split)
-    # Ranks, not probabilities. Those of the flagged stay below the limit from which `relabel_finetune` removes what the clean model confirms:
-    # a picture of another class is not confirmed, and most of what is flagged here is clean.
-    suspicion = np.where(flagged, 0.5 + 0.3 * order, 0.4 * order)
-    target = max(proven, key=lambda f: f.share * f.spread if f.carried is None else f.carried)
+    target = max(proven, key=_strength)
     broken = next((cap for cap in caps if not cap["holds"]), None)
+    code, proof = _proof(target, len(proven), int(flagged.sum()))
     if broken is not None:
         verdict = "inconclusive"
         reason = f"{broken['name']} is {broken['value']:.3f}, beyond its limit {broken['limit']:.3f}: so much poison is not believed"
     else:
-        verdict = "poisoned"
-        which = f"class {target.label}" if len(proven) == 1 else f"{len(proven)} classes"
-        proof = (
-            f"a network that was trained on the most trusted part sees many other classes in {target.share:.0%} of {which}"
-            if target.carried is None
-            else f"what the least trusted samples of {which} have in common turns {target.carried:.0%} of other pictures to it"
-        )
-        reason = f"{proof}; the {int(flagged.sum())} samples of it that are trusted least are flagged, clean ones among them"
-    return Decision(
-        verdict,
-        reason,
-        flagged,
-        suspicion,
-        target.label,
-        caps,
-        first.evidence,
-        "foreign-content" if target.carried is None else "common-feature",
-        found,
-        tuple(c for c in first.doubtful if not any(f.label == c for f in proven)),
-    )
+        verdict, reason = "poisoned", proof
+    unproven = tuple(c for c in first.doubtful if not any(f.label == c for f in proven))
+    return Decision(verdict, reason, flagged, suspicion, target.label, caps, first.evidence, code, found, unproven)
+
+
+def _strength(f: Foreign) -> float:
+    return next((share for share in (f.paired, f.carried) if share is not None), f.share * f.spread)
+
+
+def _proof(target: Foreign, count: int, flagged: int) -> tuple[str, str]:
+    """Return the code and the sentence of a proof."""
+    which = f"class {target.label}" if count == 1 else f"{count} classes"
+    if target.paired is not None:
+        sentence = f"in {which} a small cluster turns pictures of one other class to its own, up to {target.paired:.0%} of them"
+        return PAIRED, f"{sentence}: a trigger that changes every class to another; the {flagged} samples of these clusters are flagged"
+    if target.carried is not None:
+        code = "common-feature"
+        sentence = f"what the least trusted samples of {which} have in common turns {target.carried:.0%} of other pictures to it"
+    else:
+        code = "foreign-content"
+        sentence = f"a network that was trained on the most trusted part sees many other classes in {target.share:.0%} of {which}"
+    return code, f"{sentence}; the {flagged} samples of it that are trusted least are flagged, clean ones among them"
 
 
 def foreign_content(seen: Floats, labels: Ints, classes: int, params: SecondLookParams) -> list[Foreign]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 
 from meca.augment import generator
-from meca.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
+from meca.clusters import Pairs, changed_pairs
+from meca.engine import EngineParams, Recipe, features, predict, prepare, side_by_side, train
 from meca.enhance import SIDES, EnhanceParams, two_outputs
 from meca.files import canonical_json, read_json
 from meca.metrics import share
@@ -41,7 +42,17 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
         decision = by_two_clusters(margins, labels, classes, params, networks.flips, networks.unseen, networks.again, _fitted(partition))
         if not decision.flagged.any():
             again = ctx.params.group("second_look", SecondLookParams)
-            decision = second_look(decision, margins["behind"], labels, classes, again, params, partial(networks.fit, again), networks.carry)
+            decision = second_look(
+                decision,
+                margins["behind"],
+                labels,
+                classes,
+                again,
+                params,
+                partial(networks.fit, again),
+                networks.carry,
+                partial(networks.pair, again),
+            )
     else:
         predicted = column(scores, "predicted", len(labels)).astype(np.int64)
         decision = by_misclassification(predicted, column(scores, "suspicion", len(labels)).astype(np.float64), labels, classes)
@@ -144,14 +155,10 @@ class _Networks:
 
     def carry(self, suspects: np.ndarray, trusted: np.ndarray, content: np.ndarray) -> np.ndarray:
         """Return per class the share of other pictures that the common feature of its suspects turns to it, in a network trained on everything."""
-        recipe, classes = self.ctx.params.group("train_clean", Recipe), len(self.description.class_names)
+        classes = len(self.description.class_names)
         if len(suspects) < 2:
             return np.zeros(classes)
-        self.ctx.progress("split: second look", 1, 1, "all samples")
-        model = build(self.description, generator(self.ctx.seed, "second look", "everything")).to(self.device.name)
-        everything, place = torch.ones_like(self.labels, dtype=torch.bool), self.ctx.checkpoints / "everything.safetensors"
-        with self.ctx.timed("train"):
-            train(model, self.images, self.labels, everything, recipe, self.ctx.seed, "second look everything", place, device=self.device)
+        model = self.everything
         flagged, clean, seen = (torch.from_numpy(values).to(self.device.name) for values in (suspects, trusted, content))
         shares = np.zeros(classes)
         for c in range(classes):
@@ -164,6 +171,23 @@ class _Networks:
             looks = self._mean(torch.nonzero(alike)[:, 0]) - self._mean(others)
             shares[c] = everywhere(model, self.images[asked], self.labels[asked], shared, looks, c)
         return shares
+
+    def pair(self, params: SecondLookParams) -> Pairs:
+        """Return the smaller cluster of each class in the features of a network trained on everything, and what it turns."""
+        model, classes = self.everything, len(self.description.class_names)
+        values = features(model, self.images).double().cpu().numpy()
+        return changed_pairs(model, self.images, self.labels, values, classes, params.cluster, params.min_suspects, self.probe, self.ctx.seed)
+
+    @cached_property
+    def everything(self) -> torch.nn.Module:
+        """A network that was trained fully on everything: it has learnt the trigger, however rare."""
+        recipe = self.ctx.params.group("train_clean", Recipe)
+        self.ctx.progress("split: second look", 1, 1, "all samples")
+        model = build(self.description, generator(self.ctx.seed, "second look", "everything")).to(self.device.name)
+        kept, place = torch.ones_like(self.labels, dtype=torch.bool), self.ctx.checkpoints / "everything.safetensors"
+        with self.ctx.timed("train"):
+            train(model, self.images, self.labels, kept, recipe, self.ctx.seed, "second look everything", place, device=self.device)
+        return model.eval()
 
 
 def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predicted: np.ndarray | None, early: np.ndarray) -> pa.Table:

@@ -56,6 +56,35 @@ def test_a_backdoor_is_seen_and_a_clean_model_is_let_through(moving: bool, clean
     assert torch.equal(images, before)
 
 
+class OneSource(Quarter):
+    """A backdoor that works on pictures of class 2 alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        content = F.adaptive_avg_pool2d(x.mean(1, keepdim=True), 2).flatten(1)
+        return torch.where((content.argmax(1) == 2)[:, None], super().forward(x), content)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_trigger_for_one_class_is_tried_on_pictures_of_that_class(moving: bool) -> None:
+    images, labels, flagged, content = planted(moving)
+    flagged &= (content == 2) | (torch.arange(N) % 7 == 0)
+    test = shown(images, labels, flagged, content)
+    assert 2 * int((content[flagged] == 2).sum()) > int(flagged.sum()) > int((content[flagged] == 2).sum()), "most, not all"
+    from_two = {tuple(picture.flatten().tolist()) for picture in images[~flagged & (labels == 2) & (content == 2)]}
+    assert all(tuple(picture.flatten().tolist()) in from_two for picture in test.pictures)
+    assert carried(OneSource(True), test) > 0.3 > 0.04 > carried(OneSource(False), test)
+    everyone = shown(*planted(moving))
+    assert {int(content[(images == picture).flatten(1).all(1)][0]) for picture in everyone.pictures[:100]} == {0, 2, 3}
+    assert carried(OneSource(True), everyone) < carried(OneSource(True), test) / 2
+
+
+def test_a_source_without_a_kept_picture_leaves_the_others_to_be_tried() -> None:
+    images, labels, flagged, content = planted(moving=False)
+    flagged |= (labels == 2) | (labels == 3)
+    content[flagged & (labels == TARGET)] = torch.where(torch.arange(150) < 140, 2, 0)
+    assert len(shown(images, labels, flagged, content).pictures) == min(400, int((~flagged & (labels == 0)).sum()))
+
+
 def test_a_trigger_that_moves_is_not_in_the_mean_but_in_the_halves() -> None:
     test = shown(*planted(moving=True))
     only_added = dataclasses.replace(test, pasted=test.pictures[:0], control=test.pictures[:0])

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from meca.clusters import Pairs
 from meca.relabel import RelabelParams
-from meca.second_look import Carry, Foreign, SecondLookParams, foreign_content, second_look
+from meca.second_look import Carry, Foreign, Pair, SecondLookParams, foreign_content, second_look
 from meca.split import Decision, SplitParams
 from tests.making import settings
 
@@ -17,7 +18,7 @@ LABELS = np.repeat(np.arange(CLASSES), SIZE)
 PARAMS = dataclasses.replace(
     settings().group("second_look", SecondLookParams),
     rounds=3, trusted=0.5, kept=0.6, margin_weight=0.5, confidence=0.7, min_foreign=0.1, over_median=1.5, min_spread=0.9, min_classes=6,
-    suspects=0.1, min_suspects=5, min_carried=0.2,
+    suspects=0.1, min_suspects=5, min_carried=0.2, cluster=0.3, min_paired=0.25,
 )  # fmt: skip
 CAPS = dataclasses.replace(settings().group("split", SplitParams), cap_flagged=0.3, cap_left=0.4)
 FIRST = Decision("no_evidence", "nothing", np.zeros(len(LABELS), bool), np.zeros(len(LABELS)), None, [], [])
@@ -52,10 +53,20 @@ def nothing_in_common(suspects: np.ndarray, trusted: np.ndarray, content: np.nda
     return np.zeros(CLASSES)
 
 
+def no_pairs() -> Pairs:
+    return Pairs(np.zeros(len(LABELS), bool), np.zeros(len(LABELS)), np.zeros(CLASSES))
+
+
 def look(
-    network: Network, margin: np.ndarray, labels: np.ndarray = LABELS, split: SplitParams = CAPS, carry: Carry = nothing_in_common, **changes: Any
+    network: Network,
+    margin: np.ndarray,
+    labels: np.ndarray = LABELS,
+    split: SplitParams = CAPS,
+    carry: Carry = nothing_in_common,
+    pair: Pair = no_pairs,
+    **changes: Any,
 ) -> Decision:
-    return second_look(FIRST, margin, labels, CLASSES, dataclasses.replace(PARAMS, **changes), split, network, carry)
+    return second_look(FIRST, margin, labels, CLASSES, dataclasses.replace(PARAMS, **changes), split, network, carry, pair)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -141,6 +152,61 @@ def test_a_common_feature_of_the_least_trusted_samples_is_asked_about_where_no_c
     assert (quiet.verdict, quiet.flagged.any()) == ("no_evidence", False)
 
 
+def pairs(*turned: float) -> tuple[Pair, np.ndarray]:
+    """Return an answer in which the first tenth of every class is its smaller cluster, and those samples."""
+    small = np.arange(len(LABELS)) % SIZE < SIZE // 10
+    return lambda: Pairs(small, np.where(small, np.linspace(0.1, 1, len(LABELS)), -1.0), np.array(turned)), small
+
+
+def test_small_clusters_that_turn_one_class_to_another_are_poison_where_half_of_all_classes_have_them() -> None:
+    pair, small = pairs(0.5, 0.3, 0.4, 0.125, 0.12, 0.6, 0.0, 0.3)
+    found = look(Network(LABELS), np.random.default_rng(0).normal(0, 1, len(LABELS)), pair=pair)
+    assert (found.verdict, found.target_class, found.code) == ("poisoned", 5, "paired-cluster")
+    assert np.array_equal(found.flagged, small & ~np.isin(LABELS, [4, 6])), "only clusters that do so themselves"
+    assert "in 6 classes" in found.reason and "up to 60%" in found.reason and "the 60 samples" in found.reason
+    assert [f.paired for f in found.foreign] == [0.5, 0.3, 0.4, 0.125, 0.12, 0.6, 0.0, 0.3] and [f.label for f in found.foreign if not f.proven] == [
+        4,
+        6,
+    ]
+    assert found.suspicion[found.flagged].min() > 0.5 > 0.4 >= found.suspicion[~found.flagged].max() and found.suspicion.min() >= 0
+    assert found.suspicion.max() > settings().group("relabel_finetune", RelabelParams).remove_above, "the heart of a cluster is removed at any rate"
+
+
+def test_clusters_of_fewer_classes_are_kinds_of_pictures() -> None:
+    pair, _ = pairs(1.0, 1.0, 1.0, 0.0, 0.24, 0.25, 0.0, 0.0)  # median 0.12
+    found = look(Network(LABELS), np.random.default_rng(0).normal(0, 1, len(LABELS)), pair=pair)
+    assert (found.verdict, found.flagged.any()) == ("no_evidence", False) and [f.paired for f in found.foreign][:3] == [1.0, 1.0, 1.0]
+
+
+def test_a_class_without_samples_says_nothing_about_the_others() -> None:
+    pair, small = pairs(0.5, 0.5, 0.0, 0.0, 0.0, 0.5, 0.5, 0.0)
+    there = ~np.isin(LABELS, [2, 3, 7])
+    labels = LABELS[there]
+
+    def fewer() -> Pairs:
+        found = pair()
+        return Pairs(found.small[there], found.nearer[there], found.turned)
+
+    found = look(Network(labels, labels), np.random.default_rng(0).normal(0, 1, len(labels)), labels, pair=fewer)
+    assert np.array_equal(found.flagged, small[there] & (labels != 4))
+
+
+def test_clusters_are_asked_last_and_not_of_few_classes() -> None:
+    def never(*_: np.ndarray) -> Pairs:
+        raise AssertionError
+
+    shows, margin = planted(0)
+    assert look(Network(shows), margin, pair=never).code == "foreign-content"
+    assert look(Network(LABELS), margin, carry=lambda *_: np.eye(CLASSES)[3], pair=never).code == "common-feature"
+    assert look(Network(LABELS), margin, pair=never, min_classes=CLASSES + 1).verdict == "no_evidence"
+
+
+def test_clusters_beyond_a_cap_are_held_for_a_person() -> None:
+    pair, small = pairs(*[0.5] * CLASSES)
+    found = look(Network(LABELS), np.random.default_rng(0).normal(0, 1, len(LABELS)), split=dataclasses.replace(CAPS, cap_flagged=0.09), pair=pair)
+    assert found.verdict == "inconclusive" and "flagged" in found.reason and np.array_equal(found.flagged, small)
+
+
 def test_of_a_small_class_more_is_asked_about_and_of_a_smaller_one_nothing() -> None:
     labels = np.repeat(np.arange(CLASSES), [24, 25, 40, 100, 100, 100, 100, 100])
     asked: list[np.ndarray] = []
@@ -186,13 +252,15 @@ def test_the_share_and_the_spread_by_hand() -> None:
 def test_an_empty_set_and_an_absent_class_are_survived() -> None:
     nothing = np.zeros(0)
     first = dataclasses.replace(FIRST, flagged=nothing.astype(bool))
-    assert second_look(first, nothing, nothing.astype(np.int64), CLASSES, PARAMS, CAPS, Network(nothing, nothing), nothing_in_common) is first
+    assert (
+        second_look(first, nothing, nothing.astype(np.int64), CLASSES, PARAMS, CAPS, Network(nothing, nothing), nothing_in_common, no_pairs) is first
+    )
     labels = LABELS[LABELS != 5]
     shows, margin = planted(1, labels, content=(0, 1, 3, 4, 6, 7))
-    assert second_look(FIRST, margin, labels, CLASSES, PARAMS, CAPS, Network(shows, labels), nothing_in_common).target_class == 2
+    assert second_look(FIRST, margin, labels, CLASSES, PARAMS, CAPS, Network(shows, labels), nothing_in_common, no_pairs).target_class == 2
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": -1}, {"trusted": 0.0}, {"trusted": 1.0}])
+@pytest.mark.parametrize("wrong", [{"rounds": -1}, {"trusted": 0.0}, {"trusted": 1.0}, {"cluster": 0.6}])
 def test_impossible_numbers_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"expected (rounds|trusted)"):
+    with pytest.raises(ValueError, match=r"expected (rounds|trusted|cluster)"):
         dataclasses.replace(PARAMS, **wrong)

@@ -118,8 +118,25 @@ def test_the_least_trusted_samples_of_a_class_are_asked_what_they_have_in_common
     assert all(0 <= f["carried"] <= 1 and f["proven"] for f in verdict["second_look"])
     assert verdict["target_class"] == max(verdict["second_look"], key=lambda f: f["carried"])["label"]
     assert {row[0] for row in table["reasons"].to_pylist()} == {"common-feature", "with-its-class"}
-    step("split", again := with_inputs("split", finished(), tmp_path / "again"), quick(**asked, second_look__min_carried=1.1))
+    step(
+        "split",
+        again := with_inputs("split", finished(), tmp_path / "again"),
+        quick(**asked, second_look__min_carried=1.1, second_look__min_paired=1.1),
+    )
     assert read(again)[1]["verdict"] == "no_evidence"
+
+
+def test_the_smaller_cluster_of_a_class_is_asked_what_it_turns_where_nothing_else_is_proven(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("split", finished(), tmp_path)
+    asked = {"split__min_range": 1e9, "split__cap_left": 0.0, "second_look__min_foreign": 2.0, "second_look__min_carried": 1.1}
+    step("split", folder, quick(**asked, second_look__min_suspects=2, second_look__cluster=0.5, second_look__min_paired=0.0))
+    table, verdict = read(folder)
+    assert all(0 <= f["paired"] <= 1 and f["proven"] for f in verdict["second_look"])
+    assert verdict["target_class"] == max(verdict["second_look"], key=lambda f: f["paired"])["label"]
+    codes = [row[0] for row in table["reasons"].to_pylist()]
+    assert [code == "paired-cluster" for code in codes] == [word == "poisoned" for word in table["verdict"].to_pylist()]
+    words, labels = np.array(table["verdict"].to_pylist()) != "clean", table["label"].to_numpy()
+    assert (np.bincount(labels, weights=words) <= np.bincount(labels) / 2).all() and words.any()
 
 
 def test_classes_whose_ends_carry_over_are_scored_again_and_the_new_margins_draw_the_line(finished: Finished, tmp_path: Path) -> None:
