@@ -75,7 +75,9 @@ GRID = {
     "shapes, paper with alpha to 0.5": Experiment({"ingest.source": "shapes"} | HALF, ("badnet", "blend", "none"), (1, 4, 5, 6), ("paper",)),
     # With squares of 3 pixels the second target is not learnt; all-to-all has a tenth as much poison for each class.
     "cifar10-10k, red team": Experiment(CIFAR | {"poison.patch_size": 5}, ("two_targets", "fragile_dots", "fragile_grid"), seeds=(1,)),
-    "cifar10-10k, all-to-all, 10 % poison": Experiment(CIFAR | {"poison.patch_size": 5, "poison.rate": 0.1}, ("all_to_all",), seeds=(1,)),
+    "cifar10-10k, all-to-all, 10 % poison": Experiment(CIFAR | {"poison.patch_size": 5, "poison.rate": 0.1}, ("all_to_all",)),
+    "fashion-mnist-20k, all-to-all, 10 % poison": Experiment(FASHION | {"poison.rate": 0.1}, ("all_to_all",), seeds=(1,)),
+    "digits, all-to-all, 10 % poison": Experiment({"ingest.source": "digits", "poison.rate": 0.1}, ("all_to_all",), seeds=(2, 3, 4)),
     "cifar10-10k, red team with weak triggers": Experiment(
         CIFAR | {"poison.dot_size": 2, "poison.grid_amplitude": 2}, ("two_targets", "fragile_dots", "fragile_grid"), seeds=(1,)
     ),
