@@ -241,7 +241,11 @@ def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], deci
         return f"For these {n} training samples no answer can be defended; nothing was relabelled, removed or published."
     flagged = _times(verdicts["verdict"], "poisoned")
     target = verdict.get("target_class")
-    leads = "" if target is None else f", leading to class {store.info.class_names[target]!r}"
+    # What a person decided says nothing about where a trigger leads.
+    found = _true(pc.equal(verdicts["verdict"], "poisoned")) & verdicts["reviewer"].is_null().to_numpy()
+    others = len({*verdicts["label"].to_numpy()[found].tolist()} - {target})
+    more = "" if others == 0 else " and 1 other" if others == 1 else f" and {others} others"
+    leads = "" if target is None else f", leading to class {store.info.class_names[target]!r}{more}"
     return f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}) carry signs of a backdoor{leads}; some of them may be clean."
 
 

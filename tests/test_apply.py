@@ -76,6 +76,7 @@ def test_the_set_is_what_was_decided_and_says_so_everywhere(out: Path, tmp_path:
     assert all(after[each] == before[each] for each in set(after) & set(before))
     assert summary["counts"] == {"input": 13, "kept": 9, "relabelled": 2, "removed": 1, "quarantined": 1}
     assert summary["verdict"] == "poisoned" and summary["sentence"].startswith("Poison was found: 2 of 13")
+    assert "leading to class 'dog' and 1 other;" in summary["sentence"], "one of class cat is what meca found, not what a person decided"
     decisions = {"samples": 3, "kept": 1, "relabelled": 1, "removed": 1, "reviewers": ["R. Eader"], "sha256": files.sha256_file(file)}
     assert read_json(out / "summary.json") == summary and summary["decisions"] == decisions
     assert "A person decided about 3 samples (1 kept, 1 relabelled, 1 removed)" in summary["warnings"][0]

@@ -214,7 +214,7 @@ def _counts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _classes(run: Run) -> list[dict[str, Any]]:
     """Return a bar per class: what became of the samples that came with this label."""
     found: list[dict[str, Any]] = []
-    target = run.summary.get("target_class")
+    targets = set(run.label[run.verdict == "poisoned"].tolist()) if run.summary.get("target_class") else set[int]()
     widest = max([1, *(int(c["input"]) for c in run.summary["classes"])])
     # Where there are too many classes to list, those with most changes are the ones to look at.
     changed = sorted(run.summary["classes"], key=lambda c: (-(int(c["input"]) - int(c["kept"])), int(c["label"])))[:MAX_CLASSES]
@@ -223,7 +223,7 @@ def _classes(run: Run) -> list[dict[str, Any]]:
             {"action": action, "n": int(item[key]), "width": 100 * int(item[key]) / widest}
             for action, key in zip(ACTIONS, ("kept", "relabelled_out", "removed", "quarantined"), strict=True)
         ]
-        found.append({**item, "name": plain(item["name"], 60), "parts": parts, "is_target": bool(target) and target["label"] == item["label"]})
+        found.append({**item, "name": plain(item["name"], 60), "parts": parts, "is_target": item["label"] in targets})
     return found
 
 
@@ -237,13 +237,14 @@ def _trigger(run: Run, features: np.ndarray, kept: np.ndarray) -> dict[str, Any]
     if not target:
         return None
     label = int(target["label"])
+    others = len(np.unique(run.label[(run.verdict == "poisoned") & (run.label != label)]))
     flagged = np.flatnonzero((run.verdict == "poisoned") & (run.label == label))
     flagged = flagged[np.argsort(-run.suspicion[flagged], kind="stable")][:MAX_PAIRS]
     if len(flagged) < MIN_PAIRS or len(kept) < MIN_PAIRS:
         return None
     matched = kept[nearest(features[flagged], features[kept])]
     found = estimate_trigger(run.store.images, flagged, matched)
-    return {"name": run.name(label), "n": found.n, "panels": _panels(found), "distinct": len(np.unique(matched))}
+    return {"name": run.name(label), "others": others, "n": found.n, "panels": _panels(found), "distinct": len(np.unique(matched))}
 
 
 def _panels(found: Estimate) -> list[dict[str, str]]:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from meca.errors import MecaError
@@ -144,6 +146,21 @@ def test_five_hundred_noisy_pictures_and_neighbours_stay_below_the_cap(tmp_path)
     text = page.render(run, 0, page.Pictures(300, 100, 600))
     assert len(text.encode()) < page.MAX_BYTES
     assert "since the page stays below 5 MB" in text
+
+
+def test_every_class_that_holds_flagged_samples_is_marked_and_the_trigger_is_that_of_the_first(tmp_path):
+    folder = make_run(tmp_path)
+    file = folder / "work/relabel_finetune/decisions.parquet"
+    table = pq.read_table(file)
+    for others, said in (((), "labelled automobile. Each"), ((3, 7), "labelled automobile or with one of 2 other classes; those of the first")):
+        words = [
+            "poisoned" if (word == "poisoned" and label == TARGET) or label in others else "clean"
+            for word, label in zip(table["verdict"].to_pylist(), table["label"].to_pylist(), strict=True)
+        ]
+        pq.write_table(table.set_column(table.column_names.index("verdict"), "verdict", pa.array(words)), file)
+        text = "".join(Page(page.render(page.read_run(**parts(folder)), 0, PICTURES)).text)
+        assert text.count("target?") == 1 + len(others) and all(f"{NAMES[c]}target?" in text for c in (TARGET, *others))
+        assert said in text
 
 
 def test_many_classes_do_not_make_a_long_page(tmp_path):

@@ -54,6 +54,14 @@ def test_the_digest_of_the_numbers_tells_apart_what_decides_about_the_set(tmp_pa
     assert len(set(digests.values())) == 3
 
 
+@pytest.mark.parametrize(("flagged", "leads"), [((1,), "'dog';"), ((1, 0), "'dog' and 1 other;"), ((0, 1, 2), "'dog' and 2 others;")])
+def test_the_sentence_says_how_many_classes_a_trigger_leads_to(flagged: tuple[int, ...], leads: str, tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    rows = {int((store.labels[: store.info.n_train] == label).argmax()): ("poisoned", "remove", None) for label in flagged}
+    summary = read_json(publish_store(store, tmp_path, rows) / "summary.json")
+    assert f"leading to class {leads}" in summary["sentence"], summary["sentence"]
+
+
 @pytest.mark.parametrize("make", [make_folder, make_shards, make_batches, make_idx, "shapes", "digits"])
 def test_publish_and_ingest_again(make: Callable[[Path], Path] | str, tmp_path: Path) -> None:
     source = make(tmp_path / "in") if callable(make) else make
