@@ -15,7 +15,7 @@ from meca.metrics import share
 from meca.models import load_model, read_description, save_model
 from meca.relabel import Relabelled, RelabelParams, relabel
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import epoch_notes, open_train, read_rows
+from meca.stages.tensors import EVERYTHING, epoch_notes, open_train, read_rows
 from meca.store import write_array, write_parquet
 
 GROUPS = ("seed", "preset", "engine", "relabel_finetune")
@@ -39,7 +39,9 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
             train(model, images, decided.labels, decided.keep, params.recipe, ctx.seed, "relabel_finetune", place, note, device)
     save_model(model, description, out)
     content = probabilities.argmax(1)
-    leak = _leak(ctx, model, load_model(partition).to(device.name), images, flagged, content, verdict["target_class"], labels, params, out)
+    # A short training may not have learnt what a full one has.
+    learnt = load_model(split / EVERYTHING if (split / EVERYTHING).is_dir() else partition).to(device.name)
+    leak = _leak(ctx, model, learnt, images, flagged, content, verdict["target_class"], labels, params, out)
     final = _final(earlier, decided, content, verdict["verdict"])
     write_parquet(final, out / "decisions.parquet")
     if verdict["verdict"] != "inconclusive":  # without the flags that were taken back
@@ -64,8 +66,9 @@ def _leak(
 ) -> dict[str, float | None]:
     """Test the final model for every flagged class with what its suspects carry.
 
-    The leak is that of the worst class. Its power is what the same pictures show of the model of `partition`, which was trained on
-    everything, and that of the weakest class: a test whose power is small says little. What cannot be tested has none.
+    The leak is that of the worst class. Its power is what the same pictures show of a model that was trained on everything (the one of
+    `split`, where it trained one, else that of `partition`), and that of the weakest class: a test whose power is small says little. What
+    cannot be tested has none.
     """
     tested: list[tuple[float, float]] = []
     power = 1.0

@@ -16,13 +16,13 @@ from meca.engine import EngineParams, Recipe, features, predict, prepare, side_b
 from meca.enhance import SIDES, EnhanceParams, two_outputs
 from meca.files import canonical_json, read_json
 from meca.metrics import share
-from meca.models import build, load_model, read_description
+from meca.models import build, load_model, read_description, save_model
 from meca.partition import PartitionParams
 from meca.relabel import called, everywhere, trigger_estimate, unexplained
 from meca.second_look import SecondLookParams, second_look
 from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import column, open_train, scores_table
+from meca.stages.tensors import EVERYTHING, column, open_train, scores_table
 from meca.store import open_store, write_parquet
 
 GROUPS = ("seed", "preset", "engine", "partition", "enhance", "split", "second_look", "train_clean")
@@ -38,7 +38,7 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
     predicted: np.ndarray | None = None
     if params.rule == "two_clusters":
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
-        networks = _Networks(ctx, store, partition, params)
+        networks = _Networks(ctx, store, partition, params, out)
         decision = by_two_clusters(margins, labels, classes, params, networks.flips, networks.unseen, networks.again, _fitted(partition))
         if not decision.flagged.any():
             again = ctx.params.group("second_look", SecondLookParams)
@@ -89,8 +89,8 @@ def _fitted(partition: Path) -> float:
 class _Networks:
     """What `split` asks of networks: the one of `partition`, and others like it that were trained without some samples."""
 
-    def __init__(self, ctx: Context, store: Path, partition: Path, params: SplitParams) -> None:
-        self.ctx, self.probe, self.end = ctx, params.probe, params.end
+    def __init__(self, ctx: Context, store: Path, partition: Path, params: SplitParams, out: Path) -> None:
+        self.ctx, self.probe, self.end, self.out = ctx, params.probe, params.end, out
         self.device = prepare(ctx.params.group("engine", EngineParams))
         _, self.images, self.labels = open_train(store, self.device)
         # By class: pictures of others, the share of them that is called so as they are, and the mean of all others.
@@ -180,13 +180,14 @@ class _Networks:
 
     @cached_property
     def everything(self) -> torch.nn.Module:
-        """A network that was trained fully on everything: it has learnt the trigger, however rare."""
+        """A network that was trained fully on everything: it has learnt the trigger, however rare. It is kept for the test of the final model."""
         recipe = self.ctx.params.group("train_clean", Recipe)
         self.ctx.progress("split: second look", 1, 1, "all samples")
         model = build(self.description, generator(self.ctx.seed, "second look", "everything")).to(self.device.name)
         kept, place = torch.ones_like(self.labels, dtype=torch.bool), self.ctx.checkpoints / "everything.safetensors"
         with self.ctx.timed("train"):
             train(model, self.images, self.labels, kept, recipe, self.ctx.seed, "second look everything", place, device=self.device)
+        save_model(model, self.description, self.out / EVERYTHING)
         return model.eval()
 
 

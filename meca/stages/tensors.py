@@ -15,7 +15,9 @@ from meca.models import Description, NetworkParams
 from meca.stages.runtime import Context
 from meca.store import Store, open_store, read_parquet
 
-__all__ = ["column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table"]
+__all__ = ["EVERYTHING", "column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table"]
+
+EVERYTHING = "everything"  # below the folder of `split`: a network that was trained fully on everything, where the second look asked one
 
 
 def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:

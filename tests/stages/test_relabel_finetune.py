@@ -1,6 +1,7 @@
 """Stage relabel_finetune: clean samples keep label and place, the flagged ones are judged, the final model is tested."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from meca.progress import Progress
 from meca.relabel import RelabelParams
 from meca.stages import relabel_finetune
 from meca.stages.runtime import Context
+from meca.stages.tensors import EVERYTHING
 from meca.store import open_store, read_parquet
 from tests.making import settings
 from tests.method.tiny import same
@@ -70,6 +72,25 @@ def test_the_leak_and_its_power_are_shares_and_the_trigger_is_written(preset: st
     assert 0 <= verdict["leak"] <= 1 and 0 <= verdict["leak_power"] <= 1
     trigger = np.load(finished(preset) / "work" / "relabel_finetune" / "trigger.npy")
     assert trigger.shape == (16, 16, 3) and trigger.dtype == np.float32 and np.abs(trigger).max() <= 1
+
+
+def test_the_power_is_that_of_the_network_that_split_trained_on_everything_where_there_is_one(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.nn.Module] = []
+
+    def leak(ctx: Context, model: torch.nn.Module, learnt: torch.nn.Module, *rest: object) -> dict[str, float | None]:
+        asked.append(learnt)
+        return {"leak": 0.0, "leak_power": 1.0}
+
+    monkeypatch.setattr(relabel_finetune, "_leak", leak)
+    folder = with_inputs("relabel_finetune", finished(), tmp_path)
+    step("relabel_finetune", folder, quick())
+    (folder / "work" / "split" / EVERYTHING).mkdir()
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(finished() / "work" / "train_clean" / name, folder / "work" / "split" / EVERYTHING / name)
+    step("relabel_finetune", folder, quick())
+    assert same(asked[0], load_model(finished() / "work" / "partition")) and same(asked[1], load_model(finished() / "work" / "train_clean"))
 
 
 def test_relabelled_samples_are_learnt(finished: Finished) -> None:

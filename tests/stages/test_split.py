@@ -12,7 +12,9 @@ import pytest
 
 from meca.enhance import SIDES
 from meca.metrics import wilson
+from meca.models import read_description
 from meca.params import PRESETS
+from meca.stages.tensors import EVERYTHING
 from meca.store import open_store, read_parquet, rewrite
 from tests.stages.chain import N_TRAIN, quick, step, with_inputs
 
@@ -104,7 +106,7 @@ def test_where_nothing_stands_apart_a_second_look_is_taken_and_says_what_it_saw(
 
 
 def test_the_first_look_is_the_last_word_where_it_finds_something_or_the_second_is_off(finished: Finished, tmp_path: Path) -> None:
-    assert read(finished())[1]["second_look"] == []
+    assert read(finished())[1]["second_look"] == [] and not (finished() / "work" / "split" / EVERYTHING).exists()
     folder = with_inputs("split", finished(), tmp_path)
     step("split", folder, quick(split__min_range=1e9, second_look__rounds=0))
     assert (read(folder)[1]["verdict"], read(folder)[1]["second_look"]) == ("no_evidence", [])
@@ -133,6 +135,7 @@ def test_the_smaller_cluster_of_a_class_is_asked_what_it_turns_where_nothing_els
     table, verdict = read(folder)
     assert all(0 <= f["paired"] <= 1 and f["proven"] for f in verdict["second_look"])
     assert verdict["target_class"] == max(verdict["second_look"], key=lambda f: f["paired"])["label"]
+    read_description(folder / "work" / "split" / EVERYTHING)
     codes = [row[0] for row in table["reasons"].to_pylist()]
     assert [code == "paired-cluster" for code in codes] == [word == "poisoned" for word in table["verdict"].to_pylist()]
     words, labels = np.array(table["verdict"].to_pylist()) != "clean", table["label"].to_numpy()
