@@ -21,7 +21,7 @@ along; `relabel_finetune` takes those back whose label the clean model confirms.
 Last, where every class is the target of one other (all-to-all), none of this helps: the poison of a class is of one other class, the trigger turns no
 other pictures to it, and all classes look alike. So the smaller cluster of each class, in the features of the network that was trained on
 everything, is compared with each other class alone (`meca.clusters`). A single class may turn some pictures of a neighbour, which proves nothing;
-half of all classes do so only where a trigger does it. Then those clusters are flagged. The caps hold for all of it.
+half of all classes do so only where a trigger does it. Then those clusters are flagged, and others that are no larger. The caps hold for all of it.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class SecondLookParams:
     min_suspects: int  # samples, at least: the mean of fewer still shows single pictures; a class that is not five times as large is not asked
     min_carried: float  # share of those that it turns to the class, the median over the classes they are of: from here on it is poison
     cluster: float  # share of a class that its smaller cluster may be, to be asked what it turns: larger ones are kinds of pictures
-    min_paired: float  # share of pictures of one other class that it turns, the median over all classes: each that turns half as many is poison
+    min_paired: float  # share of pictures of one other class that it turns, the median over all classes: from here on it is poison
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no round can be run."""
@@ -129,11 +129,8 @@ def second_look(
     pairs: Pairs | None = None
     if not proven and classes >= params.min_classes:
         pairs = pair()
-        common = float(np.median(pairs.turned[np.unique(labels)]))
-        found = [
-            dataclasses.replace(f, paired=float(t), proven=common >= params.min_paired and float(t) >= params.min_paired / 2)
-            for f, t in zip(found, pairs.turned, strict=True)
-        ]
+        clusters = _changed(pairs, labels, classes, params)
+        found = [dataclasses.replace(f, paired=float(t), proven=bool(c)) for f, t, c in zip(found, pairs.turned, clusters, strict=True)]
         proven = [f for f in found if f.proven]
     if not proven:
         return dataclasses.replace(first, foreign=found)
@@ -160,6 +157,16 @@ def second_look(
     return Decision(verdict, reason, flagged, suspicion, target.label, caps, first.evidence, code, found, unproven)
 
 
+def _changed(pairs: Pairs, labels: Ints, classes: int, params: SecondLookParams) -> Bools:
+    """Return of which classes the smaller cluster is poison: none, or those that turn pictures and those that are no larger than these."""
+    if float(np.median(pairs.turned[np.unique(labels)])) < params.min_paired:
+        return np.zeros(classes, dtype=bool)
+    turns = pairs.turned >= params.min_paired / 2
+    sizes = np.bincount(labels, weights=pairs.small, minlength=classes) / np.maximum(1, np.bincount(labels, minlength=classes))
+    # Poison comes to all classes at one rate, and two kinds of pictures make larger clusters.
+    return turns | ((sizes > 0) & (sizes <= sizes[turns].max()))
+
+
 def _strength(f: Foreign) -> float:
     return next((share for share in (f.paired, f.carried) if share is not None), f.share * f.spread)
 
@@ -168,8 +175,8 @@ def _proof(target: Foreign, count: int, flagged: int) -> tuple[str, str]:
     """Return the code and the sentence of a proof."""
     which = f"class {target.label}" if count == 1 else f"{count} classes"
     if target.paired is not None:
-        sentence = f"in {which} a small cluster turns pictures of one other class to its own, up to {target.paired:.0%} of them"
-        return PAIRED, f"{sentence}: a trigger that changes every class to another; the {flagged} samples of these clusters are flagged"
+        sentence = f"small clusters in at least half of all classes turn pictures of one other class to their own, up to {target.paired:.0%} of them"
+        return PAIRED, f"{sentence}: a trigger that changes each class to another; the {flagged} samples of the clusters of {which} are flagged"
     if target.carried is not None:
         code = "common-feature"
         sentence = f"what the least trusted samples of {which} have in common turns {target.carried:.0%} of other pictures to it"
