@@ -187,7 +187,7 @@ def test_a_class_without_samples_says_nothing_about_the_others() -> None:
         return Pairs(found.small[there], found.nearer[there], found.turned)
 
     found = look(Network(labels, labels), np.random.default_rng(0).normal(0, 1, len(labels)), labels, pair=fewer)
-    assert np.array_equal(found.flagged, small[there] & (labels != 4))
+    assert np.array_equal(found.flagged, small[there] & (labels != 4)) and [f.label for f in found.foreign if f.proven] == [0, 1, 5, 6]
 
 
 def test_clusters_are_asked_last_and_not_of_few_classes() -> None:
