@@ -110,7 +110,8 @@ def decide(store: Store, work: Path, changed: Decisions, verdict: str = "poisone
         else:
             pq.write_table(pa.table(decisions), path / "decisions.parquet")
             answer = {"verdict": verdict, "reason": "Because of this test.", "target_class": 1 if verdict == "poisoned" else None}
-            answer |= {"estimated_rate": {"value": 0.1, "low": 0.0, "high": 0.2}, "caps": [], "leak": 0.0, "leak_power": 0.9}
+            rate = {"value": 0.1, "low": 0.0, "high": 0.2} if verdict == "poisoned" else None
+            answer |= {"estimated_rate": rate, "caps": [], "leak": 0.0, "leak_power": 0.9}
             (path / "verdict.json").write_text(json.dumps(answer))
     (paths["relabel_finetune"] / "model.json").write_text("{}")
     (paths["relabel_finetune"] / "model.safetensors").write_bytes(b"weights")

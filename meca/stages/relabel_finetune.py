@@ -44,8 +44,8 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
     leak = _leak(ctx, model, learnt, images, flagged, content, verdict["target_class"], labels, params, out)
     final = _final(earlier, decided, content, verdict["verdict"])
     write_parquet(final, out / "decisions.parquet")
-    if verdict["verdict"] != "inconclusive":  # without the flags that were taken back
-        verdict["estimated_rate"] = share(final["verdict"].to_pylist().count("poisoned"), len(labels))
+    believed = final["verdict"].to_pylist().count("poisoned")  # without the flags that were taken back
+    verdict["estimated_rate"] = share(believed, len(labels)) if believed else None
     (out / "verdict.json").write_text(canonical_json(verdict | leak), encoding="utf-8")
     actions: list[str] = final["action"].to_pylist()
     relabelled = actions.count("relabel")

@@ -61,12 +61,13 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) ->
         _decisions(data_ids=scores_table(data, {}), labels=labels, decision=decision, predicted=predicted, early=early), out / "decisions.parquet"
     )
     n, k = len(labels), int(decision.flagged.sum())
+    called = 0 if decision.verdict == "inconclusive" else k  # poisoned; the others are held for a person
     verdict: dict[str, Any] = {
         "verdict": decision.verdict,
         "reason": decision.reason,
         "target_class": decision.target_class,
         "doubtful": list(decision.doubtful),
-        "estimated_rate": share(k, n),
+        "estimated_rate": share(called, n) if called else None,
         "caps": decision.caps,
         "leak": None,
         "evidence": [

@@ -172,7 +172,7 @@ def _summary(folder: Path, names: Sequence[str], given: np.ndarray, action: np.n
         "$schema": "meca.summary/1", "verdict": verdict, "sentence": sentences[verdict], "reason": "The signals of both models agree.",
         "counts": {"input": len(given), **{key: int((action == value).sum()) for key, value in words.items()}},
         "classes": classes, "target_class": {"label": TARGET, "name": names[TARGET]} if verdict == "poisoned" else None,
-        "estimated_rate": {"value": 0.05, "low": 0.031, "high": 0.076}, "leak": 0.012,
+        "estimated_rate": {"value": 0.05, "low": 0.031, "high": 0.076} if verdict == "poisoned" else None, "leak": 0.012,
         "caps": [{"name": "flagged in the whole set", "value": 0.05, "limit": 0.3, "holds": True}],
         "warnings": [], "preset": "default", "seed": 0, "params_sha256": "a" * 64, "input_sha256": open_store(folder / "data/store").info.root,
         "sanitized_sha256": "b" * 64, "source": source, "meca_version": "0.1.0",

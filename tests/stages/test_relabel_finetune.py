@@ -101,7 +101,7 @@ def test_relabelled_samples_are_learnt(finished: Finished) -> None:
 def test_nothing_flagged_is_nothing_relabelled_and_the_model_is_the_clean_one(finished: Finished, tmp_path: Path) -> None:
     folder = after_split(finished, tmp_path, split__min_range=1e9)
     table, verdict = read(folder)
-    assert (verdict["verdict"], verdict["leak"], verdict["leak_power"]) == ("no_evidence", None, None)
+    assert (verdict["verdict"], verdict["estimated_rate"], verdict["leak"], verdict["leak_power"]) == ("no_evidence", None, None, None)
     assert set(table["action"].to_pylist()) == {"keep"} and table["new_label"].null_count == N_TRAIN
     assert same(*(load_model(folder / "work" / name) for name in ("relabel_finetune", "train_clean")))
     assert not (folder / "work" / "relabel_finetune" / "trigger.npy").exists()
@@ -110,7 +110,7 @@ def test_nothing_flagged_is_nothing_relabelled_and_the_model_is_the_clean_one(fi
 def test_without_an_answer_nothing_is_relabelled_nor_removed_nor_counted_so(finished: Finished, tmp_path: Path) -> None:
     folder = after_split(finished, tmp_path, split__cap_flagged=0.0)
     table, verdict = read(folder)
-    assert verdict["verdict"] == "inconclusive"
+    assert (verdict["verdict"], verdict["estimated_rate"]) == ("inconclusive", None)
     assert table["action"].equals(read(folder, "split")[0]["action"]) and table["new_label"].null_count == N_TRAIN
     assert same(*(load_model(folder / "work" / name) for name in ("relabel_finetune", "train_clean")))
     metrics = json.loads((folder / "work" / "relabel_finetune" / "metrics.json").read_text())

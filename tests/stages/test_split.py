@@ -58,6 +58,7 @@ def test_a_broken_cap_removes_nothing(finished: Finished, tmp_path: Path) -> Non
     step("split", folder, quick(split__cap_flagged=0.0))
     table, verdict = read(folder)
     assert verdict["verdict"] == "inconclusive" and not all(cap["holds"] for cap in verdict["caps"])
+    assert verdict["estimated_rate"] is None, "nothing is called poisoned, so no share of it is known"
     assert set(table["verdict"].to_pylist()) == {"clean", "review"} and set(table["action"].to_pylist()) == {"keep", "quarantine"}
     before = np.array(read(finished())[0]["verdict"].to_pylist()) == "poisoned"
     assert np.array_equal(np.array(table["verdict"].to_pylist()) == "review", before), "what would have been called poisoned is held"
@@ -67,7 +68,7 @@ def test_one_heap_a_class_is_no_evidence(finished: Finished, tmp_path: Path) -> 
     folder = with_inputs("split", finished(), tmp_path)
     step("split", folder, quick(split__min_range=1e9))
     table, verdict = read(folder)
-    assert (verdict["verdict"], verdict["target_class"], verdict["estimated_rate"]["value"]) == ("no_evidence", None, 0.0)
+    assert (verdict["verdict"], verdict["target_class"], verdict["estimated_rate"]) == ("no_evidence", None, None)
     assert set(table["action"].to_pylist()) == {"keep"} and set(map(tuple, table["reasons"].to_pylist())) == {("no-evidence",)}
 
 
