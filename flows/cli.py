@@ -361,7 +361,7 @@ def promote(
         sentences = [f"Version {outcome['undone']} is {outcome['alias']} no more."]
     else:
         outcome = registry.promote(_folder(run), why=why, key=key, attestation=attestation, uncompared=uncompared)
-        sentences = [gate["sentence"] for gate in outcome["gates"]]
+        sentences = [*(gate["sentence"] for gate in outcome["gates"]), *(f"Warning: {warning}" for warning in outcome["warnings"])]
     if as_json:
         _json(outcome)
     else:

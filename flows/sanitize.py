@@ -130,6 +130,7 @@ def _pipeline(push_after: bool, publish_to: str) -> dict[str, Any]:
     return {
         "verdict": found["verdict"],
         "sentence": found["sentence"],
+        "judged_at": found["judged_at"],
         "counts": found["counts"],
         "stages": {o["stage"]: {"outcome": o["outcome"], "seconds": o["seconds"]} for o in outcomes},
         "pushed": push_after,
@@ -154,7 +155,7 @@ def _tell(found: dict[str, Any], outcomes: list[dict[str, Any]], data: str, page
     )
     if flow_run.id:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(flow_run.id), name=f"{data}-{found['verdict']}")
+            client.update_flow_run(UUID(flow_run.id), name=summary.run_name(data, found))
 
 
 def run(workspace: Path = Path(), push_after: bool = False, publish_to: str = "") -> dict[str, Any]:

@@ -4,12 +4,15 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from meca.decoder.decode import Decoded
 from meca.decoder.pool import Decoder
 from meca.errors import UsageError
+from meca.judged import is_reduced, judged_at, notice
+from meca.params import PACKAGED, read_params
 from meca.readers import FORMATS, NAMES, IngestParams, detect, encoded, open_source
 from meca.readers.files import text
 
@@ -44,6 +47,7 @@ class Inspection:
     classes: dict[str, dict[str, int]]  # by split and class name
     sizes: dict[str, int]  # images of each size, the commonest first
     modes: dict[str, int]  # likewise, by format and mode
+    judged_at: dict[str, Any]  # as in summary.json, of the training images that were decoded, with the size of the packaged params.yaml
     checked: int  # images that were decoded
     unreadable: list[str]  # name and reason, at most SHOWN
     n_unreadable: int
@@ -68,6 +72,7 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
     found = open_source(params, 0)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
+    trained: list[tuple[int, int]] = []  # height and width, upright
     unreadable: list[str] = []
     checked, until, is_late = 0, time.monotonic() + SECONDS, False
     with Decoder() as decoder:
@@ -75,18 +80,26 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
             take = np.arange(len(found.labels[split])) < (0 if is_late else CHECKED - checked)
             for sample, outcome in decoder.map(found.read(split, take), encoded, pixels=False):
                 checked += 1
+                upright: tuple[int, int] | None = None
                 if sample.pixels is not None:
                     height, width, channels = sample.pixels.shape
+                    upright = height, width
                     sizes[f"{width}x{height}"] += 1
                     modes[f"pixels {'L' if channels == 1 else 'RGB'}"] += 1
                 elif isinstance(outcome, Decoded):
                     sizes[f"{outcome.width}x{outcome.height}"] += 1
                     modes[f"{outcome.format} {outcome.mode}"] += 1
+                    upright = outcome.upright
                 elif sample.reason or outcome:
                     unreadable.append(f"{sample.name} ({sample.reason or outcome})")
+                if upright and split == "train":
+                    trained.append(upright)
                 if is_late := time.monotonic() > until:
                     break
-    warnings = _warnings(Path(source), found.labels, found.class_names)
+    size = int(read_params(PACKAGED).raw("ingest")["size"])
+    heights, widths = np.array(trained, np.int64).reshape(-1, 2).T
+    judged = judged_at((size, size), heights, widths)
+    warnings = [notice(judged)] * is_reduced(judged) + _warnings(Path(source), found.labels, found.class_names)
     if is_late:
         warnings.append(f"Only {checked} images were looked at: after {SECONDS:.0f} s no further one is decoded.")
     return Inspection(
@@ -101,6 +114,7 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
         },
         sizes=dict(sizes.most_common(SHOWN)),
         modes=dict(modes.most_common(SHOWN)),
+        judged_at=judged,
         checked=checked,
         unreadable=unreadable[:SHOWN],
         n_unreadable=len(unreadable),

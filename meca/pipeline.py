@@ -28,6 +28,7 @@ __all__ = ["STEPS", "apply", "clean", "find_run", "paths_of", "plant", "refuse_t
 
 STORE = "data/store"
 FIRST = "ingest"  # the one stage that reads something outside of the run folder
+JUDGES = "partition"  # the first stage that looks at the images to judge them
 
 # stage: (what it reads, what it writes)
 STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -68,6 +69,8 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
         importlib.import_module("meca.stages.parameters").validate(params)  # a number that a late stage refuses shows now, too
         for name, module in modules.items():
             paths, receipt = paths_of(module, name, folder), folder / "work" / "receipts" / f"{name}.json"
+            if name == JUDGES and progress:
+                _say_size(folder / STORE, progress)
             seconds = None
             if not _finished(module, paths, params, receipt):
                 receipt.unlink(missing_ok=True)
@@ -75,6 +78,15 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
             if told:
                 told(name, seconds)
     return read_json(folder / "published" / "summary.json")
+
+
+def _say_size(store: Path, progress: Progress) -> None:
+    """Say before hours of work, also of a resumed run, that images are judged at less than their size."""
+    from meca.judged import notice, of_store
+    from meca.store import open_store
+
+    if said := notice(of_store(open_store(store, verify=False))):
+        progress.say(f"Warning: {said}")
 
 
 def clean(

@@ -37,6 +37,7 @@ PREDICATE = "https://in-toto.io/attestation/svr/v0.2"
 FOUND = {"no_evidence": "MECA_NO_EVIDENCE", "poisoned": "MECA_POISON_FOUND", "inconclusive": "MECA_INCONCLUSIVE"}
 FACTS = (
     "verdict",
+    "judged_at",
     "caps",
     "counts",
     "preset",

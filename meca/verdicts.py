@@ -13,6 +13,7 @@ import pyarrow as pa
 from meca import __version__
 from meca.compute import pc
 from meca.errors import MecaError
+from meca.judged import is_reduced, notice, of_store, pixels
 from meca.store import Store
 
 __all__ = ["ACTIONS", "SCHEMA", "build", "count", "summarize"]
@@ -207,11 +208,13 @@ def summarize(
     classes = count_by_class(verdicts, store.info.class_names)
     target = verdict.get("target_class")
     options = store.info.source.get("options") or {}
+    judged = of_store(store)
     return {
         "$schema": "meca.summary/1",
         "verdict": verdict["verdict"],
-        "sentence": _sentence(store, verdicts, verdict, decisions is not None),
+        "sentence": _sentence(store, verdicts, verdict, decisions is not None, judged),
         "reason": verdict["reason"],
+        "judged_at": judged,
         "counts": count(verdicts),
         "classes": classes,
         "target_class": None if target is None else {"label": target, "name": store.info.class_names[target]},
@@ -219,7 +222,7 @@ def summarize(
         "leak": verdict.get("leak"),
         "leak_power": verdict.get("leak_power"),
         "caps": verdict.get("caps") or [],
-        "warnings": _warnings(store, verdicts, classes, verdict, decisions),
+        "warnings": _warnings(store, verdicts, classes, verdict, decisions, judged),
         "decisions": None if decisions is None else dict(decisions),
         "input_sha256": store.info.root,
         "source": {
@@ -231,14 +234,23 @@ def summarize(
     }
 
 
-def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided: bool) -> str:
+def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided: bool, judged: Mapping[str, Any]) -> str:
+    """Return what was found, and where images were reduced for it, at which size and what that leaves unseen."""
+    if not is_reduced(judged):
+        return _found(store, verdicts, verdict, decided, "")
+    size = pixels(judged)
+    lost = f"Images are up to {pixels(judged['largest'])}: a trigger that is lost at {size} is not seen."
+    return f"{_found(store, verdicts, verdict, decided, f', judged at {size} pixels,')} {lost}"
+
+
+def _found(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided: bool, how: str) -> str:
     n = verdicts.num_rows
     if verdict["verdict"] == "no_evidence":
-        return f"In {n} training samples no evidence of a backdoor was found; this does not prove that there is none."
+        return f"In {n} training samples{how} no evidence of a backdoor was found; this does not prove that there is none."
     if verdict["verdict"] == "inconclusive" and decided:
-        return f"For these {n} training samples meca found no answer that can be defended; what is published is what a person decided."
+        return f"For these {n} training samples{how} meca found no answer that can be defended; what is published is what a person decided."
     if verdict["verdict"] == "inconclusive":
-        return f"For these {n} training samples no answer can be defended; nothing was relabelled, removed or published."
+        return f"For these {n} training samples{how} no answer can be defended; nothing was relabelled, removed or published."
     flagged = _times(verdicts["verdict"], "poisoned")
     target = verdict.get("target_class")
     # What a person decided says nothing about where a trigger leads.
@@ -246,7 +258,9 @@ def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], deci
     others = len({*verdicts["label"].to_numpy()[found].tolist()} - {target})
     more = "" if others == 0 else " and 1 other" if others == 1 else f" and {others} others"
     leads = "" if target is None else f", leading to class {store.info.class_names[target]!r}{more}"
-    return f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}) carry signs of a backdoor{leads}; some of them may be clean."
+    return (
+        f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}){how} carry signs of a backdoor{leads}; some of them may be clean."
+    )
 
 
 def _warnings(
@@ -255,6 +269,7 @@ def _warnings(
     classes: Sequence[Mapping[str, Any]],
     verdict: Mapping[str, Any],
     decisions: Mapping[str, Any] | None,
+    judged: Mapping[str, Any],
 ) -> list[str]:
     said: list[str] = []
     if decisions:
@@ -265,6 +280,7 @@ def _warnings(
     unreadable = _times(verdicts["verdict"], "quarantined")
     if unreadable:
         said.append(f"{unreadable} samples could not be read and are quarantined; verdicts.parquet names them.")
+    said += [notice(judged)] * is_reduced(judged)
     conflicts = _times(pc.list_flatten(verdicts["reasons"]), "label-conflict")
     if conflicts:
         said.append(f"{conflicts} samples are copies of one image under different labels (reason label-conflict).")

@@ -15,6 +15,7 @@ from meca.compute import pc
 from meca.decisions import DECISION_COLUMNS, DECISIONS, describe, parse, resolve
 from meca.errors import MecaError
 from meca.files import sha256_file
+from meca.judged import of_verdicts
 from meca.store import each_line, pixel_id, read_parquet
 from meca.verdicts import SCHEMA, count, count_by_class
 
@@ -129,6 +130,10 @@ def _accounts(summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
         yield f"summary.json counts {summary['counts']}, verdicts.parquet {counts}."
     if count_by_class(verdicts, [line["name"] for line in summary["classes"]]) != summary["classes"]:
         yield "The counts per class in summary.json are not those of verdicts.parquet."
+    judged = summary["judged_at"]
+    side = judged["height"], judged["width"]
+    if any(type(pixels) is not int for pixels in side) or of_verdicts(verdicts, side) != judged:
+        yield "The sizes at which images were judged (judged_at) in summary.json do not fit those in verdicts.parquet."
     sources = verdicts["source"]
     if sources.null_count or not pc.all(pc.less(sources[:-1], sources[1:]), min_count=0).as_py():
         yield "verdicts.parquet is not sorted by source, or names a sample twice."

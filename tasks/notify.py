@@ -57,7 +57,7 @@ def completed(flow: Any, flow_run: Any, state: Any) -> None:
     if result.get("verdict") == "inconclusive":
         _tell("inconclusive", flow, flow_run, result.get("sentence", ""))
     elif result.get("moved") and "alias" in result:
-        _tell("promoted", flow, flow_run, "", **{name: str(result[name]) for name in ("model", "version", "alias")})
+        _tell("promoted", flow, flow_run, " ".join(result.get("warnings", ())), **{name: str(result[name]) for name in ("model", "version", "alias")})
 
 
 def _tell(event: str, flow: Any, flow_run: Any, message: Any, **facts: str) -> None:

@@ -200,7 +200,12 @@ class _Publication:
         from botocore.exceptions import ClientError
 
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {"verdict": summary["verdict"], "input_sha256": summary["input_sha256"], "sanitized_sha256": summary["sanitized_sha256"]}
+        told = {
+            "verdict": summary["verdict"],
+            "judged_at": summary["judged_at"],
+            "input_sha256": summary["input_sha256"],
+            "sanitized_sha256": summary["sanitized_sha256"],
+        }
         content = canonical_json({"schema": s3.POINTED, "version": self.version, "previous": before, "when": now, **told}).encode()
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         guarded = self._knows({"IfNoneMatch": "*"} if etag is None else {"IfMatch": NO_ETAG})

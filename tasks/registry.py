@@ -24,6 +24,7 @@ from typing import Any
 
 from meca.errors import Inconclusive, MecaError, UsageError
 from meca.files import read_json, sha256_file, sha256_tree
+from meca.judged import as_tag, notice
 from meca.params import Params, read_params
 from meca.report.text import plain
 from tasks.comparison import Evidence, Figures, Incomparable, measure
@@ -181,7 +182,7 @@ def promote(
 
     Returns:
         `model`, `version`, `alias`, `previous` (version before, or None), `new` (whether a version was made), `moved`, `gates`,
-        `champion` (figures of the version before on this evidence, or None), `challenger`.
+        `champion` (figures of the version before on this evidence, or None), `challenger`, `warnings` (sentences).
 
     Raises:
         Inconclusive: A gate does not hold; the message names each that fails and the distance.
@@ -225,7 +226,8 @@ def promote(
     if key is not None:
         with open_client(workspace) as client:
             client.log_artifact(told["parent"], str(attestation or result.published / "attestation.json"))
-    return {**outcome, **measured, "gates": [gate.__dict__ for gate in found]}
+    said = notice(read_json(result.published / "summary.json").get("judged_at"))
+    return {**outcome, **measured, "gates": [gate.__dict__ for gate in found], "warnings": [said] * bool(said)}
 
 
 def rollback(workspace: Path = Path(), params: Params | None = None, why: str = "") -> dict[str, Any]:
@@ -329,6 +331,7 @@ def _identity(result: Result) -> dict[str, str]:
         "meca.params_sha256": str(summary["params_sha256"]),
         "meca.code_sha256": str(summary["code_sha256"]),
         "meca.verdict": str(summary["verdict"]),
+        "meca.judged_at": as_tag(summary.get("judged_at")),
     }
 
 

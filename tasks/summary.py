@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from meca.files import read_json
+from meca.judged import at_size
 from meca.params import Params
 from meca.report.text import plain as shown
 
-__all__ = ["classes", "data_name", "key", "markdown", "plain", "promotion", "read", "text"]
+__all__ = ["classes", "data_name", "key", "markdown", "plain", "promotion", "read", "run_name", "text"]
 
 MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+\-!|~&])")
 
@@ -23,6 +24,11 @@ def data_name(params: Params) -> str:
     source = str(params.raw("ingest")["source"])
     attack = str(params.raw("poison")["attack"])
     return "-".join([plain(Path(source).name or "data", 40), *([] if attack == "none" else [plain(attack, 20)])])
+
+
+def run_name(data: str, summary: dict[str, Any]) -> str:
+    """Return a run's name from that of its data: with the verdict, and with the size where images were reduced for it."""
+    return "-".join([data, summary["verdict"], *at_size(summary.get("judged_at")).split()])
 
 
 def plain(text: str, length: int) -> str:
@@ -63,4 +69,5 @@ def classes(summary: dict[str, Any]) -> list[dict[str, Any]]:
 def promotion(outcome: dict[str, Any]) -> str:
     """Return what was promoted and by which gates."""
     lines = [f"**{text(outcome['model'])}** version {outcome['version']} is `{plain(outcome['alias'], 40)}`.", ""]
-    return "\n".join(lines + [f"* {text(gate['sentence'], 300)}" for gate in outcome["gates"]])
+    said = [*(gate["sentence"] for gate in outcome["gates"]), *outcome["warnings"]]
+    return "\n".join(lines + [f"* {text(sentence, 300)}" for sentence in said])

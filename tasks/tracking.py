@@ -32,6 +32,7 @@ from typing import Any
 
 from meca.errors import MecaError, UsageError
 from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder, sync
+from meca.judged import as_tag, at_size
 from meca.params import read_params
 from meca.report.text import plain, sheet_cell
 from tasks import environment
@@ -383,7 +384,8 @@ class _Recorder:
         params = {receipt["stage"]: receipt["params"] for receipt in receipts}
         attack = str(params.get("poison", {}).get("poison", {}).get("attack", "none"))
         source = Path(str(params.get("ingest", {}).get("ingest", {}).get("source", "data"))).name
-        name = "-".join(_name(part)[:40] for part in (source, attack, self.summary["verdict"]) if part and part != "none")
+        found = (self.summary["verdict"], *at_size(self.summary.get("judged_at")).split())
+        name = "-".join(_name(part)[:40] for part in (source, attack, *found) if part and part != "none")
         seconds = sum(float(receipt["seconds"]) for receipt in receipts)
         tags = {
             "meca.result_key": key,
@@ -416,7 +418,12 @@ class _Recorder:
                 if run is not chosen and not _is_complete(run) and run.data.tags.get("meca.workspace") == self.owner:
                     self.client.delete_run(run.info.run_id)
             return chosen
-        common = {"meca.verdict": self.summary["verdict"], "meca.preset": self.summary["preset"], "mlflow.source.name": "meca"}
+        common = {
+            "meca.verdict": self.summary["verdict"],
+            "meca.judged_at": as_tag(self.summary.get("judged_at")),
+            "meca.preset": self.summary["preset"],
+            "mlflow.source.name": "meca",
+        }
         common["meca.workspace"] = self.owner
         nested = {"mlflow.parentRunId": parent} if parent else {}
         start = int(((self.result.when or time.time()) - seconds) * 1000)

@@ -409,7 +409,7 @@ def test_promote_refused_by_a_gate_is_5_and_names_it(platform, tmp_path, capsys)
     platform(tasks__registry={"promote": refuse})
     assert cli.run(["promote", str(tmp_path)]) == 5
     assert "0.1 below" in capsys.readouterr().err
-    outcome = {"model": "meca-clean", "version": "3", "alias": "champion", "gates": [{"sentence": "fine"}]}
+    outcome = {"model": "meca-clean", "version": "3", "alias": "champion", "gates": [{"sentence": "fine"}], "warnings": []}
     platform(tasks__registry={"promote": lambda path, **options: outcome})
     assert cli.run(["promote", str(tmp_path)]) == 0
     assert "meca-clean version 3 is champion" in capsys.readouterr().out

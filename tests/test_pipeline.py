@@ -310,6 +310,20 @@ def photographs(folder, n=30):
     return folder
 
 
+@pytest.mark.parametrize(("size", "is_reduced"), [(16, True), (32, False), (0, False)])
+def test_a_size_below_that_of_the_images_is_said_before_the_work_and_after_it(tmp_path, method, capsys, size, is_reduced):
+    folder = photographs(tmp_path / "in")
+    for _ in range(2):  # the second time every stage is finished
+        assert cli.run(["clean", str(folder), "-o", str(tmp_path / "out"), "--set", f"ingest.size={size}"]) == 1
+        said = capsys.readouterr()
+        if is_reduced:
+            before, _, after = said.err.partition("Warning: Images are judged at 16 x 16 pixels (ingest.size). Larger ones: 60, up to 24 x 20.")
+            assert "poison  " in before and "partition  " in after and "partition  " not in before
+            assert ", judged at 16 x 16 pixels," in said.out and "Warning       Images are judged at 16 x 16 pixels" in said.out
+        else:
+            assert "judged at" not in said.err + said.out
+
+
 def test_a_folder_is_cleaned_verified_reported_and_resumed(tmp_path, method, capsys):
     folder, out = photographs(tmp_path / "in"), tmp_path / "out"
     before = {path: path.read_bytes() for path in folder.rglob("*.jpg")}

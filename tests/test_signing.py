@@ -89,6 +89,7 @@ def test_the_statement_names_what_is_published_and_how(out: Path, tmp_path: Path
     assert predicate["properties"] == ["MECA_SCANNED", "MECA_POISON_FOUND", "MECA_POISON_REMOVED"]
     facts = predicate["meca"]
     assert facts["verdict"] == "poisoned" and facts["caps"] == summary["caps"] and facts["counts"] == summary["counts"]
+    assert facts["judged_at"] == summary["judged_at"] and facts["judged_at"]["images_reduced"] == 12
     assert facts["meca_version"] and len(facts["code_sha256"]) == len(facts["params_sha256"]) == 64
     _, public = pem(tmp_path, KEY, "key")
     assert check(out, read_public_key(public)) == [] and verify(out, public) == [] and verify(out) == []

@@ -1,6 +1,7 @@
 """What a receiver checks: every change to a published folder is found and named."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,10 @@ def change_verdicts(folder: Path, column: str, values: dict[int, object]) -> Non
 def change_summary(folder: Path, **changes: object) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
+
+
+def change_sizes(folder: Path, **changes: object) -> None:
+    change_summary(folder, judged_at={**json.loads((folder / "summary.json").read_text())["judged_at"], **changes})
 
 
 def test_what_was_published_matches(published: Path, copy: Path) -> None:
@@ -103,10 +108,16 @@ LISTED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: change_verdicts(f, "verdict", {5: "review"}), "has the verdict review and the action keep"),
     (lambda f: change_verdicts(f, "split", {5: "test"}), "judges samples of another split"),
     (lambda f: change_verdicts(f, "source", {5: "aaa"}), "is not sorted by source"),
+    (lambda f: change_verdicts(f, "width", {5: 99}), "The sizes at which images were judged"),
     (lambda f: pq.write_table(pa.table({"x": [1]}), f / "verdicts.parquet"), "verdicts.parquet has the columns x"),
     (lambda f: (f / "verdicts.parquet").write_bytes(b"x"), "verdicts.parquet cannot be read"),
     (lambda f: change_summary(f, verdict="inconclusive"), "The verdict is inconclusive, but data/ is there"),
     (lambda f: change_summary(f, source={}), "lacks what meca writes"),
+    (lambda f: change_sizes(f, images_reduced=0), "do not fit those in verdicts.parquet"),
+    (lambda f: change_sizes(f, largest={"height": 8, "width": 8}), "(judged_at) in summary.json do not fit"),
+    (lambda f: change_sizes(f, height=[8]), "at which images were judged (judged_at) in summary.json do not fit"),
+    (lambda f: change_sizes(f, width=math.inf), "sizes at which images were judged (judged_at) in summary.json do not fit"),
+    (lambda f: change_summary(f, judged_at=None), "summary.json or verdicts.parquet lacks what meca writes"),
     (lambda f: (f / "README.md").unlink(), "manifest.json does not list README.md"),
     (lambda f: shutil.copytree(f / "data" / "train", f / "data" / "test"), "data/ holds samples of another split"),
 ]

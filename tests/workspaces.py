@@ -30,7 +30,7 @@ def receipt_of(stage: str) -> str:
     return f"work/receipts/{stage}.json"
 
 
-def colours(folder: Path, n: int = 10, size: int = 8, names: Sequence[str] = COLOURS) -> Store:
+def colours(folder: Path, n: int = 10, size: int = 8, names: Sequence[str] = COLOURS, judged_at: int | None = None) -> Store:
     """Ingest an ImageFolder of noisy pictures in one colour each: n of each class for training and n for evaluation."""
     rng = np.random.default_rng(5)
     for split in ("train", "test"):
@@ -41,7 +41,7 @@ def colours(folder: Path, n: int = 10, size: int = 8, names: Sequence[str] = COL
                 image = rng.integers(0, 30, (size, size, 3), np.uint8)
                 image[..., 2 - label % 3] += 150
                 (place / f"{i:02d}.png").write_bytes(encode(image))
-    return ingest(folder / "data" / "pictures", folder / "data" / "store", size=size)
+    return ingest(folder / "data" / "pictures", folder / "data" / "store", size=judged_at or size)
 
 
 def network(store: Store, folder: Path, seed: int, confused: Sequence[int] = ()) -> nn.Module:

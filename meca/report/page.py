@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from meca.errors import MecaError
 from meca.files import read_json
+from meca.judged import at_size, beside, of_store
 from meca.report import plots
 from meca.report.numbers import count, interval, percent
 from meca.report.pictures import Estimate, block_features, diverging, estimate_trigger, nearest, picture, shown
@@ -148,10 +149,15 @@ def build(run: Run, seed: int, pictures: Pictures) -> dict[str, Any]:
     groups = _groups(run, seed, pictures, features, kept)
     on_page = sum(len(group["entries"]) for group in groups)
     evaluation = run.evaluation
+    verdict, judged = str(run.summary["verdict"]), of_store(run.store)
+    # Only where nothing was found is the size a part of the verdict: what was found at a smaller size is there.
+    size = at_size(judged) if verdict == "no_evidence" else ""
     return {
         "summary": run.summary,
-        "verdict": str(run.summary["verdict"]),
-        "verdict_name": VERDICTS.get(str(run.summary["verdict"]), str(run.summary["verdict"])),
+        "verdict": verdict,
+        "verdict_name": f"{VERDICTS.get(verdict, verdict)} {size}".rstrip(),
+        "is_weak": bool(size),
+        "judged": beside(judged),
         "source": _source(run.summary),
         "colours": plots.COLOURS,
         "counts": _counts(run.summary),

@@ -124,6 +124,19 @@ def test_an_equal_challenger_is_promoted_and_the_record_says_by_whom_and_why(mak
     assert registry.promote(second)["moved"] is False and state(second) == settled
 
 
+@pytest.mark.parametrize(("judged_at", "size"), [(8, "8 x 8 pixels, images up to 12 x 12"), (None, "12 x 12 pixels")])
+def test_a_model_that_saw_less_than_the_images_is_promoted_with_a_warning(make, judged_at, size, capsys):
+    workspace = make(seed=next(seeds), size=12, judged_at=judged_at)
+    assert cli.run(["promote", str(workspace)]) == 0
+    assert ("Warning: Images are judged at 8 x 8 pixels" in capsys.readouterr().out) == (judged_at is not None)
+    tags = state(workspace)["1"][1]
+    assert tags["meca.judged_at"] == size
+    with tracking.open_client(workspace) as client:
+        parent = client.get_run(tags["meca.parent_run"])
+    assert parent.data.tags["meca.judged_at"] == size
+    assert parent.info.run_name.endswith("no_evidence-at-8-px" if judged_at else "no_evidence")
+
+
 def test_a_rollback_goes_one_version_back_each_time(make):
     places = [make(seed=next(seeds)) for _ in range(3)]
     for each in places:

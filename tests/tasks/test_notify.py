@@ -54,6 +54,7 @@ def test_a_crash_is_told(monkeypatch):
     [
         ({"verdict": "inconclusive", "sentence": "No answer can be defended."}, "inconclusive", "No answer can be defended."),
         ({"model": "clean", "version": 3, "alias": "champion", "moved": True}, "promoted", ""),
+        ({"model": "clean", "version": 3, "alias": "champion", "moved": True, "warnings": ["Judged at 32 px."]}, "promoted", "Judged at 32 px."),
         ({"model": "clean", "version": 3, "alias": "champion", "moved": False}, None, None),
         ({"verdict": "poisoned", "sentence": "5 of 100"}, None, None),
         ({"cells": 3}, None, None),

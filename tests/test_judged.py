@@ -1,0 +1,182 @@
+"""At which size images were judged: everything that tells a verdict says it where an image is larger, and nothing does elsewhere."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from flows import cli
+from meca.judged import as_tag, notice, of_store, of_verdicts
+from meca.params import PACKAGED, read_params
+from meca.report import page
+from meca.report.console import verdict_lines
+from meca.store import Store
+from meca.verification import verify
+from tasks import summary
+from tests.making import encode, ingest, pixels, publish_store
+
+CLASSES = ("cat", "dog")
+LIES = 6  # the EXIF orientation of a picture that was taken with the camera on its side
+Size = tuple[int, int]  # width and height
+VERDICTS = ("no_evidence", "poisoned", "inconclusive")
+NAMED = re.compile(r"judged at|\bat[ -]\d+[ -](px|x)", re.IGNORECASE)
+
+
+def pictures(root: Path, sizes: Sequence[Size], split: str = "train") -> Path:
+    """Write two classes of pictures, one of each size in each class."""
+    for c, name in enumerate(CLASSES):
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for i, (width, height) in enumerate(sizes):
+            (folder / f"{i:02d}.png").write_bytes(encode(pixels(100 * c + i, height, width)))
+    return root
+
+
+def lying(root: Path) -> Path:
+    """Write pictures of 20 x 30 for the eye, of which every other one is stored lying, as 30 x 20."""
+    for c, name in enumerate(CLASSES):
+        folder = root / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(4):
+            exif = Image.Exif()
+            exif[0x0112] = LIES if i % 2 else 1
+            image = pixels(10 * c + i, *((20, 30) if i % 2 else (30, 20)))
+            (folder / f"{i}.jpeg").write_bytes(encode(image, "JPEG", exif=exif))
+    return root
+
+
+def with_larger_test_pictures(root: Path) -> Path:
+    pictures(root, [(8, 8)] * 4)
+    return pictures(root, [(40, 40)] * 4, "test")
+
+
+# What there is, ingest.size, and what must be said: side and largest, as width x height, and how many were reduced; None: nothing.
+REDUCED: dict[str, tuple[Any, int, tuple[str, str, int]]] = {
+    "all are larger": (lambda root: pictures(root, [(48, 48)] * 4), 32, ("32 x 32", "48 x 48", 8)),
+    "one of each class is": (lambda root: pictures(root, [(16, 16), (16, 16), (33, 33), (32, 32)]), 32, ("32 x 32", "33 x 33", 2)),
+    "wider alone": (lambda root: pictures(root, [(48, 8)] * 4), 32, ("32 x 32", "48 x 8", 8)),
+    "higher alone": (lambda root: pictures(root, [(8, 48)] * 4), 32, ("32 x 32", "8 x 48", 8)),
+    "size of the first": (lambda root: pictures(root, [(20, 30), (20, 30), (20, 31), (10, 10)]), 0, ("20 x 30", "20 x 31", 2)),
+    "pixels without a file": (lambda root: "digits", 4, ("4 x 4", "8 x 8", 20)),
+}
+AS_THEY_ARE: dict[str, tuple[Any, int, None]] = {
+    "as large": (lambda root: pictures(root, [(32, 32)] * 4), 32, None),
+    "smaller, so enlarged": (lambda root: pictures(root, [(16, 20), (8, 32)] * 2), 32, None),
+    "of one size that is kept": (lambda root: pictures(root, [(48, 40)] * 4), 0, None),
+    "some lie on their side": (lying, 0, None),
+    "for evaluation alone larger": (with_larger_test_pictures, 8, None),
+    "pixels without a file": (lambda root: "digits", 8, None),
+}
+
+
+def store_of(make: Any, size: int, folder: Path) -> Store:
+    source = make(folder / "in")
+    return ingest(source, folder / "store", size=size, **({"train_limit": 20, "test_limit": 10} if isinstance(source, str) else {}))
+
+
+def surfaces(folder: Path, store: Store, verdict: str) -> dict[str, str]:
+    """Publish a verdict about a store and return every text that tells it."""
+    out = publish_store(store, folder, {0: ("poisoned", "remove", None)} if verdict == "poisoned" else {}, verdict)
+    assert verify(out) == []
+    found = json.loads((out / "summary.json").read_text())
+    work = {name: folder / "work" / name for name in ("partition", "enhance", "relabel_finetune", "evaluate")}
+    html = page.render(page.read_run(store.path, out, **work), 0, page.Pictures(2, 2, 2))
+    warnings = [notice(found["judged_at"])] if notice(found["judged_at"]) else []
+    return {
+        "sentence": found["sentence"],
+        "warnings": " ".join(found["warnings"]),
+        "lines of the terminal": "\n".join(verdict_lines(found)),
+        "card": (out / "README.md").read_text(),
+        "page, beside the badge": html[html.index('<div class="verdict">') : html.index("<h1>")],
+        "page, sentence": html[html.index("<h1>") : html.index("</h1>")],
+        "text in Prefect": summary.markdown(found, []),
+        "text of a promotion": summary.promotion({"model": "m", "version": "1", "alias": "champion", "gates": [], "warnings": warnings}),
+    }
+
+
+@pytest.mark.parametrize("case", REDUCED)
+def test_everything_that_tells_a_verdict_says_the_size_where_an_image_is_larger(case: str, tmp_path: Path) -> None:
+    make, size, (side, largest, n) = REDUCED[case]
+    store = store_of(make, size, tmp_path)
+    record = of_store(store)
+    assert (f"{record['width']} x {record['height']}", record["images_reduced"]) == (side, n)
+    for verdict in VERDICTS:
+        for name, said in surfaces(tmp_path / verdict, store, verdict).items():
+            assert "judged at" in said and side in said and largest in said, (verdict, name, said)
+    assert f"Larger ones: {n}, up to {largest}." in notice(record)
+    assert as_tag(record) == f"{side} pixels, images up to {largest}"
+    short = f"at-{record['width']}-px" if record["width"] == record["height"] else f"at-{side.replace(' ', '-')}-px"
+    assert summary.run_name("data", {"verdict": "poisoned", "judged_at": record}) == f"data-poisoned-{short}"
+
+
+@pytest.mark.parametrize("case", AS_THEY_ARE)
+def test_nothing_does_where_every_image_is_at_most_that_size(case: str, tmp_path: Path) -> None:
+    make, size, _ = AS_THEY_ARE[case]
+    store = store_of(make, size, tmp_path)
+    record = of_store(store)
+    assert record["images_reduced"] == 0 and notice(record) == "" and "up to" not in as_tag(record)
+    for verdict in VERDICTS:
+        for name, said in surfaces(tmp_path / verdict, store, verdict).items():
+            assert not NAMED.search(said), (verdict, name, said)
+    assert summary.run_name("data", {"verdict": "poisoned", "judged_at": record}) == "data-poisoned"
+
+
+def test_a_badge_is_green_only_where_nothing_was_lost_on_the_way(tmp_path: Path) -> None:
+    heads = {}
+    for name, side in (("small", 32), ("large", 48)):
+        store = store_of(lambda root, side=side: pictures(root, [(side, side)] * 4), 32, tmp_path / name)
+        heads[name] = surfaces(tmp_path / name, store, "no_evidence")["page, beside the badge"]
+    assert 'class="badge no_evidence"' in heads["small"] and "No evidence</span>" in heads["small"]
+    assert 'class="badge no_evidence weak"' in heads["large"] and "No evidence at 32 px</span>" in heads["large"]
+    css = (Path(page.__file__).parent / "page.css").read_text()
+    assert css.index(".badge.no_evidence") < css.index(".badge.weak"), "of two rules that fit, the later one holds"
+
+
+@pytest.mark.parametrize(("sizes", "n"), [([(48, 48)] * 4, 8), ([(32, 32), (40, 20)], 2), ([(32, 32), (20, 10)], 0)])
+def test_inspect_says_the_size_that_clean_would_judge_at(sizes: list[Size], n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_params(PACKAGED).raw("ingest")["size"] == 32
+    root = pictures(tmp_path / "in", sizes)
+    pictures(root, [(60, 60)], "test")  # is not judged
+    assert cli.run(["inspect", str(root)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "judged" in line]
+    assert cli.run(["inspect", str(root), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["judged_at"] == of_store(ingest(root, tmp_path / "store", size=32))
+    assert found["judged_at"]["images_reduced"] == n
+    assert [warning for warning in found["warnings"] if "judged" in warning] == [notice(found["judged_at"])] * bool(n)
+    assert lines == [f"Warning       {notice(found['judged_at'])}"] * bool(n)
+
+
+def test_inspect_knows_no_size_where_no_image_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = pictures(tmp_path / "in", [(48, 48)])
+    for file in root.rglob("*.png"):
+        file.write_bytes(b"no image")
+    assert cli.run(["inspect", str(root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["judged_at"] == {"height": 32, "width": 32, "largest": None, "images_reduced": 0}
+
+
+Line = tuple[int, int, int, bool]  # height and width as found, EXIF orientation (0: none), quarantined
+sides = st.integers(1, 9)
+
+
+@given(st.lists(st.tuples(sides, sides, st.integers(0, 8), st.booleans())), sides, sides, st.integers(1, 4))
+def test_what_was_reduced_is_counted_upright_and_of_what_was_judged(lines: list[Line], height: int, width: int, chunk: int) -> None:
+    notes = [["no-evidence", *([f"orientation:{turned}"] if turned else [])] for _, _, turned, _ in lines]
+    columns = {
+        "height": pa.array([None if out else h for h, _, _, out in lines], pa.int32()),
+        "width": pa.array([None if out else w for _, w, _, out in lines], pa.int32()),
+        "verdict": pa.array(["quarantined" if out else "clean" for *_, out in lines], pa.string()),
+        "reasons": pa.array([["not-an-image"] if out else note for note, (*_, out) in zip(notes, lines, strict=True)], pa.list_(pa.string())),
+    }
+    table = pa.Table.from_batches(pa.table(columns).to_batches(max_chunksize=chunk), pa.table(columns).schema)
+    upright = [(w, h) if turned >= 5 else (h, w) for h, w, turned, out in lines if not out]
+    largest = {"height": max(h for h, _ in upright), "width": max(w for _, w in upright)} if upright else None
+    n = sum(h > height or w > width for h, w in upright)
+    assert of_verdicts(table, (height, width)) == {"height": height, "width": width, "largest": largest, "images_reduced": n}
