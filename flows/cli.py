@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from meca import __version__
-from meca.errors import MecaError, UsageError, system_failure
+from meca.errors import InputRefused, MecaError, UsageError, system_failure
 from meca.report.text import plain
 
 __all__ = ["app", "main"]
@@ -76,6 +76,8 @@ def inspect(
 
     found = asdict(look(_existing(path), format, label_column))
     _json(found) if as_json else _say(*inspection_lines(found))
+    if found["refused"]:
+        raise InputRefused(f"`meca clean` will refuse this: {found['refused']}")
     return DONE
 
 

@@ -13,7 +13,7 @@ from meca.decoder.pool import Decoder
 from meca.errors import UsageError
 from meca.judged import is_reduced, judged_at, notice
 from meca.params import PACKAGED, read_params
-from meca.readers import FORMATS, NAMES, IngestParams, detect, encoded, open_source
+from meca.readers import FORMATS, NAMES, IngestParams, encoded, open_source, refusal, refusal_of_images
 from meca.readers.files import text
 
 __all__ = ["Inspection", "inspect"]
@@ -54,6 +54,7 @@ class Inspection:
     odd: list[str]  # entries that are not read, at most SHOWN
     n_odd: int
     warnings: list[str]
+    refused: str  # why `meca clean` will refuse it, with the packaged params.yaml; "" where nothing speaks for that
 
 
 def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") -> Inspection:
@@ -66,14 +67,15 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
     source = str(path)
     if format not in ("auto", *FORMATS):
         raise UsageError(f"Expected --format to be auto, {', '.join(list(FORMATS)[:-1])} or {list(FORMATS)[-1]}, got {format!r}.")
-    if source not in NAMES and format == "auto":
-        format = detect(Path(source))  # pyright: ignore[reportAssignmentType]
-    params = IngestParams(source, "", "", format, label_column, 0, 0, 0, 4000, 1000, 1.0)  # pyright: ignore[reportArgumentType]
+    ingest = read_params(PACKAGED).raw("ingest")
+    size, share = int(ingest["size"]), float(ingest["quarantine_share"])
+    params = IngestParams(source, "", "", format, label_column, 0, 0, 0, 4000, 1000, share)  # pyright: ignore[reportArgumentType]
     found = open_source(params, 0)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     trained: list[tuple[int, int]] = []  # height and width, upright
     unreadable: list[str] = []
+    readable = np.bincount(found.labels["train"], minlength=len(found.class_names))  # of each class, as far as is known
     checked, until, is_late = 0, time.monotonic() + SECONDS, False
     with Decoder() as decoder:
         for split in ("train", "test"):
@@ -92,11 +94,11 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
                     upright = outcome.upright
                 elif sample.reason or outcome:
                     unreadable.append(f"{sample.name} ({sample.reason or outcome})")
+                    readable[sample.label] -= split == "train"
                 if upright and split == "train":
                     trained.append(upright)
                 if is_late := time.monotonic() > until:
                     break
-    size = int(read_params(PACKAGED).raw("ingest")["size"])
     heights, widths = np.array(trained, np.int64).reshape(-1, 2).T
     judged = judged_at((size, size), heights, widths)
     warnings = [notice(judged)] * is_reduced(judged) + _warnings(Path(source), found.labels, found.class_names)
@@ -121,6 +123,7 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
         odd=list(found.odd[:SHOWN]),
         n_odd=len(found.odd),
         warnings=warnings,
+        refused=refusal(found) or refusal_of_images(found, readable, unreadable, share),
     )
 
 
@@ -138,9 +141,7 @@ def _warnings(path: Path, labels: object, class_names: tuple[str, ...]) -> list[
             said.append(f"The folder holds files that tools obey ({', '.join(tools)}); do not run any tool inside it.")
     assert isinstance(labels, dict)
     counts = np.bincount(labels["train"], minlength=len(class_names))
-    if counts.size and counts.min() == 0:
-        said.append(f"The class {class_names[int(np.argmin(counts))]!r} has no training sample; `meca clean` will refuse the input.")
-    elif counts.size and counts.max() > 10 * counts.min():
+    if counts.size and counts.max() > 10 * counts.min() > 0:
         said.append(f"The classes are unbalanced: from {counts.min()} to {counts.max()} training samples.")
     if not len(labels["test"]):
         said.append("There is no test split: the accuracy of the clean model will not be known.")

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -42,6 +42,8 @@ __all__ = [
     "open_format",
     "open_source",
     "read_source",
+    "refusal",
+    "refusal_of_images",
 ]
 
 NAMES = ("shapes", "digits", "cifar10", "fashion-mnist")
@@ -289,15 +291,17 @@ def read_source(params: IngestParams, seed: int, out: Path, progress: Told | Non
         decoder: Decodes, and ends with the call; one of its own if None.
 
     Raises:
-        InputRefused: The source cannot be read, a class is empty, or too many samples are unreadable.
+        InputRefused: The source cannot be read, has fewer than two classes or an empty one, or too many samples are unreadable.
     """
     source = open_source(params, seed)
-    _refuse_empty(source.class_names, source.labels["train"], "has no training sample")
+    why = refusal(source)
+    if why:
+        raise InputRefused(why)
     take = {"train": chosen(source.labels["train"], params.train_limit, seed, "train")}
     take["test"] = chosen(source.labels["test"], params.test_limit, seed, "test")
     total = sum(int(mask.sum()) for mask in take.values())
     out.mkdir(parents=True, exist_ok=True)
-    limit = min(1000, max(10, int(params.quarantine_share * total)))
+    limit = _most_unreadable(params.quarantine_share, total)
     share = total / sum(len(labels) for labels in source.labels.values())
     expected = (total, int(share * _size_of(Path(params.source))))
     with _Collector(out, source.class_names, params.size, limit, expected) as collector, decoder or Decoder() as decoder:
@@ -324,13 +328,72 @@ def _size_of(path: Path) -> int:
     return size
 
 
-def _refuse_empty(class_names: tuple[str, ...], labels: Labels, what: str) -> None:
-    counts = np.bincount(labels, minlength=len(class_names))
+def refusal(source: Source) -> str:
+    """Return why a source cannot be cleaned, as far as its labels say; "" where they do not."""
+    labels = source.labels["train"]
+    occurring = np.unique(labels)
     if not len(labels):
-        raise InputRefused("Expected training samples in the source, found none.")
+        return "Expected training samples in the source, found none."
+    if len(occurring) == 1:
+        return (
+            f"Expected images of at least two classes, found only the class {source.class_names[int(occurring[0])]!r}: a backdoor leads from one "
+            f"class to another. {_one_class(source)}"
+        )
+    return _empty(source.class_names, np.bincount(labels, minlength=len(source.class_names)), "has no training sample")
+
+
+def refusal_of_images(source: Source, readable: NDArray[np.int64], unreadable: Sequence[str], share: float) -> str:
+    """Return why a source cannot be cleaned, as far as its images say; "" where they do not.
+
+    Args:
+        source: What was looked at.
+        readable: int64 [classes], training images that can be read.
+        unreadable: Those that cannot, of all splits.
+        share: `ingest.quarantine_share`.
+    """
+    most = _most_unreadable(share, sum(len(labels) for labels in source.labels.values()))
+    if len(unreadable) > most:
+        return _too_many(most, unreadable)
+    return _unreadable_class(source.class_names, readable, unreadable)
+
+
+def _most_unreadable(share: float, samples: int) -> int:
+    return min(1000, max(10, int(share * samples)))
+
+
+def _too_many(most: int, unreadable: Sequence[str]) -> str:
+    return (
+        f"More than {most} images cannot be read, among them {'; '.join(unreadable[:3])}; mend or remove them "
+        "(params.yaml: ingest.quarantine_share sets the limit, between 10 and 1000)."
+    )
+
+
+def _one_class(source: Source) -> str:
+    """Return what may be the reason for a single class, and how to go on."""
+    unpack = "unpack the archive and " if source.format in ("zip", "tar") else ""
+    if source.format in ("imagefolder", "zip", "tar"):
+        return (
+            f"Each folder is read as a class: put the images of each class into a folder of its own. If the class folders lie further down, {unpack}"
+            f"point to the folder that holds them; if the labels stand in a list, {unpack}point to it (CSV with the columns path and label)."
+        )
+    if source.format in LABELLED:
+        column = source.options.get("label_column", "auto")
+        column = source.options.get("label", "cls") if column == "auto" else column
+        return f"The label was taken from {column!r}: if it stands elsewhere, name that with --set ingest.label_column=NAME."
+    return "All records have one label: point to the whole set."
+
+
+def _unreadable_class(class_names: tuple[str, ...], readable: NDArray[np.int64], unreadable: Sequence[str]) -> str:
+    if not readable.any():
+        return f"No training image can be read: {'; '.join(unreadable[:3])}."
+    return _empty(class_names, readable, "has no readable training image")
+
+
+def _empty(class_names: tuple[str, ...], counts: NDArray[np.int64], what: str) -> str:
     if (counts == 0).any():
         name = class_names[int(np.argmin(counts))]
-        raise InputRefused(f"The class {name!r} {what}; add images or take the class away.")
+        return f"The class {name!r} {what}; add images or take the class away."
+    return ""
 
 
 class _Collector:
@@ -372,10 +435,7 @@ class _Collector:
         if line["reason"] is not None:
             self._quarantined.append(f"{found.name} ({line['reason']})")
             if len(self._quarantined) > self.limit:
-                raise InputRefused(
-                    f"More than {self.limit} images cannot be read, among them {'; '.join(self._quarantined[:3])}; mend or remove them "
-                    "(params.yaml: ingest.quarantine_share sets the limit, between 10 and 1000)."
-                )
+                raise InputRefused(_too_many(self.limit, self._quarantined))
         self.lines.append(line)
 
     def _add_encoded(self, data: bytes, outcome: Outcome, line: dict[str, Any]) -> None:
@@ -427,7 +487,10 @@ class _Collector:
         self._refuse_collisions(table)
         readable = pc.greater_equal(table["row"], 0)
         trained = table.filter(pc.and_(readable, pc.equal(table["split"], "train")))
-        _refuse_empty(self.class_names, trained["label"].to_numpy(), "has no readable training image")
+        counts = np.bincount(trained["label"].to_numpy(), minlength=len(self.class_names))
+        why = _unreadable_class(self.class_names, counts, self._quarantined)
+        if why:
+            raise InputRefused(why)
         labels = table.filter(readable).group_by("sample_id").aggregate([("label", "min"), ("label", "max")])
         contradicted = labels.filter(pc.not_equal(labels["label_min"], labels["label_max"]))["sample_id"]
         if not len(contradicted):

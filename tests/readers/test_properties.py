@@ -56,8 +56,8 @@ LABELS = st.text(LETTERS, min_size=1, max_size=12).filter(lambda label: is_plain
 
 @st.composite
 def sets(draw: st.DrawFn) -> list[Sample]:
-    """Draw samples of one to four classes; every class has one."""
-    labels = draw(st.lists(LABELS, min_size=1, max_size=4, unique_by=lambda label: clean_name(label).casefold()))
+    """Draw samples of two to four classes; every class has one."""
+    labels = draw(st.lists(LABELS, min_size=2, max_size=4, unique_by=lambda label: clean_name(label).casefold()))
     names = draw(st.lists(NAMES, min_size=len(labels), max_size=8, unique=True))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     chosen = [*labels, *(draw(st.sampled_from(labels)) for _ in names[len(labels) :])]
