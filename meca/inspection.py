@@ -15,6 +15,7 @@ from meca.judged import is_reduced, judged_at, notice
 from meca.params import PACKAGED, read_params
 from meca.readers import FORMATS, NAMES, IngestParams, encoded, open_source, refusal, refusal_of_images
 from meca.readers.files import text
+from meca.readers.splits import quoted, seeming
 
 __all__ = ["Inspection", "inspect"]
 
@@ -140,6 +141,9 @@ def _warnings(path: Path, labels: object, class_names: tuple[str, ...]) -> list[
         if tools:
             said.append(f"The folder holds files that tools obey ({', '.join(tools)}); do not run any tool inside it.")
     assert isinstance(labels, dict)
+    splits = seeming(class_names)
+    if splits:
+        said.append(f"The classes {quoted(splits)} are named like splits.")
     counts = np.bincount(labels["train"], minlength=len(class_names))
     if counts.size and counts.max() > 10 * counts.min() > 0:
         said.append(f"The classes are unbalanced: from {counts.min()} to {counts.max()} training samples.")

@@ -26,7 +26,7 @@ from meca.readers import archive, cifar, cifar_binary, idx, imagefolder, listed,
 from meca.readers import rows as rows_of
 from meca.readers.files import text
 from meca.readers.source import Found, Labels, Source
-from meca.readers.splits import SPLITS
+from meca.readers.splits import SPLITS, quoted, seeming
 from meca.store import Lines, StoreInfo, pixel_id, write_store
 
 __all__ = [
@@ -77,7 +77,10 @@ REFUSED = {  # suffix: why
     **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle", ".bin", ".joblib"), "such files can run code when they are loaded"),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack the archive and point to the folder, or pack it as zip, tar or tar.gz"),
     **dict.fromkeys((".npy", ".npz"), "write the images as a folder or as parquet"),
-    **dict.fromkeys((".json", ".txt"), "write a list of files as CSV or JSON lines, with the columns path and label"),
+    ".ndjson": "rename it to .jsonl",
+    **dict.fromkeys(
+        (".json", ".txt", ".lst", ".list", ".tab", ".psv"), "write a list of files as CSV or JSON lines, with the columns path and label"
+    ),
 }
 
 Told = Callable[[str, int, int], None]
@@ -117,7 +120,7 @@ def detect(path: Path) -> str:
 
     Raises:
         InputRefused: Nothing that can be read lies there.
-        UsageError: Two formats are plausible.
+        UsageError: Two formats are plausible, or what lies one folder down looks like splits.
     """
     if webdataset.is_pattern(path):
         return "webdataset"
@@ -132,19 +135,52 @@ def detect(path: Path) -> str:
         raise InputRefused(f"Nothing found at {path}; expected a folder, a parquet file, a list of files, or one of {', '.join(NAMES)}.")
     found = [name for name, holds in signs.items() if holds]
     if len(found) > 1:
-        raise UsageError(f"{path} could be {' or '.join(found)}; say which with --format (params.yaml: ingest.format).")
+        raise UsageError(f"{path} could be {' or '.join(found)}; say which with --format (params.yaml: ingest.format).{_labels_of(path, found)}")
     if not found:
+        _ask_one_down(path)
+        tables = [text(table.name) for table in listed.tables_of(path)]
+        more = f" If {tables[0]} lists images and their labels, point to it." if tables else ""
         raise InputRefused(
             f"Nothing to read in {path}; expected class folders with PNG, JPEG, WebP or BMP images, a list of files, parquet files, "
-            "CIFAR-10 python batches, or idx files."
+            f"CIFAR-10 python batches, or idx files.{more}"
         )
     return found[0]
+
+
+def _labels_of(path: Path, found: list[str]) -> str:
+    """Return where each of the formats that a folder could be takes the labels from; nothing where they do not stand in lists and folders."""
+    if "imagefolder" not in found or not {"metadata", "manifest"} & set(found):
+        return ""
+    lists = listed.metadata_of(path) if "metadata" in found else listed.manifests_of(path)
+    columns = ", ".join(map(repr, rows_of.columns_of(lists[0])[:8]))
+    name = text(lists[0].relative_to(path).as_posix())
+    where = f"the list {name}, with the columns {columns}" if len(lists) == 1 else f"{len(lists)} lists, such as {name} with the columns {columns}"
+    return f" {next(name for name in found if name != 'imagefolder')} takes the labels from {where}; imagefolder takes the names of the folders."
+
+
+def _ask_one_down(path: Path) -> None:
+    """Ask about a folder that holds nothing but a folder of what looks like splits.
+
+    Raises:
+        UsageError: It does.
+    """
+    inner = imagefolder.only_folder(path) if path.is_dir() else None
+    names = imagefolder.class_folders(inner) if inner else set[str]()
+    splits = seeming(sorted(names - set(SPLITS)))
+    if inner and splits:
+        trained = next((name for name, split in splits.items() if split == "train"), None)
+        raise UsageError(
+            f"The folders {quoted(splits)} in {text(inner.name)}, one folder down in {path}, look like splits and not like classes. If they are "
+            f"splits, point to {text(str(inner / trained)) if trained else 'the one for training'}, or rename them to train and test and point to "
+            f"{text(str(inner))}. If they are classes, point to {text(str(inner))} and say --format imagefolder (params.yaml: ingest.format)."
+        )
 
 
 def _signs_of_file(path: Path) -> dict[str, bool]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        images, rows = parquet.holds_images(path), rows_of.is_list(path)
+        images = parquet.holds_images(path)
+        rows = rows_of.is_list(path, is_meant=not images)
         of_folder = bool(listed.metadata_of(path))
         # Columns of images are needed for one reading, a column of paths for the other; a file without either is damaged.
         return {"parquet": images or not rows, "metadata": rows and of_folder, "manifest": rows and not of_folder}
@@ -168,7 +204,8 @@ def _signs_of_folder(path: Path) -> dict[str, bool]:
     return {
         "imagefolder": bool(folders),
         **lists,
-        "parquet": any(parquet.holds_images(shard) or not rows_of.is_list(shard) for shard in shards),
+        # A table without images beside class folders is no set of its own: whether it lists theirs will be asked.
+        "parquet": any(parquet.holds_images(shard) or not (folders or rows_of.is_list(shard)) for shard in shards),
         "zip": bool(archive.archives_of(path, (".zip",))),
         **_signs_of_tars(archive.archives_of(path, archive.TARS)),
         "cifar-batches": cifar.folder_of(path) is not None,
@@ -182,7 +219,7 @@ def open_source(params: IngestParams, seed: int) -> Source:
 
     Raises:
         InputRefused: It cannot be read.
-        UsageError: Its format is not clear.
+        UsageError: Its format is not clear, or its labels may stand elsewhere.
     """
     from meca.readers import arrays
 
@@ -215,7 +252,28 @@ def _open_path(path: Path, format: str, label_column: str) -> Source:
         raise UsageError(
             f"params.yaml: expected ingest.label_column to be auto for the format {found}, whose labels stand in no column, got {label_column!r}."
         )
-    return open_format(found, path, label_column)
+    source = open_format(found, path, label_column)
+    if format == "auto":
+        _ask(source, label_column)
+    return source
+
+
+def _ask(source: Source, label_column: str) -> None:
+    """Ask where nobody has named the format and its labels may not be what they look like.
+
+    Raises:
+        UsageError: With what was seen, and how to go on.
+    """
+    asked = source.question() if source.question else None
+    splits = seeming(source.class_names) if source.format in LABELLED and label_column == "auto" else {}
+    if asked is None and splits:
+        column = source.options.get("label_column") or source.options.get("label")
+        asked = (
+            f"The labels {quoted(splits)} of {source.name} look like splits. If another column holds the label, name it with --set "
+            f"ingest.label_column=NAME{f' (it was {column!r})' if column != 'auto' else ''}. If they are the labels, say --format {source.format}."
+        )
+    if asked is not None:
+        raise UsageError(asked)
 
 
 def open_format(format: str, path: Path, label_column: str = "auto") -> Source:

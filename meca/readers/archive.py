@@ -6,13 +6,16 @@ quarantined. Archives inside the archive are not opened. A zip and a plain tar a
 as a folder is; a gzipped one in its own order, because it cannot be read in another.
 """
 
+import dataclasses
+import functools
+import io
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +23,13 @@ from numpy.typing import NDArray
 
 from meca.decoder.decode import MAX_BYTES
 from meca.errors import InputRefused, UsageError
-from meca.readers.files import inside, open_regular, text
+from meca.readers.beside import Beside, is_table, needed
+from meca.readers.files import NotRegular, inside, open_below, open_regular, text
 from meca.readers.imagefolder import LITTER, OTHER_SUFFIXES, refuse_twins
 from meca.readers.imagefolder import SUFFIXES as IMAGES
+from meca.readers.questions import Contents, question
 from meca.readers.source import Found, Source
-from meca.readers.splits import SPLITS
+from meca.readers.splits import SPLITS, refuse_beside
 from meca.readers.tar_members import Member, Tar, is_gzip
 
 __all__ = ["ARCHIVES", "TARS", "archives_of", "looks_of", "open_tar", "open_zip"]
@@ -115,7 +120,17 @@ def open_zip(path: Path) -> Source:
             }
         )
 
-    return layout.source("zip", file, read, columns)
+    def content(at: int, limit: int) -> BinaryIO:
+        if _refused(members[at]) is not None:
+            raise NotRegular("refused")
+        with open_regular(file) as opened, zipfile.ZipFile(opened) as archive:
+            try:
+                with archive.open(members[at]) as member:
+                    return io.BytesIO(member.read(limit))
+            except Exception:  # as above
+                raise NotRegular("corrupt") from None
+
+    return layout.source("zip", file, read, columns, _asked(path, file, layout, "zip", content))
 
 
 def _zip_members(file: Path) -> list[zipfile.ZipInfo]:
@@ -202,7 +217,25 @@ def open_tar(path: Path) -> Source:
         at = [sample.member for sample, _, _, _ in layout.wanted(split, take)]
         return pa.table({"at": pa.array(at, pa.int64()), "header": pa.array([members[number].header for number in at], pa.large_binary())})
 
-    return layout.source("tar", file, read, columns, gzip=is_gzip(file), padded=_padded(file, members))
+    def content(at: int, limit: int) -> BinaryIO:
+        with Tar(file) as archive:
+            return io.BytesIO(archive.read(dataclasses.replace(members[at], size=min(members[at].size, limit))))
+
+    return layout.source("tar", file, read, columns, _asked(path, file, layout, "tar", content), gzip=is_gzip(file), padded=_padded(file, members))
+
+
+def _asked(path: Path, file: Path, layout: "_Layout", format: str, content: Callable[[int, int], BinaryIO]) -> Callable[[], str | None]:
+    """Return the question of an archive; where a folder was named, a list beside the archive counts, too."""
+
+    def asked() -> str | None:
+        beside = [Beside(name, functools.partial(content, at, needed(name))) for name, at in layout.beside]
+        if path.is_dir():
+            names = sorted(entry.name for entry in path.iterdir() if is_table(entry.name) and text(entry.name) == entry.name)
+            beside += [Beside(name, functools.partial(open_below, path, PurePosixPath(name))) for name in names]
+        paths = [str(sample.path) for sample in layout.samples["train"]]
+        return question(Contents(text(file.name), format, layout.class_names, layout.depth, paths, beside))
+
+    return asked
 
 
 def _padded(file: Path, members: list[Member]) -> bool:
@@ -229,6 +262,7 @@ class _Layout:
     depth: int  # which part of a path is the class folder
     names: dict[int, str]  # by member: the name of the sample
     odd: tuple[str, ...]
+    beside: list[tuple[str, int]]  # what could be a list of the images: name and member
 
     def wanted(self, split: str, take: NDArray[np.bool_]) -> Iterator[tuple[_Sample, str, int, str | None]]:
         """Yield sample, name, label and reason of those of a split that are wanted."""
@@ -237,7 +271,7 @@ class _Layout:
             sample = self.samples[split][at]
             yield sample, self.names[sample.member], number[sample.label], self.reasons.get(sample.member)
 
-    def source(self, format: str, file: Path, read: Any, columns: Any, **options: Any) -> Source:
+    def source(self, format: str, file: Path, read: Any, columns: Any, question: Callable[[], str | None], **options: Any) -> Source:
         """Return the source over this layout."""
         number = {name: label for label, name in enumerate(self.class_names)}
         return Source(
@@ -249,6 +283,7 @@ class _Layout:
             columns=columns,
             options={"archive": text(file.name), "depth": self.depth, **options},
             odd=self.odd,
+            question=question,
         )
 
 
@@ -272,6 +307,7 @@ def _layout(archive: str, names: list[str], kinds: list[str], by_name: bool = Tr
             elif _shown(path) != str(path):
                 reasons[at] = "name-not-utf8"
     depth = _common(files)
+    beside = [(path, at) for path, at in files if at not in reasons and (is_table(path.name) or len(path.parts) < depth + 2)]
     outside = [path for path, _ in files if len(path.parts) < depth + 2]
     odd += [_shown(path) for path in outside]
     files = [(path, at) for path, at in files if len(path.parts) >= depth + 2]
@@ -298,7 +334,7 @@ def _layout(archive: str, names: list[str], kinds: list[str], by_name: bool = Tr
         )
     times = Counter(path for path, _ in files)
     reasons |= {at: "name-twice" for path, at in files if times[path] > 1}
-    return _Layout(class_names, samples, reasons, inner, _sample_names(files), tuple(odd))
+    return _Layout(class_names, samples, reasons, inner, _sample_names(files), tuple(odd), [(_shown(path), at) for path, at in beside])
 
 
 def _inside(name: str, archive: str) -> PurePosixPath | None:
@@ -340,10 +376,7 @@ def _split_folders(archive: str, files: list[tuple[PurePosixPath, int]], depth: 
         return {}
     others = sorted(tops - set(found))
     if others:
-        raise UsageError(
-            f"{archive} holds the split folders {', '.join(found)} beside {text(others[0])!r}: are they splits or classes? "
-            "Move the splits into a folder of their own, or rename the class."
-        )
+        refuse_beside(archive, found, others, packed=True)
     if "train" not in found:
         raise InputRefused(f"Expected a folder train/ beside {', '.join(found)} in {archive}; only split train is sanitized.")
     return {name: SPLITS[name] for name in found}

@@ -10,7 +10,22 @@ from typing import BinaryIO
 
 from meca.errors import InputRefused
 
-__all__ = ["MAX_NAME", "NotRegular", "clean_name", "inside", "open_regular", "read_below", "read_capped", "read_whole", "text"]
+__all__ = [
+    "MAX_NAME",
+    "OTHER_SUFFIXES",
+    "SUFFIXES",
+    "NotRegular",
+    "clean_name",
+    "inside",
+    "open_below",
+    "open_regular",
+    "read_below",
+    "read_capped",
+    "read_whole",
+    "text",
+]
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp")  # of images
+OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm", ".heic", ".avif")
 
 MAX_PATH = 4096  # characters of a path in a list or an archive
 MAX_DEPTH = 32
@@ -66,6 +81,23 @@ def read_below(root: Path, name: PurePosixPath, limit: int) -> bytes:
     Raises:
         NotRegular: As `read_capped`, or the file is missing, or a folder on the way is a link.
     """
+    return _read(_open_below(root, name), limit)
+
+
+def open_below(root: Path, name: PurePosixPath) -> BinaryIO:
+    """Return an opened regular file below `root`; no part of `name` may be a link.
+
+    Raises:
+        NotRegular: As `read_below`, whatever its size.
+    """
+    number = _open_below(root, name)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise NotRegular("not-a-file")
+    return open(number, "rb")
+
+
+def _open_below(root: Path, name: PurePosixPath) -> int:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -74,7 +106,7 @@ def read_below(root: Path, name: PurePosixPath, limit: int) -> bytes:
             inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
             os.close(folder)
             folder = inner
-        number = os.open(name.name, flags, dir_fd=folder)
+        return os.open(name.name, flags, dir_fd=folder)
     except FileNotFoundError:
         raise NotRegular("missing") from None
     except OSError as problem:
@@ -83,7 +115,6 @@ def read_below(root: Path, name: PurePosixPath, limit: int) -> bytes:
         raise NotRegular("link" if problem.errno in (errno.ELOOP, errno.ENOTDIR) else "cannot-open") from None
     finally:
         os.close(folder)
-    return _read(number, limit)
 
 
 def open_regular(path: Path) -> BinaryIO:

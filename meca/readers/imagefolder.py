@@ -4,43 +4,60 @@
 followed, and a file that is not an image is a sample that cannot be read, not a file that is overlooked.
 """
 
+import functools
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meca.decoder.decode import MAX_BYTES
-from meca.errors import InputRefused, UsageError
-from meca.readers.files import NotRegular, clean_name, read_capped, text
+from meca.errors import InputRefused
+from meca.readers.beside import Beside, is_table
+from meca.readers.files import OTHER_SUFFIXES, SUFFIXES, NotRegular, clean_name, open_below, read_capped, text
+from meca.readers.questions import Contents, question
 from meca.readers.source import Found, Source
-from meca.readers.splits import SPLITS
+from meca.readers.splits import SPLITS, refuse_beside, seeming
 
-__all__ = ["LITTER", "OTHER_SUFFIXES", "SUFFIXES", "class_folders", "open_imagefolder", "refuse_twins", "walk"]
+__all__ = ["LITTER", "OTHER_SUFFIXES", "SUFFIXES", "class_folders", "only_folder", "open_imagefolder", "refuse_twins", "walk"]
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp")
-OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm", ".heic", ".avif")
 LITTER = ("thumbs.db", "desktop.ini")  # file managers leave them behind
 MAX_DEPTH = 16
+LOOKS_LIKE_SPLIT = 3  # folders below one that looks like a split: class folders, below one or two of the same name
 MAX_FILES = 20_000_000
 
 
 def class_folders(root: Path) -> set[str]:
-    """Return the names of the folders, at the root or below a split folder, that hold a file named like an image."""
+    """Return the names of the folders, at the root or below a split folder, that hold a file named like an image.
+
+    One that only looks like a split is among them where images lie further down: they are somebody's, and what it is has to be asked.
+    """
     found: set[str] = set()
-    for entry in _entries(root):
-        if not entry.is_dir(follow_symlinks=False):
-            continue
-        for inner in _entries(Path(entry.path)):
-            if inner.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES)):
-                found.add(entry.name)
-                break
-            if entry.name in SPLITS and inner.is_dir(follow_symlinks=False):
-                if any(deep.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES)) for deep in _entries(Path(inner.path))):
-                    found.add(inner.name)
+    folders = [entry for entry in _entries(root) if entry.is_dir(follow_symlinks=False)]
+    splits = seeming(entry.name for entry in folders).keys() - SPLITS.keys()
+    for entry in folders:
+        inner = _entries(Path(entry.path))
+        if _holds_image(inner) or (entry.name in splits and _holds_image(inner, LOOKS_LIKE_SPLIT)):
+            found.add(entry.name)
+        if entry.name in SPLITS:
+            found |= {deep.name for deep in inner if deep.is_dir(follow_symlinks=False) and _holds_image(_entries(Path(deep.path)))}
     return found
+
+
+def _holds_image(entries: list[os.DirEntry[str]], depth: int = 0) -> bool:
+    """Say whether a file named like an image is among the entries of a folder, or in folders at most `depth` below it."""
+    if any(entry.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES)) for entry in entries):
+        return True
+    folders = (entry for entry in entries if depth and entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."))
+    return any(_holds_image(_entries(Path(folder.path)), depth - 1) for folder in folders)
+
+
+def only_folder(root: Path) -> Path | None:
+    """Return the one folder that a folder holds, hidden ones aside; None where there are others, or none."""
+    folders = [entry for entry in _entries(root) if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")]
+    return Path(folders[0].path) if len(folders) == 1 else None
 
 
 def open_imagefolder(root: Path) -> Source:
@@ -79,6 +96,14 @@ def open_imagefolder(root: Path) -> Source:
             if wanted:
                 yield _read(path, name, label)
 
+    names = [name for _, name, _ in listed["train"]]
+
+    def asked() -> str | None:
+        beside = [
+            Beside(name, functools.partial(open_below, root, PurePosixPath(name))) for name in (*odd, *(name for name in names if is_table(name)))
+        ]
+        return question(Contents(text(root.resolve().name), "imagefolder", class_names, 0 if splits == [""] else 1, names, beside))
+
     return Source(
         format="imagefolder",
         name=text(root.resolve().name),
@@ -87,6 +112,7 @@ def open_imagefolder(root: Path) -> Source:
         read=read,
         options={"split_folders": splits != [""]},
         odd=tuple(odd),
+        question=asked,
     )
 
 
@@ -108,10 +134,7 @@ def _splits(root: Path, odd: list[str]) -> list[str]:
         return [""]
     others = [name for name in names if name not in found]
     if others:
-        raise UsageError(
-            f"{root.name} holds the split folders {', '.join(found)} beside {text(others[0])!r}: are they splits or classes? "
-            "Move the splits into a folder of their own, or rename the class."
-        )
+        refuse_beside(text(root.resolve().name), found, others, packed=False)
     if "train" not in found:
         raise InputRefused(f"Expected a folder train/ beside {', '.join(found)}; only split train is sanitized.")
     odd += [text(e.name) for e in _entries(root) if not e.is_dir(follow_symlinks=False)]

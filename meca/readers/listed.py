@@ -8,9 +8,11 @@ never followed, and a file that is missing is a sample that cannot be read. A co
 with `train/`, `test/`, say which rows are for evaluation only.
 """
 
+import dataclasses
+import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,16 +22,18 @@ from numpy.typing import NDArray
 
 from meca.decoder.decode import MAX_BYTES
 from meca.errors import InputRefused, UsageError
-from meca.readers.files import NotRegular, clean_name, inside, read_below, text
+from meca.readers.beside import Beside, is_table
+from meca.readers.files import NotRegular, clean_name, inside, open_below, read_below, text
 from meca.readers.imagefolder import OTHER_SUFFIXES, walk
 from meca.readers.imagefolder import SUFFIXES as IMAGES
 from meca.readers.labels import classes_of, numbered
-from meca.readers.rows import SUFFIXES, Rows, is_list, read_rows
+from meca.readers.questions import question_of_lists
+from meca.readers.rows import LABELS, PATHS, SUFFIXES, Rows, columns_of, is_list, read_rows
 from meca.readers.source import Found, Source
-from meca.readers.splits import SPLITS, by_name, splits_of
+from meca.readers.splits import SPLITS, by_name, quoted, seeming, splits_of
 from meca.readers.tables import Room, Table
 
-__all__ = ["manifests_of", "metadata_of", "open_manifest", "open_metadata"]
+__all__ = ["manifests_of", "metadata_of", "open_manifest", "open_metadata", "tables_of"]
 
 
 def metadata_of(path: Path) -> list[Path]:
@@ -43,14 +47,23 @@ def metadata_of(path: Path) -> list[Path]:
     return found
 
 
-def manifests_of(path: Path) -> list[Path]:
-    """Return the lists of files that `path` names: itself, or those in the folder that are headed like one."""
+def manifests_of(path: Path, is_meant: bool = False) -> list[Path]:
+    """Return the lists of files that `path` names: itself, or those in the folder that are headed like one.
+
+    Where nobody has said that there is a list (`is_meant`), only the usual names of columns count: of all others meca asks.
+    """
     if path.is_file():
         return [path] if path.suffix.lower() in SUFFIXES else []
+    tables = tables_of(path)
+    return [file for file in tables if is_list(file)] or [file for file in tables if is_meant and is_list(file, is_meant)]
+
+
+def tables_of(path: Path) -> list[Path]:
+    """Return what a folder holds that has the suffix of a list."""
     if not path.is_dir():
         return []
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and _is_file(file)), key=os.fsencode)
-    return [file for file in files if file.stem != "metadata" and is_list(file)]
+    return [file for file in files if file.stem != "metadata"]
 
 
 def _is_file(path: Path) -> bool:
@@ -77,13 +90,14 @@ def open_metadata(path: Path, label_column: str = "auto") -> Source:
     source = _open("metadata", root, splits, label_column)
     if path.is_file():
         return source
+    asked = _asked(root, found, source)
     listed = set(source.options.pop("listed"))
     odd: list[str] = []
     for file in walk(root, odd, root):
         name = text(file.relative_to(root).as_posix())
         if name not in listed and name.lower().endswith((*IMAGES, *OTHER_SUFFIXES)):
             odd.append(name)
-    return _with(source, odd)
+    return _with(source, odd, asked)
 
 
 def open_manifest(path: Path, label_column: str = "auto") -> Source:
@@ -93,9 +107,18 @@ def open_manifest(path: Path, label_column: str = "auto") -> Source:
         InputRefused: As `open_metadata`.
         UsageError: Two files or columns could be meant.
     """
-    found = manifests_of(path)
+    found = manifests_of(path, is_meant=True)
     if not found:
-        raise InputRefused(f"Expected a CSV, JSON lines or parquet file with the columns path and label at {text(path.name)}, found none.")
+        others = [f"{text(file.name)} with the columns {', '.join(map(repr, columns_of(file)[:8])) or 'none'}" for file in tables_of(path)[:3]]
+        raise InputRefused(
+            f"Expected a CSV, JSON lines or parquet file with the columns path and label at {text(path.name)}, found "
+            + (
+                f"{'; '.join(others)}. Call the column of the paths one of {', '.join(PATHS)}, and that of the labels one of {', '.join(LABELS)} "
+                "(params.yaml: ingest.label_column names another one)."
+                if others
+                else "none."
+            )
+        )
     root = path.parent if path.is_file() else path
     named = {file: by_name(file.stem) for file in found}
     if len(found) > 1 and None in named.values():
@@ -107,15 +130,29 @@ def open_manifest(path: Path, label_column: str = "auto") -> Source:
     if len(found) > 1:
         by_word = splits_of([text(file.stem) for file in found], "list")
         splits = {file: by_word[text(file.stem)] for file in found}
-    return _with(_open("manifest", root, splits, label_column), [])
+    source = _open("manifest", root, splits, label_column, is_meant=True)
+    return _with(source, [], None if path.is_file() else _asked(root, found, source))
 
 
-def _with(source: Source, odd: list[str]) -> Source:
+def _with(source: Source, odd: list[str], asked: Callable[[], str | None] | None) -> Source:
     options = {key: value for key, value in source.options.items() if key != "listed"}
-    return Source(source.format, source.name, source.class_names, source.labels, source.read, options, source.columns, tuple(odd))
+    return dataclasses.replace(source, options=options, odd=tuple(odd), question=asked)
 
 
-def _open(format: str, root: Path, splits: dict[Path, str | None], label_column: str) -> Source:
+def _asked(root: Path, used: list[Path], source: Source) -> Callable[[], str | None]:
+    """Return the question of a folder with lists: whether further tables name the same images."""
+    paths: list[str] = source.options["listed"]
+
+    def asked() -> str | None:
+        names = [file.name for file in root.iterdir() if is_table(file.name) and file not in used and text(file.name) == file.name]
+        beside = [Beside(name, functools.partial(open_below, root, PurePosixPath(name))) for name in names]
+        shown = [text(file.relative_to(root).as_posix()) for file in used]
+        return question_of_lists(text(root.resolve().name), shown, paths, source.class_names, beside)
+
+    return asked
+
+
+def _open(format: str, root: Path, splits: dict[Path, str | None], label_column: str, is_meant: bool = False) -> Source:
     """Return the source of lists; `splits` gives the split of each list, None where its rows have to say it."""
     if sum(split != "test" for split in splits.values()) != 1:
         raise InputRefused(f"Expected one list for split train below {text(root.resolve().name)}, found {sum(s != 'test' for s in splits.values())}.")
@@ -127,7 +164,7 @@ def _open(format: str, root: Path, splits: dict[Path, str | None], label_column:
         name = text(file.relative_to(root).as_posix())
         if clean_name(file.name) != file.name or text(file.name) != file.name:
             raise InputRefused(f"Expected a list with an ordinary name, got {name!r}; rename it.")
-        rows = read_rows(file, name, label_column)
+        rows = read_rows(file, name, label_column, is_meant)
         below = file.parent.relative_to(root)
         paths = [_path(value, below, name, number) for number, value in enumerate(rows.paths, 1)]
         given = [split] * len(paths) if split is not None else _row_splits(rows, paths, name)
@@ -203,6 +240,12 @@ def _row_splits(rows: Rows, paths: list[PurePosixPath], name: str) -> list[str]:
     tops = {path.parts[0] for path in paths if len(path.parts) > 1}
     words = tops & set(SPLITS)
     if "train" not in words or len(words) == 1:
+        unclear = seeming(tops)
+        if {"train", "test"} <= set(unclear.values()):
+            raise UsageError(
+                f"Paths of {name} begin with {quoted(sorted(unclear))}, which look like splits: add a column split that says train or test, "
+                "or drop the rows that are not for training."
+            )
         return ["train"] * len(paths)
     other = next((path for path in paths if path.parts[0] not in SPLITS or len(path.parts) == 1), None)
     if other is not None:

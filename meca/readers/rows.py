@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,35 @@ from meca.errors import InputRefused, UsageError
 from meca.readers.files import open_regular, text
 from meca.readers.tables import Room, Table
 
-__all__ = ["LABELS", "SUFFIXES", "Rows", "csv_fields", "is_list", "json_members", "read_rows"]
+__all__ = ["BOM", "LABELS", "SUFFIXES", "Rows", "columns_of", "csv_fields", "header_of", "is_list", "json_members", "name_both", "read_rows"]
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 PATHS = ("file_name", "path", "filename", "file_path", "filepath", "image_path")
 LABELS = ("label", "labels", "class", "class_name", "category", "target")
+# Further names, in any case and with blanks, that count where somebody points to the list: one that just lies there is asked about.
+LIKE_PATHS = (
+    *PATHS,
+    "image",
+    "images",
+    "img",
+    "file",
+    "files",
+    "filenames",
+    "filepaths",
+    "image_file",
+    "image_filename",
+    "image_name",
+    "img_name",
+    "img_path",
+)
+LIKE_LABELS = (*LABELS, "classes", "class_label", "label_name", "category_name", "breed", "species")
 SPLIT = "split"
 DELIMITERS = (",", ";", "\t")
 MAX_LINE = 2**20  # characters
 MAX_ROWS = 10_000_000
 BOM = "\ufeff"
+
+Choose = Callable[[list[str]], tuple[str, str]]  # of all columns those of the path and of the label
 
 
 @dataclass
@@ -50,13 +69,29 @@ class Rows:
     schema: str  # parquet: its Arrow schema, base64
 
 
-def is_list(path: Path) -> bool:
-    """Say whether a file is named and headed like a list of files: a column of paths and one of labels."""
+def is_list(path: Path, is_meant: bool = False) -> bool:
+    """Say whether a file is named and headed like a list of files: a column of paths and a further one; `is_meant`: somebody pointed to it."""
+    names = columns_of(path)
+    return len(names) > 1 and bool(_matching(names, PATHS, LIKE_PATHS if is_meant else ()))
+
+
+def name_both(names: Sequence[str]) -> bool:
+    """Say whether columns are named like a path and a label, in words that `read_rows` understands where a list is meant."""
+    return bool(_matching(names, PATHS, LIKE_PATHS)) and bool(_matching(names, LABELS, LIKE_LABELS))
+
+
+def _matching(names: Sequence[str], exact: Sequence[str], like: Sequence[str]) -> list[str]:
+    """Return the columns of the wanted names; where there is none, those that are much the same."""
+    found = [column for column in exact if column in names]
+    return found or [name for name in names if "_".join(re.split(r"[\s_-]+", name.strip().casefold())) in like]
+
+
+def columns_of(path: Path) -> list[str]:
+    """Return the columns of a list by its first line or schema; nothing where it cannot be read."""
     try:
-        names = _names(path)
+        return _names(path)
     except (InputRefused, OSError, ValueError, csv.Error, pa.ArrowException):
-        return False  # no list, or one that its reader will name
-    return any(name in names for name in PATHS) and len(names) > 1
+        return []  # no list, or one that its reader will name
 
 
 def _names(path: Path) -> list[str]:
@@ -64,7 +99,7 @@ def _names(path: Path) -> list[str]:
     if kind == "parquet":
         with open_regular(path) as file, pq.ParquetFile(file) as table:
             schema: pa.Schema = table.schema_arrow
-            return [field.name for field in schema if field.name not in PATHS or _is_text(field.type)]
+            return [field.name for field in schema if not _matching([field.name], PATHS, LIKE_PATHS) or _is_text(field.type)]
     if kind is None:
         return []
     with open_regular(path) as file:
@@ -72,7 +107,12 @@ def _names(path: Path) -> list[str]:
         first = next(lines, "").removeprefix(BOM)
         if kind == "jsonl":
             return [key for key, _, _, _ in json_members(first)]
-        return next(csv.reader([first], delimiter=_delimiter(first), strict=True), [])
+        return header_of(first)
+
+
+def header_of(line: str) -> list[str]:
+    """Return the columns that the first line of a CSV file names."""
+    return next(csv.reader([line.removeprefix(BOM)], delimiter=_delimiter(line), strict=True), [])
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -80,38 +120,45 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(inner) or pa.types.is_large_string(inner)
 
 
-def read_rows(path: Path, name: str, label_column: str) -> Rows:
+def read_rows(path: Path, name: str, label_column: str, is_meant: bool = False) -> Rows:
     """Return the rows of a list.
 
     Args:
         path: The file.
         name: How errors call it.
         label_column: The column of the label; `auto` takes the one of `LABELS` that is there.
+        is_meant: Somebody pointed to it: where there is no column of `PATHS` or `LABELS`, one of `LIKE_PATHS` or `LIKE_LABELS` is taken.
 
     Raises:
         InputRefused: It is damaged, not UTF-8, has lines or fields without end, or a row has no path or no label.
         UsageError: Two columns could be the path, or the label.
     """
     reader = {"csv": _read_csv, "jsonl": _read_json, "parquet": _read_parquet}[SUFFIXES[path.suffix.lower()]]
+
+    def chosen(names: list[str]) -> tuple[str, str]:
+        path_column = _column(names, PATHS, LIKE_PATHS if is_meant else (), name, "path")
+        if label_column != "auto":
+            return path_column, _column(names, (label_column,), (), name, "label")
+        return path_column, _column(names, LABELS, LIKE_LABELS if is_meant else (), name, "label")
+
     try:
-        return reader(path, name, label_column)
+        return reader(path, name, chosen)
     except UnicodeDecodeError as problem:
         raise InputRefused(f"Expected {name} to be UTF-8, but it holds the byte {problem.object[problem.start]:#04x}; save it as UTF-8.") from None
 
 
-def _column(names: list[str], wanted: tuple[str, ...], name: str, what: str) -> str:
-    found = [column for column in wanted if column in names]
+def _column(names: list[str], wanted: Sequence[str], like: Sequence[str], name: str, what: str) -> str:
+    found = _matching(names, wanted, like)
     if not found:
         option = " (params.yaml: ingest.label_column names it)" if what == "label" else ""
-        raise InputRefused(f"Expected a column {wanted[0]!r} for the {what} in {name}, found {', '.join(map(repr, names[:20])) or 'none'}{option}.")
+        also = f" The first line has to name one of {', '.join(wanted)}." if len(wanted) > 1 else ""
+        raise InputRefused(
+            f"Expected a column {wanted[0]!r} for the {what} in {name}, found {', '.join(map(repr, names[:20])) or 'none'}{option}.{also}"
+        )
     if len(found) > 1:
         option = "say which with params.yaml: ingest.label_column" if what == "label" else "rename one of them"
         raise UsageError(f"The columns {' and '.join(found)} of {name} could both be the {what}; {option}.")
     return found[0]
-
-
-def _label(names: list[str], name: str, label_column: str) -> str:
-    return _column(names, LABELS if label_column == "auto" else (label_column,), name, "label")
 
 
 def _lines(file: Any, name: str, seen: list[str]) -> Iterator[str]:
@@ -137,7 +184,7 @@ def csv_fields(raw: str, delimiter: str) -> list[str]:
     return next(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter, strict=True), [])
 
 
-def _read_csv(path: Path, name: str, label_column: str) -> Rows:
+def _read_csv(path: Path, name: str, chosen: Choose) -> Rows:
     seen: list[str] = []
     with open_regular(path) as file:
         lines = _lines(file, name, seen)
@@ -147,8 +194,7 @@ def _read_csv(path: Path, name: str, label_column: str) -> Rows:
         number = 0
         try:
             names = next(reader, [])
-            path_at = names.index(_column(names, PATHS, name, "path"))
-            label_at = names.index(_label(names, name, label_column))
+            path_at, label_at = map(names.index, chosen(names))
             if len(set(names)) != len(names):
                 raise InputRefused(f"Expected columns of different names in {name}, got {', '.join(map(repr, names[:20]))}.")
             split_at = names.index(SPLIT) if SPLIT in names and label_at != names.index(SPLIT) else None
@@ -248,7 +294,7 @@ def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def _read_json(path: Path, name: str, label_column: str) -> Rows:
+def _read_json(path: Path, name: str, chosen: Choose) -> Rows:
     seen: list[str] = []
     rows: Rows | None = None
     head = ""
@@ -265,19 +311,19 @@ def _read_json(path: Path, name: str, label_column: str) -> Rows:
             except ValueError as problem:
                 raise InputRefused(f"Row {number} of {name} is no JSON object ({problem}).") from None
             if rows is None:
-                names = list(members)
-                chosen = _column(names, PATHS, name, "path"), _label(names, name, label_column)
-                rows = Rows("jsonl", head, "", *chosen, (), [], [], [] if SPLIT in members and chosen[1] != SPLIT else None, [], "")
+                path_name, label_name = chosen(list(members))
+                with_split = SPLIT in members and label_name != SPLIT
+                rows = Rows("jsonl", head, "", path_name, label_name, (), [], [], [] if with_split else None, [], "")
             _add(rows, name, number, members.get(rows.path_column), members.get(rows.label_column), members.get(SPLIT), line)
     if rows is None:
         raise InputRefused(f"Expected rows in {name}, found none.")
     return rows
 
 
-def _read_parquet(path: Path, name: str, label_column: str) -> Rows:
+def _read_parquet(path: Path, name: str, chosen: Choose) -> Rows:
     with Table(path, name) as table:
         names = list(table.schema.names)
-        path_name, label_name = _column(names, PATHS, name, "path"), _label(names, name, label_column)
+        path_name, label_name = chosen(names)
         with_split = SPLIT in names and label_name != SPLIT
         wanted = [path_name, label_name, *([SPLIT] if with_split else [])]
         rows = Rows(

@@ -36,3 +36,4 @@ class Source:
     options: dict[str, Any] = field(default_factory=dict)  # JSON: what a writer needs to write the format again
     columns: Callable[[str, NDArray[np.bool_]], pa.Table] | None = None  # further columns of the same samples
     odd: tuple[str, ...] = ()  # what lies there and is not read
+    question: Callable[[], str | None] | None = None  # what to ask before it is read so, where nobody has named the format

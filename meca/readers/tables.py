@@ -7,7 +7,7 @@ comes to, written out, is counted against the size of the files: at most `MAX_RA
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute
@@ -54,8 +54,8 @@ class Room:
 class Table:
     """An opened parquet file: its schema, the rows of each row group, and its rows in pieces."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        """Open the file; `name` is what errors call it.
+    def __init__(self, path: Path | BinaryIO, name: str) -> None:
+        """Open the file, or read one that is open already; `name` is what errors call it.
 
         Raises:
             InputRefused: It is damaged, has two columns of one name, or more than `MAX_ROWS` rows.

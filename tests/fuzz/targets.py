@@ -6,6 +6,7 @@ that mends them: otherwise every change would be turned away at the door.
 
 import functools
 import gzip
+import json
 import pickle  # to write what the reader must read without unpickling
 import shutil
 import struct
@@ -78,6 +79,7 @@ def _read(format: str, path: Path, label_column: str = "auto") -> None:
             )
             for text in (source.name, *source.class_names, *source.odd, *(sample.name for sample in found)):
                 text.encode()  # it goes into files that are UTF-8
+            assert source.question is None or source.question() != "", "a question without words"
             if source.columns is not None:
                 assert source.columns(split, take).num_rows == len(labels), "columns that do not fit"
     except (InputRefused, UsageError) as problem:
@@ -206,6 +208,9 @@ TARGETS_OF: dict[str, One] = {
 }
 
 
+BESIDE = [(path, "cat") for path in good()]
+
+
 def _manifest(name: str) -> One:
     return _file("manifest", name, lambda: lists.IMAGES)
 
@@ -225,6 +230,14 @@ TARGETS: dict[str, Target] = {
         frozenset({"metadata"}),
         words=CSV_WORDS,
     ),
+    **{
+        f"beside-{suffix}": Target(_file("imagefolder", f"labels.{suffix}", good), seeds, words=words)  # it is looked at only to ask about it
+        for suffix, seeds, words in (
+            ("csv", lambda: [lists.as_csv(BESIDE)], CSV_WORDS),
+            ("json", lambda: [json.dumps(dict(BESIDE)).encode(), json.dumps({"labels": BESIDE}).encode()], JSON_WORDS),
+            ("parquet", lambda: [lists.parquet_rows(BESIDE)], ()),
+        )
+    },
     "parquet": Target(_file("parquet", "train.parquet"), _shards, frozenset({"parquet"})),
     "zip": Target(
         _file("zip", "x.zip"), lambda: [archives.zip_bytes(good()), archives.zip_bytes(good(), 0), archives.quoted_bomb()], frozenset({"zip"})
