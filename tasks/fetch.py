@@ -16,7 +16,7 @@ def bring(source: str, folder: Path, progress: Progress | None = None) -> Path:
     """Bring a source here and return the path to read; what is here already is not fetched again.
 
     Args:
-        source: An `s3://` address, which is copied into `folder`, or a .dvc file, whose data DVC puts beside it.
+        source: An `s3://` address, or a .dvc file; of one whose data lie beside it as it says nothing is copied.
         folder: Where the copy goes.
         progress: Told what is going on.
 
@@ -31,10 +31,9 @@ def bring(source: str, folder: Path, progress: Progress | None = None) -> Path:
         return _checked(found.path) if found.version else found.path
     if not source.endswith(DVC):
         raise UsageError(f"Expected an s3:// address or a .dvc file, got {source!r}.")
-    from tasks import remote
+    from tasks import tracked
 
-    remote.pull_file(Path(source))
-    return Path(source.removesuffix(DVC))
+    return tracked.copy(Path(source), folder, progress)
 
 
 def _checked(folder: Path) -> Path:

@@ -4,11 +4,12 @@ DVC knows files by MD5, for which two different ones can be made. So what was pu
 stage wrote into its receipt, and with those of the store and of the published folder: in a chain that ends at dvc.lock.
 """
 
+import contextlib
 import itertools
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,13 +20,15 @@ from meca.report.text import plain
 from tasks import environment
 from tasks.stage import chain, lock_remedy
 
-__all__ = ["RemoteUnavailable", "check", "pull", "pull_file", "push"]
+__all__ = ["RemoteUnavailable", "check", "explained", "pull", "push", "status"]
 
 # Names of error classes behind which a network was away; looked up by name, since each storage brings its own library.
 NETWORK_ERRORS = {
     "ConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError", "HTTPClientError",
     "ClientConnectionError", "ClientOSError", "ServerDisconnectedError", "ServerTimeoutError", "TimeoutError", "gaierror",
 }  # fmt: skip
+STORAGES = {"dvc", "dvc_objects", "dvc_data", "dvc_s3", "dvc_http", "s3fs", "fsspec", "botocore", "aiohttp", "aiobotocore"}  # whose errors are told
+UNVERIFIED = {"hdfs", "webhdfs"}  # storages for which DVC knows no such setting
 
 
 class RemoteUnavailable(MecaError):  # noqa: N818 - the name says what happened
@@ -96,46 +99,65 @@ def _written(workspace: Path) -> Iterator[tuple[Path, str, str]]:
                 yield workspace / options[output], str(digest), plain(name, 40)
 
 
-def pull_file(file: Path) -> None:
-    """Put the data of one .dvc file beside it, from the cache or the remote of the repository that it lies in.
-
-    Raises:
-        RemoteUnavailable: The network was away.
-        MecaError: It lies in no DVC repository, or as `pull`.
-    """
-    _transfer(file.resolve().parent, "pull", targets=[str(file.resolve())])
-
-
-def _transfer(workspace: Path, direction: str, **options: Any) -> None:
+def _transfer(workspace: Path, direction: str) -> None:
     environment.prepare()
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     url = os.environ.get("MECA_REMOTE_URL")
+    with explained(direction, url or ""):
+        root = str(workspace.resolve())
+        with Repo(root, config=_configuration(url) if url else _verified(root), _wait_for_lock=True) as repo:
+            getattr(repo, direction)(run_cache=True)
+
+
+@contextlib.contextmanager
+def explained(direction: str, url: str = "") -> Generator[None]:
+    """Turn what DVC and its storages raise into one sentence without secrets.
+
+    Args:
+        direction: What failed: `push` or `pull`.
+        url: The remote, if all that fails there by its number alone is to be taken for the network.
+
+    Raises:
+        RemoteUnavailable: The network was away.
+        MecaError: Anything else.
+    """
     try:
-        root = Repo.find_root(str(workspace)) if options else str(workspace.resolve())
-        with Repo(root, config=_configuration(url) if url else None, _wait_for_lock=True) as repo:
-            getattr(repo, direction)(**(options or {"run_cache": True}))
+        yield
+    except MecaError:
+        raise
     except Exception as error:
         links = chain(error)
         names = {cls.__name__ for link in links for cls in type(link).__mro__}
         # DVC reports files that failed by their number alone; on a remote behind a network that is taken for the network.
-        hidden = bool(url) and urlsplit(url or "").scheme not in ("", "file") and names & {"UploadError", "DownloadError", "FileTransferError"}
+        hidden = urlsplit(url).scheme not in ("", "file") and names & {"UploadError", "DownloadError", "FileTransferError"}
         if names & NETWORK_ERRORS or hidden or any(map(_is_busy, links)):
             told = environment.without_secrets(f"The DVC remote could not be reached ({error}); look at MECA_REMOTE_URL and the network.")
             raise RemoteUnavailable(told) from None
-        if not isinstance(error, DvcException | OSError):
+        if not isinstance(error, OSError) and not {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & STORAGES:
             raise
         raise MecaError(environment.without_secrets(f"dvc {direction} failed: {error}{lock_remedy(error)}")) from None
 
 
+def status(error: BaseException) -> int:
+    """Return the HTTP status that made an error; 0 where it was none. The libraries of storages make an OSError of it, of a number of their own."""
+    answer, given = getattr(error, "response", None), getattr(error, "status", 0)
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else given if isinstance(given, int) else 0
+
+
 def _is_busy(error: BaseException) -> bool:
-    """Tell whether a storage's answer says that it may do better later; its library makes an OSError of a number of its own of that."""
-    answer = getattr(error, "response", None)
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
-    return status in (408, 429) or status >= 500
+    """Tell whether a storage's answer says that it may do better later."""
+    return status(error) in (408, 429) or status(error) >= 500
 
 
 def _configuration(url: str) -> dict[str, Any]:
     # verify: DVC trusts what a remote hands out unless told otherwise.
     return {"core": {"remote": "environment"}, "remote": {"environment": {"url": url, "verify": True}}}
+
+
+def _verified(root: str) -> dict[str, Any]:
+    """Return what makes DVC compare what the remotes of a workspace hand out with its MD5, whatever their settings say."""
+    from dvc.config import Config
+
+    named = Config(str(Path(root) / ".dvc"), validate=False)["remote"]
+    return {"remote": {name: {"verify": True} for name, block in named.items() if urlsplit(str(block.get("url"))).scheme not in UNVERIFIED}}

@@ -41,6 +41,8 @@ def test_the_limit_of_the_gpu_is_this_hosts_unless_named(monkeypatch):
         "stage",
         "tracking",
         "remote",
+        "tracked",
+        "objects",
         "workspace",
         "slots",
         "server",

@@ -97,6 +97,34 @@ def test_an_object_with_other_bytes_is_refused_by_dvc_already(workspace: Path, c
     assert not (workspace / "out" / "b.bin").exists()
 
 
+def test_a_remote_of_the_workspace_is_verified_whatever_its_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MECA_REMOTE_URL", raising=False)
+    workspace = make_workspace(tmp_path)
+    config = workspace / ".dvc" / "config"
+    config.write_text(config.read_text().replace("verify = true", "verify = false"))
+    assert "verify = false" in config.read_text()
+    remote.push(workspace)
+    forget(workspace)
+    remote.pull(workspace)
+    # Another object, and a receipt that fits it: so nothing but the MD5 of both says that they were changed.
+    (tmp_path / "made").mkdir()
+    for name, data in {**FILES, "b.bin": b"B" * 300_000}.items():
+        (tmp_path / "made" / name).write_bytes(data)
+    said = (workspace / "receipt.json").read_bytes()
+    for data, other in (
+        (FILES["b.bin"], b"B" * 300_000),
+        (said, canonical_json({"stage": "make", "outputs": {"out": sha256_tree(tmp_path / "made")}}).encode()),
+    ):
+        name = hashlib.md5(data).hexdigest()
+        place = workspace / "remote" / "files" / "md5" / name[:2] / name[2:]
+        place.chmod(0o644)
+        place.write_bytes(other)
+    forget(workspace)
+    with pytest.raises(MecaError, match="dvc pull failed"):
+        remote.pull(workspace)
+    assert not (workspace / "out" / "b.bin").exists() and not (workspace / "receipt.json").exists()
+
+
 DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 FAULTS = {"busy": Fault(answer=BUSY), "hangs up": Fault(answer=b""), "denied": Fault(answer=DENIED)}
 
