@@ -347,9 +347,14 @@ def write_store(
             raise InputRefused(f"Expected {table.num_rows} lines of further columns, got {columns.num_rows}.")
         write_parquet(columns, path / "columns.parquet")
         names.append("columns.parquet")
-    hashes = {name: sha256_file(path / name) for name in names}
+    info = _describe(images, table, class_names, source, {name: sha256_file(path / name) for name in names})
+    (path / "store.json").write_text(canonical_json({"schema": "meca.store/1", **info.__dict__}), encoding="utf-8")
+    return info
+
+
+def _describe(images: np.ndarray, table: pa.Table, class_names: Sequence[str], source: dict[str, Any], hashes: dict[str, str]) -> StoreInfo:
     n_train = int(((table["row"].to_numpy() >= 0) & _is_train(table)).sum())
-    info = StoreInfo(
+    return StoreInfo(
         n=len(images),
         n_train=n_train,
         n_test=len(images) - n_train,
@@ -362,8 +367,6 @@ def write_store(
         sha256=hashes,
         root=hashlib.sha256(json.dumps([hashes, list(class_names)], sort_keys=True).encode()).hexdigest(),
     )
-    (path / "store.json").write_text(canonical_json({"schema": "meca.store/1", **info.__dict__}), encoding="utf-8")
-    return info
 
 
 def _is_train(table: pa.Table) -> np.ndarray:
@@ -392,7 +395,7 @@ def _check(images: np.ndarray, table: pa.Table, class_names: Sequence[str]) -> N
 
 
 def open_store(path: Path, verify: bool = True) -> Store:
-    """Open a store, check every byte against its hashes, and map the images.
+    """Open a store, check every byte against its hashes and what store.json says against the files, and map the images.
 
     Raises:
         MecaError: The store is missing, or a file differs from what was written.
@@ -409,4 +412,8 @@ def open_store(path: Path, verify: bool = True) -> Store:
                     f"{path / name} was changed after it was written: expected SHA-256 {expected[:12]}, got {actual[:12]}; ingest the data again."
                 )
     images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-    return Store(path=path, info=info, images=images, samples=read_parquet(path / "samples.parquet"))
+    samples = read_parquet(path / "samples.parquet")
+    # The root names the data set to whoever signs it, and the sizes say which rows are for evaluation only.
+    if verify and (images.ndim != 4 or info != _describe(images, samples, info.class_names, info.source, info.sha256)):
+        raise MecaError(f"{path / 'store.json'} was changed after it was written: it does not describe the files beside it; ingest the data again.")
+    return Store(path=path, info=info, images=images, samples=samples)

@@ -1,7 +1,8 @@
 """One model on one body of evidence: the test split, and what the suspects carry, of a finished run.
 
 Champion and challenger are measured here by the same code on the same pictures; figures that each brought along from its
-own data would not speak of the same thing.
+own data would not speak of the same thing. What the evidence is stands in the published folder, or is named there by SHA-256:
+where that is signed, nothing else has a say in what is measured.
 """
 
 from dataclasses import dataclass
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meca.errors import MecaError
-from meca.files import read_json
+from meca.params import Params
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from meca.store import Store
 
-__all__ = ["Evidence", "Figures", "Incomparable", "measure"]
+__all__ = ["Evidence", "Figures", "Incomparable", "gather", "measure"]
 
 
 class Incomparable(MecaError):  # noqa: N818 - the name says what the model is
@@ -27,11 +29,12 @@ class Incomparable(MecaError):  # noqa: N818 - the name says what the model is
 class Evidence:
     """What a finished run knows about its data."""
 
-    store: Path
-    split: Path  # who was flagged first
-    final: Path  # folder of the last stage: what the clean model sees, and the verdict
+    store: "Store"
+    flagged: "np.ndarray"  # bool [n_train], by stage `split`
+    content: "np.ndarray"  # int64 [n_train], what the clean model sees
+    is_tested: bool  # whether there was a test for a leak
     seed: int
-    probe: int  # pictures that the test for a leak took at most
+    probe: int  # pictures that it took at most
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,48 @@ class Figures:
     min_recall: float | None  # of the worst class
     leak: float | None
     n: int  # test images
+
+
+def gather(store: Path, published: Path, params: Params) -> Evidence:
+    """Return the evidence that a published folder is about.
+
+    Args:
+        store: The data as the defender received them.
+        published: A published folder.
+        params: The numbers that it was made with.
+
+    Raises:
+        MecaError: The data or the numbers are others than those of the folder.
+    """
+    import numpy as np
+
+    from meca.compute import pc
+    from meca.stages.publish import params_digest
+    from meca.store import open_store, read_parquet
+    from meca.verification import read_object
+
+    summary, data = read_object(published / "summary.json"), open_store(store)
+    for what, found, expected in (
+        (f"The data in {store}", data.info.root, summary["input_sha256"]),
+        (f"What {params.origin} says", params_digest(params), summary["params_sha256"]),
+    ):
+        if found != expected:
+            raise MecaError(
+                f"{what} has the SHA-256 {found[:12]}, and {published} was made with {str(expected)[:12]}; bring that back or run the pipeline again."
+            )
+    verdicts = read_parquet(published / "verdicts.parquet")
+    samples = data.samples.filter(pc.equal(data.samples["split"], "train")).sort_by("source")
+    if not all(samples[name].equals(verdicts[name]) for name in ("source", "sample_id", "label")):
+        raise MecaError(f"The verdicts in {published} are about other samples than {store} holds; run the pipeline again.")
+    row = samples["row"].to_numpy()
+    flagged, content = np.zeros(data.info.n_train, bool), np.zeros(data.info.n_train, np.int64)
+    judged = verdicts.filter(row >= 0)
+    # What the clean model confirmed had been flagged: `split` goes by that.
+    confirmed = ["confirmed" in codes for codes in judged["reasons"].to_pylist()]
+    flagged[row[row >= 0]] = pc.not_equal(judged["verdict"], "clean").to_numpy() | np.array(confirmed, bool)
+    content[row[row >= 0]] = judged["clean_pred"].to_numpy()
+    probe = int(params.raw("relabel_finetune")["probe"])
+    return Evidence(data, flagged, content, summary["leak"] is not None, int(summary["seed"]), probe)
 
 
 def measure(model: Path, evidence: Evidence) -> Figures:
@@ -59,9 +104,8 @@ def measure(model: Path, evidence: Evidence) -> Figures:
     from meca.engine import predict, prepare
     from meca.metrics import accuracy
     from meca.models import load_model, read_description
-    from meca.store import open_store
 
-    store = open_store(evidence.store)
+    store = evidence.store
     try:
         made_for, network = read_description(model), load_model(model)
     except MecaError as error:
@@ -81,24 +125,21 @@ def measure(model: Path, evidence: Evidence) -> Figures:
         predicted = predict(network, torch.from_numpy(store.pixels(store.test)).to(device.name)).argmax(1).cpu().numpy()
         found = accuracy(predicted, store.labels[store.test], len(store.info.class_names))
         acc, worst = found["acc"], None if None in found["recall"] else min(found["recall"])
-    return Figures(acc, worst, _leak(network, store, evidence, device.name), n)
+    return Figures(acc, worst, _leak(network, evidence, device.name), n)
 
 
-def _leak(network: "torch.nn.Module", store: "Store", evidence: Evidence, device: str) -> float | None:
+def _leak(network: "torch.nn.Module", evidence: Evidence, device: str) -> float | None:
     """Return what stage `relabel_finetune` calls the leak, on the very pictures that it took; None where it tested nothing."""
     import numpy as np
     import torch
 
     from meca.leak import carried, case
-    from meca.stages.tensors import column, read_rows
 
-    if read_json(evidence.final / "verdict.json").get("leak") is None:
+    if not evidence.is_tested:
         return None
-    n = store.info.n_train
-    words = read_rows(evidence.split / "decisions.parquet", ["verdict"], n)["verdict"].to_pylist()
+    store = evidence.store
     images = torch.from_numpy(store.pixels(store.train)).to(device)
-    flagged = torch.tensor([word != "clean" for word in words], device=device)
+    flagged, content = torch.from_numpy(evidence.flagged).to(device), torch.from_numpy(evidence.content).to(device)
     labels = torch.from_numpy(np.array(store.labels[store.train], dtype=np.int64)).to(device)
-    content = torch.from_numpy(column(evidence.final / "decisions.parquet", "clean_pred", n).astype(np.int64)).to(device)
     tests = [case(images, labels, flagged, content, target, evidence.seed, evidence.probe) for target in sorted({*labels[flagged].tolist()})]
     return max((round(carried(network, test), 6) for test in tests if test is not None), default=None)

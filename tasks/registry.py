@@ -1,7 +1,10 @@
 """Promotion: the clean model becomes a version of the registered model, and the alias moves, when every gate holds.
 
-The challenger is compared with the champion on the challenger's evidence. A refusal leaves the registry as it was. What the
-registry holds is looked at before it is believed: names, size and SHA-256 of the files, and that nothing in it is code.
+What is promoted is the model of the published folder, byte for byte, and the gates go by that folder: its summary says
+verdict and leak, and the accuracy is measured here, on the data that it names by SHA-256. So a signature over the folder
+covers all of it. The challenger is compared with the champion on the challenger's evidence. A refusal leaves the registry
+as it was. What the registry holds is looked at before it is believed: names, size and SHA-256 of the files, and that nothing
+in it is code.
 
 An alias is last-writer-wins, and MLflow has no condition to put on a write: on one machine a lock keeps two promotions
 apart, between machines each reads the alias again before and after it writes, and says so when another one was there.
@@ -27,7 +30,8 @@ from meca.files import read_json, sha256_file, sha256_tree
 from meca.judged import as_tag, notice
 from meca.params import Params, read_params
 from meca.report.text import plain
-from tasks.comparison import Evidence, Figures, Incomparable, measure
+from meca.verification import read_object
+from tasks.comparison import Figures, Incomparable, gather, measure
 from tasks.tracking import Result, TrackingUnavailable, open_client, read_result, record
 
 __all__ = ["Gate", "Gates", "check", "compare", "fetch_alias", "history", "model_digest", "promote", "rollback"]
@@ -37,6 +41,9 @@ PREVIOUS = "previous"  # alias of the version that the alias pointed to before
 HISTORY = "meca.history."  # tags of the registered model, one for each time that the alias moved
 LOADER = "tasks.serving"  # the only module that may load a model of the registry
 WEIGHTS = ("model.json", "model.safetensors")
+BOUND = ("summary.json", "verdicts.parquet", *(f"model/{name}" for name in WEIGHTS))  # what the gates go by, of the published folder
+SAID = ("verdict", "leak", "leak_power", "seed", "input_sha256", "sanitized_sha256", "params_sha256", "code_sha256")  # in its summary
+SAME = ("meca.manifest_sha256", "meca.sanitized_sha256", "meca.model_sha256")  # tags: a version is one model out of one published folder
 # What an entry of the registry may hold. All else may be code to somebody.
 FILES = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta", *(f"data/model/{name}" for name in WEIGHTS)}
 MAX_BYTES = 4 * 2**30  # of one entry
@@ -70,27 +77,28 @@ class Gate:
     sentence: str
 
 
-def check(gates: Gates, verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[Gate]:
+def check(gates: Gates, verdict: Mapping[str, Any], figures: Figures) -> list[Gate]:
     """Return every gate with what was found.
 
     Args:
         gates: The limits.
-        verdict: The final verdict.json.
-        evaluation: The evaluation.json of the same result.
+        verdict: `verdict`, `leak` and `leak_power`, as a summary.json says them.
+        figures: Of the same model.
     """
-    final = evaluation.get("final") or {}
-    recall = final.get("recall") or []
-    worst = None if not recall or None in recall else min(recall)
-    found, allowed = str(verdict["verdict"]), ", ".join(gates.verdicts)
-    holds = found in gates.verdicts
     return [
-        Gate("verdicts", found, allowed, holds, f"the verdict is {found}" + ("" if holds else f", which is none of: {allowed}")),
-        _at_least("min_acc", "the accuracy on the test split", final.get("acc"), gates.min_acc),
-        _at_least("min_recall", "the recall of the worst class on the test split", worst, gates.min_recall),
+        _verdict(verdict, gates.verdicts),
+        _at_least("min_acc", "the accuracy on the test split", figures.acc, gates.min_acc),
+        _at_least("min_recall", "the recall of the worst class on the test split", figures.min_recall, gates.min_recall),
         _leak(verdict, gates.max_leak),
         _left(verdict, gates.max_leak_of_power),
         _power(verdict, gates.min_leak_power),
     ]
+
+
+def _verdict(verdict: Mapping[str, Any], limit: Sequence[str]) -> Gate:
+    found, allowed = str(verdict["verdict"]), ", ".join(limit)
+    holds = found in limit
+    return Gate("verdicts", found, allowed, holds, f"the verdict is {found}" + ("" if holds else f", which is none of: {allowed}"))
 
 
 def _at_least(name: str, what: str, value: float | None, limit: float) -> Gate:
@@ -186,7 +194,8 @@ def promote(
 
     Raises:
         Inconclusive: A gate does not hold; the message names each that fails and the distance.
-        MecaError: What was evaluated is not what stands in the workspace now, or somebody else moved the alias meanwhile.
+        MecaError: The workspace's model, data or numbers are not those that were evaluated and published, or somebody else moved the
+            alias meanwhile.
         UsageError: `uncompared` without `why`.
     """
     if uncompared and not why.strip():
@@ -196,25 +205,34 @@ def promote(
     gates = params.group("promote", Gates)
     name = str(params.raw("track")["registered_model"])
     _check_same_model(result)
-    found = check(gates, read_json(result.work / MODEL_STAGE / "verdict.json"), read_json(result.work / "evaluate" / "evaluation.json"))
-    tags = _identity(result)
+    found, signed = list[Gate](), dict[str, str]()
     if key is not None:
         gate, signed = _signature(result.published, key, attestation)
+        _refuse([gate], params)  # what nobody signed has no say in the gates
         found.append(gate)
-        tags |= signed
+    summary = _published(result)
+    if not (result.published / "model").is_dir():
+        _refuse([_verdict(summary, gates.verdicts)], params)
+        raise MecaError(f"{result.published} holds no model, because the verdict is {summary['verdict']}, so there is none to promote.")
+    tags = _identity(result, summary) | signed
+    evidence = gather(result.store, result.published, read_params(result.params))
+    try:
+        mine = measure(result.published / "model", evidence)
+    except Incomparable as error:
+        raise MecaError(f"The model in {result.published} cannot be measured on {result.store}: {error}; run the pipeline again.") from None
+    found = check(gates, summary, mine) + found
     _refuse(found, params)  # before the server is asked for anything
     measured: dict[str, Any] = {"challenger": None, "champion": None}
     with open_client(workspace) as client, TemporaryDirectory() as temporary:
         champion = _holder(client, name, gates.alias)
         if champion is not None and not _is_same(champion, tags):
             try:
-                theirs = measure(_fetched(champion, Path(temporary)), _evidence(result))
+                theirs = measure(_fetched(champion, Path(temporary)), evidence)
             except TrackingUnavailable:
                 raise
             except MecaError as error:
                 found.append(_no_comparison(str(champion.version), error, uncompared))
             else:
-                mine = measure(result.work / MODEL_STAGE, _evidence(result))
                 found += compare(gates, mine, theirs, str(champion.version))
                 measured = {"challenger": asdict(mine), "champion": asdict(theirs)}
     _refuse(found, params)
@@ -318,13 +336,31 @@ def _check_same_model(result: Result) -> None:
         raise MecaError(f"The model in {result.work / MODEL_STAGE} is not the one that was evaluated; run the pipeline again.")
 
 
-def _identity(result: Result) -> dict[str, str]:
+def _published(result: Result) -> dict[str, Any]:
+    """Return the summary of the published folder, whose model is that of the workspace.
+
+    Raises:
+        MecaError: One of the files that matter here is not what the manifest says, or the models differ.
+    """
+    place, final = result.published, result.work / MODEL_STAGE
+    listed: Any = read_object(place / "manifest.json").get("files")
+    for name in BOUND if (place / "model").is_dir() else BOUND[:2]:
+        if not (place / name).is_file() or not isinstance(listed, dict) or sha256_file(place / name) != listed.get(name):
+            raise MecaError(f"{place / name} is not what its manifest says; run the pipeline again.")
+        if name.startswith("model/") and sha256_file(place / name) != sha256_file(final / Path(name).name):
+            raise MecaError(f"{final / Path(name).name} is not the {name} that was published; run the pipeline again.")
+    summary = read_object(place / "summary.json")
+    if missing := [name for name in SAID if name not in summary]:
+        raise MecaError(f"{place / 'summary.json'} lacks {missing[0]}; run the pipeline again.")
+    return summary
+
+
+def _identity(result: Result, summary: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags of a version: what it was made from, and what it is."""
-    summary = read_json(result.published / "summary.json")
     receipt = next(r for r in map(read_json, result.receipts) if r["stage"] == MODEL_STAGE)
     return {
         "meca.stage_key": str(receipt["key"]),
-        "meca.model_sha256": model_digest(result.work / MODEL_STAGE),
+        "meca.model_sha256": model_digest(result.published / "model"),
         "meca.input_sha256": str(summary["input_sha256"]),
         "meca.sanitized_sha256": str(summary["sanitized_sha256"]),
         "meca.manifest_sha256": sha256_file(result.published / "manifest.json"),
@@ -336,7 +372,7 @@ def _identity(result: Result) -> dict[str, str]:
 
 
 def _is_same(version: Any, tags: Mapping[str, str]) -> bool:
-    return all(version.tags.get(name) == tags[name] for name in ("meca.stage_key", "meca.sanitized_sha256", "meca.model_sha256"))
+    return all(version.tags.get(name) == tags[name] for name in SAME)
 
 
 def _signature(published: Path, key: Path, attestation: Path | None) -> tuple[Gate, dict[str, str]]:
@@ -352,12 +388,6 @@ def _signature(published: Path, key: Path, attestation: Path | None) -> tuple[Ga
     )
     gate = Gate("signature", "invalid" if wrong else "valid", "valid", not wrong, sentence)
     return gate, {} if wrong else {"meca.attestation_sha256": sha256_file(attestation or published / "attestation.json"), "meca.key_id": signer}
-
-
-def _evidence(result: Result) -> Evidence:
-    receipt = next(r for r in map(read_json, result.receipts) if r["stage"] == MODEL_STAGE)
-    params = receipt["params"]
-    return Evidence(result.store, result.work / "split", result.work / MODEL_STAGE, int(params["seed"]), int(params["relabel_finetune"]["probe"]))
 
 
 def _no_comparison(version: str, error: MecaError, allowed: bool) -> Gate:
@@ -387,16 +417,21 @@ def _move(
         if same:
             version = max(same, key=lambda v: int(v.version))
         else:
-            version = client.create_model_version(name, source, run_id, tags=dict(tags), model_id=source.removeprefix("models:/"))
+            # Before there is a version, which would pass for this one ever after.
+            held = client.get_logged_model(source.removeprefix("models:/"))
+            where = f"The model {held.model_id} that MLflow holds of this result"
+            _looked_at(source, where, tags["meca.model_sha256"], Path(temporary) / "held")
+            version = client.create_model_version(name, source, run_id, tags=dict(tags), model_id=held.model_id)
         number = str(version.version)
         moved = compared != number
+        if model_digest(_fetched(client.get_model_version(name, number), Path(temporary))) != tags["meca.model_sha256"]:
+            raise MecaError(f"Version {number} of {name} is not the model of this workspace; the alias stays.")
         if moved:
-            if model_digest(_fetched(client.get_model_version(name, number), Path(temporary))) != tags["meca.model_sha256"]:
-                raise MecaError(f"Version {number} of {name} is not the model of this workspace; the alias stays.")
             _still(client, name, alias, compared)  # it took a while
-            for tag, value in tags.items():
-                if version.tags.get(tag) != value:
-                    client.set_model_version_tag(name, number, tag, value)
+        for tag, value in tags.items():
+            if version.tags.get(tag) != value:
+                client.set_model_version_tag(name, number, tag, value)
+        if moved:
             if compared is not None:
                 client.set_registered_model_alias(name, PREVIOUS, compared)
             client.set_registered_model_alias(name, alias, number)
@@ -473,15 +508,20 @@ def _fetched(version: Any, folder: Path) -> Path:
     Raises:
         MecaError: It holds other files than a model of meca, asks for other code, or is not what was registered.
     """
-    import mlflow
-    import yaml
-
     where = f"Version {version.version} of {version.name}"
-    uri = f"models:/{version.name}/{version.version}"
     if not (expected := version.tags.get("meca.model_sha256")):
         raise MecaError(f"{where} was not registered by meca: it has no tag meca.model_sha256.")
+    return _looked_at(f"models:/{version.name}/{version.version}", where, expected, folder)
+
+
+def _looked_at(uri: str, where: str, expected: str, folder: Path) -> Path:
+    """Download what MLflow holds at an address, look at what it is, and return the folder of its model."""
+    import yaml
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
     folder.mkdir(parents=True, exist_ok=True)
-    listed = dict(_listed(uri))
+    held: Any = get_artifact_repository(uri)
+    listed = dict(_listed(held))
     if odd := sorted(set(listed) - FILES):
         raise MecaError(f"{where} holds {plain(odd[0], 100)!r}, which is no file of a model of meca; it is not loaded.")
     if missing := [name for name in ("MLmodel", *(f"data/model/{name}" for name in WEIGHTS)) if name not in listed]:
@@ -489,7 +529,7 @@ def _fetched(version: Any, folder: Path) -> Path:
     size = sum(listed.values())
     if size > min(MAX_BYTES, shutil.disk_usage(folder).free):
         raise MecaError(f"{where} has {size / 2**20:,.0f} MiB, more than there is room for.")
-    place = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    place = Path(held.download_artifacts("", str(folder)))
     try:
         flavours = yaml.safe_load((place / "MLmodel").read_text(encoding="utf-8"))["flavors"]
         loader = flavours["python_function"]
@@ -503,14 +543,12 @@ def _fetched(version: Any, folder: Path) -> Path:
     return model
 
 
-def _listed(uri: str, below: str = "", depth: int = 0) -> Iterator[tuple[str, int]]:
-    """Yield name and size of every file of a version."""
-    import mlflow
-
-    for file in mlflow.artifacts.list_artifacts(artifact_uri=f"{uri}/{below}" if below else uri):
+def _listed(held: Any, below: str = "", depth: int = 0) -> Iterator[tuple[str, int]]:
+    """Yield name and size of every file of an entry."""
+    for file in held.list_artifacts(below or None):
         name = str(PurePosixPath(file.path))
         if file.is_dir and depth < 3:
-            yield from _listed(uri, name, depth + 1)
+            yield from _listed(held, name, depth + 1)
         else:
             yield name, int(file.file_size or 0)
 

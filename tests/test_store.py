@@ -1,6 +1,7 @@
 """The store: written once, verified when opened; rewritten only by a copy."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def test_a_changed_byte_is_named(name: str, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(MecaError, match=f"{name} was changed after it was written"):
+        open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n_train": 5, "n_test": 10}, {"n": 14}, {"quarantined": 1}, {"height": 9}, {"root": "0" * 64}, {"class_names": ["dog", "cat", "émeu"]}],
+)
+def test_a_description_that_is_not_that_of_the_files_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    ingest(make_shards(tmp_path / "in"), tmp_path / "store")
+    file = tmp_path / "store" / "store.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert (record["n"], record["n_train"], record["n_test"]) == (15, 12, 3) and not change.items() <= record.items()
+    file.write_text(json.dumps({**record, **change}), encoding="utf-8")
+    with pytest.raises(MecaError, match=r"store\.json was changed after it was written: it does not describe the files beside it"):
         open_store(tmp_path / "store")
 
 

@@ -73,7 +73,7 @@ def finished(folder: Path, seed: int = 0, confused: Sequence[int] = (), verdict:
     shutil.rmtree(folder / "scratch")
     work = folder / "work"
     network(store, work / "relabel_finetune", seed, confused)
-    for name in ("model.json", "model.safetensors"):
+    for name in ("model.json", "model.safetensors") if verdict != "inconclusive" else ():
         shutil.copyfile(work / "relabel_finetune" / name, published / "model" / name)
     manifest = json.loads((published / "manifest.json").read_text())
     manifest["files"] = listing(published)

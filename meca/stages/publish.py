@@ -17,6 +17,7 @@ from meca.compute import pc
 from meca.decisions import DECISIONS, describe
 from meca.errors import MecaError, UsageError
 from meca.files import canonical_json, read_json
+from meca.params import Params
 from meca.report.text import plain
 from meca.stages.runtime import Context, code_digest, main
 from meca.store import Store, open_store, read_parquet, write_parquet
@@ -73,9 +74,7 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, split: Path, 
     facts = {
         "preset": ctx.params.preset,
         "seed": ctx.seed,
-        "params_sha256": _digest(
-            {group: ctx.params.tree.get(group) if group in ("seed", "preset") else dict(ctx.params.raw(group)) for group in GROUPS}
-        ),
+        "params_sha256": params_digest(ctx.params),
         "code_sha256": code_digest(),
     }
     with ctx.timed("write"):
@@ -146,8 +145,10 @@ def _verdict(final: Path, split: Path) -> dict[str, Any]:
     return verdict
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(canonical_json(value, indent=None).encode()).hexdigest()
+def params_digest(params: Params) -> str:
+    """Return the SHA-256 of every number that decides about the set, as the summary names it."""
+    numbers = {group: params.tree.get(group) if group in ("seed", "preset") else dict(params.raw(group)) for group in GROUPS}
+    return hashlib.sha256(canonical_json(numbers, indent=None).encode()).hexdigest()
 
 
 def entries(store: Store, verdicts: pa.Table) -> Entries:

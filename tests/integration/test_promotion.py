@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,19 +15,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from flows import cli
 from meca.errors import Inconclusive, MecaError, UsageError
-from meca.params import read_params
+from meca.files import sha256_tree
+from meca.params import read_params, with_settings
 from meca.signing import key_id, sign
+from meca.store import open_store, read_parquet, write_parquet
+from meca.verification import listing
 from tasks import environment, registry, serving, tracking
 from tasks.comparison import Evidence, Incomparable, measure
-from tests.workspaces import colours, finished, network
+from tests.workspaces import colours, finished, network, receipt_of
 
 pytestmark = [pytest.mark.platform, pytest.mark.filterwarnings("default")]
 
@@ -85,9 +90,9 @@ def test_a_worse_challenger_is_refused_and_nothing_changes(make):
     assert state(worse) == before
 
 
-@pytest.mark.parametrize("name", ["meca.stage_key", "meca.sanitized_sha256", "meca.model_sha256"])
+@pytest.mark.parametrize("name", ["meca.manifest_sha256", "meca.sanitized_sha256", "meca.model_sha256"])
 def test_a_version_of_another_set_or_model_is_another_version(name):
-    tags = {"meca.stage_key": "k", "meca.sanitized_sha256": "s", "meca.model_sha256": "m", "meca.verdict": "poisoned"}
+    tags = {"meca.manifest_sha256": "k", "meca.sanitized_sha256": "s", "meca.model_sha256": "m", "meca.verdict": "poisoned"}
     assert registry._is_same(SimpleNamespace(tags=tags), tags)
     assert not registry._is_same(SimpleNamespace(tags=tags), {**tags, name: "other"})
 
@@ -333,6 +338,171 @@ def test_a_signature_is_asked_for_and_written_down(make, tmp_path):
         assert "attestation.json" in {file.path for file in client.list_artifacts(tags["meca.parent_run"])}
 
 
+@pytest.fixture
+def signer(tmp_path: Path) -> tuple[Path, Callable[[Path], Path]]:
+    """Return the file of a public key, and what signs a workspace's published folder with the private one."""
+    key, file = Ed25519PrivateKey.generate(), tmp_path / "signer.pem"
+    file.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
+    def signed(workspace: Path) -> Path:
+        sign(workspace / "published", key, tmp_path / "statement.json")
+        return tmp_path / "statement.json"
+
+    return file, signed
+
+
+def rewritten(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def fit_receipts(workspace: Path) -> None:
+    """Make the receipts say that what lies in the workspace was evaluated, as whoever may write there can."""
+    rewritten(workspace / receipt_of("evaluate"), inputs={"relabel_finetune": sha256_tree(workspace / "work" / "relabel_finetune")})
+
+
+def publish_again(workspace: Path, **changes: Any) -> None:
+    """Change the summary of the published folder, and let the manifest fit it."""
+    published = workspace / "published"
+    rewritten(published / "summary.json", **changes)
+    rewritten(published / "manifest.json", files=listing(published))
+
+
+def other_weights(workspace: Path) -> None:
+    network(open_store(workspace / "data" / "store"), workspace / "work" / "relabel_finetune", 7, confused=(2,))
+
+
+def other_classes(workspace: Path) -> None:
+    rewritten(workspace / "work" / "relabel_finetune" / "model.json", class_names=["red", "green", "blue"])
+
+
+def other_layout(workspace: Path) -> None:
+    file = workspace / "work" / "relabel_finetune" / "model.json"
+    file.write_text(file.read_text() + "\n")
+
+
+def other_model(workspace: Path) -> None:
+    other_weights(workspace)
+    for name in registry.WEIGHTS:
+        (workspace / "published" / "model" / name).write_bytes((workspace / "work" / "relabel_finetune" / name).read_bytes())
+
+
+def other_verdicts(workspace: Path) -> None:
+    table = read_parquet(workspace / "published" / "verdicts.parquet")
+    write_parquet(
+        table.set_column(table.column_names.index("clean_pred"), "clean_pred", [[0] * table.num_rows]), workspace / "published" / "verdicts.parquet"
+    )
+
+
+def other_pictures(workspace: Path) -> None:
+    """Put easier data in the place of the store, which is a good one in itself."""
+    pictures = workspace / "other"
+    shutil.move(colours(pictures, n=4).path, workspace / "easy")
+    shutil.rmtree(workspace / "data" / "store")
+    shutil.move(workspace / "easy", workspace / "data" / "store")
+
+
+def other_split(workspace: Path) -> None:
+    """Let the last pictures for training pass for those for evaluation."""
+    rewritten(workspace / "data" / "store" / "store.json", n_train=10, n_test=50)
+
+
+def other_numbers(workspace: Path) -> None:
+    tree = yaml.safe_load((workspace / "params.yaml").read_text())
+    tree["relabel_finetune"]["default"]["probe"] = 1
+    (workspace / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+BOUND = {
+    other_weights: r"work/relabel_finetune/model\.safetensors is not the model/model\.safetensors that was published",
+    other_classes: r"work/relabel_finetune/model\.json is not the model/model\.json that was published",
+    other_layout: r"work/relabel_finetune/model\.json is not the model/model\.json that was published",
+    other_model: r"published/model/model\.safetensors is not what its manifest says",
+    other_verdicts: r"published/verdicts\.parquet is not what its manifest says",
+    other_pictures: r"The data in .* has the SHA-256 \w+, and .* was made with",
+    other_split: r"store\.json was changed after it was written: it does not describe the files beside it",
+    other_numbers: r"What params\.yaml says has the SHA-256 \w+, and .* was made with",
+}
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize("change", BOUND)
+def test_what_is_not_of_the_published_folder_gets_no_alias(change: Callable[[Path], None], is_signed: bool, make: Any, signer: Any) -> None:
+    key, signed = signer
+    workspace = make(seed=next(seeds))
+    statement = signed(workspace)
+    change(workspace)
+    fit_receipts(workspace)
+    with pytest.raises(MecaError) as refusal:
+        registry.promote(workspace, **({"key": key, "attestation": statement} if is_signed else {}))
+    in_the_folder = is_signed and change in (other_model, other_verdicts)
+    assert re.search(r"not as it was signed.*\[promote\.signature\]" if in_the_folder else BOUND[change], str(refusal.value))
+    assert state(workspace) == {"tags": {}}
+
+
+def test_what_the_stages_wrote_beside_the_published_folder_has_no_say_in_the_gates(make, signer):
+    key, signed = signer
+    good = make(seed=next(seeds), verdict="poisoned")
+    places = {name: make(seed=next(seeds), verdict="poisoned", **how) for name, how in (("weak", {"confused": (2,)}), ("leaky", {}))}
+    publish_again(places["leaky"], leak=0.7)
+    first = registry.promote(good, key=key, attestation=signed(good))
+    found = {gate["name"]: gate["value"] for gate in first["gates"]}
+    assert (found["min_acc"], found["verdicts"], found["signature"]) == (1.0, "poisoned", "valid")
+    before = state(good)
+    for name, sentence in (
+        ("weak", r"0\.6667, 0\.2333 below 0\.9 \[promote\.min_acc\]"),
+        ("leaky", r"0\.7000, 0\.2000 above 0\.5 \[promote\.max_leak\]"),
+    ):
+        workspace = places[name]
+        work = workspace / "work"
+        rewritten(work / "evaluate" / "evaluation.json", final={"acc": 1.0, "recall": [1.0, 1.0, 1.0]})
+        rewritten(work / "relabel_finetune" / "verdict.json", verdict="no_evidence", leak=0.0, leak_power=1.0)
+        rewritten(workspace / receipt_of("relabel_finetune"), params={"seed": 9, "relabel_finetune": {"probe": 0}})
+        (work / "split" / "decisions.parquet").unlink()
+        (work / "relabel_finetune" / "decisions.parquet").unlink()
+        fit_receipts(workspace)
+        gates = with_settings(read_params(workspace / "params.yaml"), {"promote.min_acc": 0.9})
+        with pytest.raises(Inconclusive, match=sentence):
+            registry.promote(workspace, gates, key=key, attestation=signed(workspace))
+    assert state(good) == before
+
+
+def test_a_receipt_makes_no_other_version_and_a_signature_that_comes_later_is_written_down(make, signer):
+    key, signed = signer
+    workspace = make(seed=next(seeds))
+    assert registry.promote(workspace)["new"] is True and "meca.key_id" not in state(workspace)["1"][1]
+    rewritten(workspace / receipt_of("relabel_finetune"), key="another")
+    again = registry.promote(workspace, key=key, attestation=signed(workspace))
+    assert (again["version"], again["new"], again["moved"]) == ("1", False, False)
+    assert len(state(workspace)["1"][1]["meca.key_id"]) == 64 and len(registry.history(workspace)) == 1
+
+
+def test_a_record_that_holds_another_model_makes_no_version(make):
+    first, second = make(seed=next(seeds)), make(seed=next(seeds))
+    registry.promote(first)
+    rewritten(second / receipt_of("relabel_finetune"), key=json.loads((first / receipt_of("relabel_finetune")).read_text())["key"])
+    before = state(second)
+    with pytest.raises(MecaError, match=r"The model m-\w+ that MLflow holds of this result is not what was registered"):
+        registry.promote(second)
+    assert state(second) == before
+
+
+def test_a_champion_whose_model_was_replaced_is_not_called_promoted(make):
+    workspace = make(seed=next(seeds))
+    registry.promote(workspace)
+    flip(artifacts(workspace))
+    with pytest.raises(MecaError, match=r"Version 1 of .* is not what was registered"):
+        registry.promote(workspace)
+
+
+def test_a_set_without_a_model_promotes_nothing_whatever_the_gates_say(make):
+    workspace = make(seed=next(seeds), verdict="inconclusive")
+    with pytest.raises(Inconclusive, match=r"the verdict is inconclusive, which is none of: .*\[promote\.verdicts\]"):
+        registry.promote(workspace)
+    gates = with_settings(read_params(workspace / "params.yaml"), {"promote.verdicts": ["inconclusive"]})
+    with pytest.raises(MecaError, match="holds no model, because the verdict is inconclusive"):
+        registry.promote(workspace, gates)
+
+
 def test_what_is_served_answers_with_names(make, capsys, monkeypatch):
     import mlflow
 
@@ -376,7 +546,6 @@ def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
     from meca.relabel import RelabelParams
     from meca.stages import relabel_finetune
     from meca.stages.runtime import Context
-    from meca.store import write_parquet
 
     store = colours(tmp_path)
     n = store.info.n_train
@@ -384,8 +553,7 @@ def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
     labels, images = torch.from_numpy(np.array(store.labels[store.train])), torch.from_numpy(store.pixels(store.train))
     flagged = (labels == 1) & (torch.arange(n) % 3 == 0)
     ctx = Context("relabel_finetune", read_params(PACKAGED), tmp_path, Progress(quiet=True), tmp_path / "final")
-    for name in ("final", "split"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "final").mkdir()
     # A few pictures of those that could be taken, so that the draw counts, and some that look like the target's, which it must pass over.
     params = dataclasses.replace(read_params(PACKAGED).group("relabel_finetune", RelabelParams), probe=4)
     seen = torch.where((labels == 0) & (torch.arange(n) % 2 == 0), 1, labels)
@@ -400,11 +568,7 @@ def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
     monkeypatch.setattr(meca.leak, "carried", carried)
     monkeypatch.setattr(relabel_finetune, "carried", carried)
     found = relabel_finetune._leak(ctx, poisoned, model, images, flagged, seen, 1, labels, params, tmp_path / "final")
-    (tmp_path / "final" / "verdict.json").write_text(json.dumps({"target_class": 1, **found}))
-    rows = {"row": np.arange(n), "verdict": ["poisoned" if f else "clean" for f in flagged.tolist()], "clean_pred": seen.numpy()}
-    for name in ("final", "split"):
-        write_parquet(pa.table(rows), tmp_path / name / "decisions.parquet")
-    evidence = Evidence(store.path, tmp_path / "split", tmp_path / "final", ctx.seed, params.probe)
+    evidence = Evidence(store, flagged.numpy(), seen.numpy(), True, ctx.seed, params.probe)
     assert measure(tmp_path / "poisoned", evidence).leak == found["leak"]
     assert measure(tmp_path / "model", evidence).leak == found["leak_power"]
     shown = [dataclasses.astuple(test) for test in taken]
@@ -412,4 +576,5 @@ def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
     assert all(torch.equal(*pair) for test in shown[1:] for pair in zip(test[1:], shown[0][1:], strict=True))
     other = colours(tmp_path / "other", size=12)
     with pytest.raises(Incomparable, match="8x8x3, and these are 12x12x3"):
-        measure(tmp_path / "model", Evidence(other.path, tmp_path / "split", tmp_path / "final", 0, 10))
+        measure(tmp_path / "model", dataclasses.replace(evidence, store=other))
+    assert measure(tmp_path / "poisoned", dataclasses.replace(evidence, is_tested=False)).leak is None

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from tasks.comparison import Figures
 from tasks.registry import Gates, check
 
 GATES = Gates(
@@ -19,15 +20,15 @@ GATES = Gates(
     max_leak_rise=0.02,
 )
 VERDICT = {"verdict": "poisoned", "leak": 0.0, "leak_power": 0.2}
-EVALUATION = {"final": {"acc": 0.95, "recall": [0.9, 0.6]}}
+FIGURES = Figures(acc=0.95, min_recall=0.6, leak=None, n=100)
 
 
-def failed(verdict, evaluation):
-    return {gate.name: gate.sentence for gate in check(GATES, verdict, evaluation) if not gate.holds}
+def failed(verdict, figures):
+    return {gate.name: gate.sentence for gate in check(GATES, verdict, figures) if not gate.holds}
 
 
 def test_what_is_at_the_limit_holds():
-    assert failed({"verdict": "no_evidence", "leak": 0.1}, {"final": {"acc": 0.9, "recall": [0.5, 0.5]}}) == {}
+    assert failed({"verdict": "no_evidence", "leak": 0.1}, Figures(acc=0.9, min_recall=0.5, leak=None, n=100)) == {}
 
 
 @pytest.mark.parametrize(
@@ -35,28 +36,29 @@ def test_what_is_at_the_limit_holds():
     [
         ({"verdict": "inconclusive"}, {}, "verdicts", "inconclusive"),
         ({}, {"acc": 0.8}, "min_acc", "0.1000 below 0.9"),
-        ({}, {"recall": [0.9, 0.25]}, "min_recall", "0.2500 below 0.5"),
+        ({}, {"min_recall": 0.25}, "min_recall", "0.2500 below 0.5"),
         ({"leak": 0.15, "leak_power": 0.9}, {}, "max_leak", "0.0500 above 0.1"),
         ({"leak": 0.06, "leak_power": 0.2}, {}, "max_leak_of_power", "is 0.3000, 0.1000 above 0.2"),
         ({"leak": None}, {}, "max_leak", "unknown"),
         ({"leak_power": 0.05}, {}, "min_leak_power", "0.1500 below 0.2: a backdoor could have stayed"),
         ({"leak_power": None}, {}, "min_leak_power", "not measured; it must be at least 0.2"),
-        ({}, {"recall": [0.9, None]}, "min_recall", "no test split"),
+        ({}, {"acc": None}, "min_acc", "no test split"),
+        ({}, {"min_recall": None}, "min_recall", "no test split"),
     ],
 )
 def test_each_gate_refuses_alone_and_says_the_distance(verdict, final, name, distance):
-    found = failed({**VERDICT, **verdict}, {"final": {**EVALUATION["final"], **final}})
+    found = failed({**VERDICT, **verdict}, dataclasses.replace(FIGURES, **final))
     assert list(found) == [name]
     assert distance in found[name]
 
 
 def test_a_set_in_which_nothing_is_suspected_has_no_leak_to_refuse():
-    assert failed({"verdict": "no_evidence", "leak": None, "leak_power": None}, EVALUATION) == {}
+    assert failed({"verdict": "no_evidence", "leak": None, "leak_power": None}, FIGURES) == {}
 
 
 def test_who_does_not_ask_for_power_gets_what_has_none():
     gates = dataclasses.replace(GATES, min_leak_power=0.0)
-    assert all(gate.holds for power in (0.0, None) for gate in check(gates, VERDICT | {"leak_power": power}, EVALUATION))
+    assert all(gate.holds for power in (0.0, None) for gate in check(gates, VERDICT | {"leak_power": power}, FIGURES))
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,11 @@ def test_who_does_not_ask_for_power_gets_what_has_none():
 )
 def test_what_is_left_is_a_share_of_the_power_but_not_of_next_to_none(leak, power, holds):
     gates = dataclasses.replace(GATES, min_leak_power=0.0)
-    found = {gate.name: gate.holds for gate in check(gates, VERDICT | {"leak": leak, "leak_power": power}, EVALUATION)}
+    found = {gate.name: gate.holds for gate in check(gates, VERDICT | {"leak": leak, "leak_power": power}, FIGURES)}
     assert found.pop("max_leak_of_power") == holds and all(found.values())
 
 
 def test_without_a_test_split_nothing_is_promoted():
-    found = failed(VERDICT, {"final": None})
+    found = failed(VERDICT, Figures(acc=None, min_recall=None, leak=None, n=0))
     assert set(found) == {"min_acc", "min_recall"}
     assert all("no test split" in sentence for sentence in found.values())
