@@ -1,31 +1,46 @@
-"""Writing files so that a reader sees the old bytes or the new ones, never half."""
+"""Writing files so that a reader sees the old bytes or the new ones, never half, and never through a link that somebody put there.
+
+Names that meca derives itself (`.NAME.meca`, `NAME.tmp`, locks) may be taken already: a supplier can ship anything beside the data.
+What lies there is refused where it is a link or somebody else's, before anything is written, removed or followed.
+"""
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Generator
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any
 
-from meca.errors import MecaError
+from meca.errors import MecaError, UsageError
 
 __all__ = [
     "atomic_write",
     "canonical_json",
     "copy_folder",
+    "fresh_folder",
     "lock",
     "make_folder",
     "need_room",
+    "open_new",
+    "open_plain",
+    "own_folder",
     "read_json",
+    "refuse_foreign",
     "replace_folder",
     "sha256_file",
     "sha256_tree",
     "sync",
 ]
+
+AWAY = "Remove it, or choose another place to write to."  # ends the sentences about what is in the way
 
 
 def sync(path: Path) -> None:
@@ -38,28 +53,145 @@ def sync(path: Path) -> None:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a whole file: temporary neighbour, fsync, rename."""
+    """Write a whole file: temporary neighbour, fsync, rename. What lay there, a link too, is replaced and never written through.
+
+    Raises:
+        UsageError: A folder has its name.
+    """
     make_folder(path.parent)
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open_new(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+    except UsageError:  # a folder is in its place
+        raise
     except BaseException:  # a signal comes at any moment, too
         temporary.unlink(missing_ok=True)  # on a full disk it would be in the way of the next try
         raise
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except IsADirectoryError:
+        temporary.unlink()
+        raise UsageError(f"{path} is a folder, and meca writes a file there. {AWAY}") from None
     sync(path.parent)
 
 
+@contextlib.contextmanager
+def open_new(path: Path) -> Generator[BufferedWriter]:
+    """Open a file for writing that is not there yet: what has its name is unlinked, so that neither a link nor a second name is written through.
+
+    Raises:
+        UsageError: A folder has its name.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o666)
+    except FileExistsError:
+        if stat.S_ISDIR(path.lstat().st_mode):
+            raise UsageError(f"{path} is a folder, and meca writes a file there. {AWAY}") from None
+        path.unlink()
+        handle = os.open(path, flags, 0o666)
+    with open(handle, "wb") as file:
+        yield file
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a file for reading that may be anything by now; a pipe would wait for a writer for ever.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UsageError: It is no file, or a link.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{path} is a link, which meca does not follow. {AWAY}") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{path} is no file. {AWAY}")
+    return open(handle, "rb")
+
+
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it; after a power failure too it is there."""
+    """Make a folder and those above it; after a power failure too it is there.
+
+    Raises:
+        UsageError: A file has its name.
+    """
     if not path.is_dir():
         make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise UsageError(f"{path} is no folder, and meca needs one there. {AWAY}") from None
         sync(path.parent)
+
+
+def refuse_foreign(path: Path, below: bool = False) -> None:
+    """Refuse what has the name of a folder of meca's and is none of this user's. Nothing there is fine.
+
+    Args:
+        path: Itself; a link in the folders above it is the user's own business.
+        below: Look at all that lies in it, too: folders and files of this user alone may.
+
+    Raises:
+        UsageError: It is a link, is no folder, belongs to another user, or cannot be looked at.
+    """
+    left, mine = [str(path)], {os.geteuid()}
+    while left:
+        place = left.pop()
+        try:
+            status = os.lstat(place)
+            folder = stat.S_ISDIR(status.st_mode)
+            if stat.S_ISLNK(status.st_mode):
+                raise UsageError(f"{place} is a link, which meca does not follow. {AWAY}")
+            if not folder and (place == str(path) or not stat.S_ISREG(status.st_mode)):
+                raise UsageError(f"{place} is no folder{'' if place == str(path) else ' and no file'}. {AWAY}")
+            if status.st_uid not in mine and status.st_uid != _owner_of_new(Path(place).parent):
+                raise UsageError(f"{place} belongs to another user, so meca neither trusts nor replaces it. {AWAY}")
+            mine.add(status.st_uid)
+            if folder and below:
+                left += (entry.path for entry in os.scandir(place))
+        except FileNotFoundError:
+            continue  # never there, or another process has just removed it
+        except OSError as error:
+            raise UsageError(f"{place} cannot be looked at ({error.strerror}). {AWAY}") from None
+
+
+def _owner_of_new(folder: Path) -> int:
+    """Return whose a file is that this process makes in a folder: some network disks call all files those of one user, whoever makes them."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_uid
+
+
+def own_folder(path: Path, top: Path) -> Path:
+    """Make the folder `path`, with those down to it from `top`, and return it. Of these none may be a link or another user's.
+
+    Raises:
+        UsageError: One of them is.
+    """
+    for folder in reversed([path, *path.parents][: len(path.relative_to(top).parts) + 1]):
+        refuse_foreign(folder)
+        make_folder(folder)
+    return path
+
+
+def fresh_folder(path: Path) -> Path:
+    """Make an empty folder and return it; what a killed run left there is removed.
+
+    Raises:
+        UsageError: What is there is a link, no folder, or another user's.
+    """
+    refuse_foreign(path)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+    make_folder(path)
+    return path
 
 
 def need_room(folder: Path, size: int, what: str) -> None:
@@ -122,7 +254,11 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
     A reader sees the old folder or the new one, at any moment and after any kill. Where the system cannot swap two folders
     (other than Linux, some network file systems) there is a moment in which it finds none, never a mixed one.
+
+    Raises:
+        UsageError: The older one is a link, no folder, or another user's.
     """
+    refuse_foreign(final)
     # Once for each file, at the end; and the folders, without which a file may be there and its name not.
     for path in (*sorted(temporary.rglob("*")), temporary):
         sync(path)
@@ -133,8 +269,10 @@ def replace_folder(temporary: Path, final: Path) -> None:
         sync(final.parent)  # the old one goes only when the swap is on the disk
         shutil.rmtree(temporary)
     else:
-        old = final.with_name(final.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
+        old = final.with_name(f".{final.name}.old")  # hidden, as all that is not the user's to name
+        refuse_foreign(old)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(old)
         os.replace(final, old)
         os.replace(temporary, final)
         shutil.rmtree(old)
@@ -166,7 +304,7 @@ def sha256_tree(path: Path) -> str:
     if not path.is_dir():
         raise MecaError(f"Expected a file or a folder at {path}, found neither.")
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
@@ -176,16 +314,35 @@ def lock(path: Path, what: str) -> Generator[None]:
     """Hold `path` exclusively; a second holder fails at once instead of writing over the first.
 
     The kernel releases the lock when the holder dies, however it dies.
+
+    Raises:
+        MecaError: Another process holds it.
+        UsageError: The lock is no file of its own: a link, or a second name of some other file, which would lose what it holds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with open(_opened(path), "r+", encoding="ascii", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
+            owner = file.read(20).strip() or "unknown"
             raise MecaError(f"{what} is being written by process {owner} (lock {path}); wait for it or end it.") from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _opened(path: Path) -> int:
+    """Return a descriptor of a lock, which is made if it is not there."""
+    sentence = f"The lock {path} is no file of its own (a link, a second name, a pipe), and meca would write into what it leads to. Remove it."
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise UsageError(sentence) from None
+        raise
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise UsageError(sentence)
+    return handle

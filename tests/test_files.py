@@ -1,4 +1,4 @@
-"""Folders that replace one another, and writes that fail."""
+"""Folders that replace one another, writes that fail, and what somebody else put where meca writes."""
 
 import ast
 import errno
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from meca import files
-from meca.errors import MecaError, system_failure
-from meca.files import atomic_write, copy_folder, need_room, replace_folder, sha256_tree
+from meca.errors import MecaError, UsageError, system_failure
+from meca.files import atomic_write, copy_folder, fresh_folder, lock, need_room, own_folder, refuse_foreign, replace_folder, sha256_tree
 from meca.store import write_array
 
 ROOT = Path(__file__).parents[1]
@@ -161,3 +161,124 @@ def _opened_by_the_collector() -> int:
     """Return the line in which `_Collector.__enter__` opens two files, which its `__exit__` closes."""
     lines = (ROOT / "meca" / "readers" / "__init__.py").read_text(encoding="utf-8").splitlines()
     return next(number for number, line in enumerate(lines, 1) if 'open(self.payload, "wb")' in line)
+
+
+def planted(place: Path, mine: Path, kind: str) -> None:
+    """Put at `place` what may lead to the file or folder `mine`, or wait for ever."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "link":
+        place.symlink_to(mine)
+    elif kind == "second name":
+        os.link(mine, place)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe"])
+def test_a_file_is_never_written_through_what_has_the_name_of_its_temporary_one(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for name in ("x.tmp", "x"):
+        planted(tmp_path / name, tmp_path / "mine", kind)
+        atomic_write(tmp_path / "x", "new")
+        assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "x").read_text() == "new" and not (tmp_path / "x").is_symlink()
+        (tmp_path / "x").unlink()
+
+
+@pytest.mark.parametrize("name", ["x", "x.tmp"])
+def test_a_folder_where_a_file_belongs_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name / "mine").mkdir(parents=True)
+    with pytest.raises(UsageError, match=rf"{name} is a folder, and meca writes a file there\. Remove it, or choose another place"):
+        atomic_write(tmp_path / "x", "new")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file is no folder, and meca needs one there"):
+        atomic_write(tmp_path / "file" / "x", "new")
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe", "folder"])
+def test_a_lock_that_leads_elsewhere_is_refused_and_nothing_is_written(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    planted(tmp_path / "lock", tmp_path / "mine", kind)
+    with pytest.raises(UsageError, match=r"The lock .*lock is no file of its own"), lock(tmp_path / "lock", "it"):
+        pytest.fail("it was held")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_link_to_nothing_makes_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="no file of its own"), lock(tmp_path / "lock", "it"):
+        pytest.fail("it was held")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize("name", ["final", ".final.old", "fresh"])
+def test_folders_are_neither_replaced_nor_emptied_through_a_link(name: str, swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not swaps:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    for folder in ("mine", "new", *(("final",) if name == ".final.old" else ())):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x").write_text(folder)
+    (tmp_path / name).symlink_to("mine")
+    if name != ".final.old" or not swaps:
+        with pytest.raises(UsageError, match=rf"{name.replace('.', '[.]')} is a link, which meca does not follow"):
+            fresh_folder(tmp_path / name) if name == "fresh" else replace_folder(tmp_path / "new", tmp_path / "final")
+    assert (tmp_path / "mine" / "x").read_text() == "mine"
+
+
+def test_a_fresh_folder_is_empty_and_a_file_in_its_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x" / "left").mkdir(parents=True)
+    assert list(fresh_folder(tmp_path / "x").iterdir()) == [] == list(fresh_folder(tmp_path / "y").iterdir())
+    (tmp_path / "z").write_text("mine")
+    with pytest.raises(UsageError, match="z is no folder"):
+        fresh_folder(tmp_path / "z")
+    assert (tmp_path / "z").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("where", ["", "a", "a/b/c"])
+def test_what_is_no_plain_file_is_seen_wherever_it_lies(where: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    planted(tmp_path / "run" / where, tmp_path / "mine", kind)
+    with pytest.raises(UsageError, match=rf"{where or 'run'} is (a link|no folder)"):
+        refuse_foreign(tmp_path / "run", below=True)
+    refuse_foreign(tmp_path / "run" / "nothing" if not where and kind == "link" else tmp_path / "nothing", below=True)
+
+
+def test_what_is_plain_and_ours_passes_and_a_link_above_is_the_users_business(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "run" / "a").mkdir(parents=True)
+    (tmp_path / "disk" / "run" / "a" / "x").write_text("x")
+    (tmp_path / "home").symlink_to("disk")
+    refuse_foreign(tmp_path / "home" / "run", below=True)
+    assert own_folder(tmp_path / "home" / "run" / "b" / "c", tmp_path / "home" / "run").is_dir()
+
+
+def test_a_link_on_the_way_down_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".meca").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match=r"\.meca is a link"):
+        own_folder(tmp_path / "run" / ".meca" / "locks", tmp_path / "run")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_what_belongs_to_another_user_is_refused_unless_the_disk_gives_all_files_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = Path("/etc")  # of the root, whose own tests need another one
+    if os.geteuid() == 0:
+        foreign = tmp_path / "foreign"
+        foreign.mkdir()
+        os.chown(foreign, 12345, 12345)
+    with pytest.raises(UsageError, match=rf"{foreign} (belongs to another user, so meca neither trusts nor replaces it|cannot be looked at)"):
+        refuse_foreign(foreign)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)  # as on a disk that writes our files down as somebody else's
+    (tmp_path / "ours").mkdir()
+    refuse_foreign(tmp_path / "ours", below=True)
+
+
+def test_a_tree_has_a_hash_over_all_its_files(tmp_path: Path) -> None:
+    (tmp_path / "t" / "__pycache__").mkdir(parents=True)
+    empty = sha256_tree(tmp_path / "t")
+    (tmp_path / "t" / "__pycache__" / "planted.png").write_bytes(b"x")
+    assert sha256_tree(tmp_path / "t") != empty
