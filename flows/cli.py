@@ -106,6 +106,7 @@ def clean(
     key = _private_key(sign)  # before hours of work
     with Progress() as progress:
         if origin or path.endswith(".dvc"):
+            pipeline.refuse_planted(output)
             path = str(_bring(path, pipeline.run_folder(output) / "source", progress))
 
         def told(stage: str, seconds: float | None) -> None:
@@ -244,7 +245,7 @@ def evaluate(run: Annotated[Path, Parameter(help="A workspace, or the output of 
     from meca.pipeline import find_run
     from meca.report.console import evaluation_lines
 
-    evaluation = read_json(find_run(run) / "work" / "evaluate" / "evaluation.json")
+    evaluation = read_json(find_run(run, ("work/evaluate",)) / "work" / "evaluate" / "evaluation.json")
     _json(evaluation) if as_json else _say(*evaluation_lines(evaluation))
     return DONE
 
@@ -258,11 +259,14 @@ def report(
 ) -> int:
     """Write the report page of a finished run again and print its path."""
     from meca.decisions import DECISIONS
-    from meca.files import atomic_write
+    from meca.files import atomic_write, refuse_foreign
     from meca.pipeline import find_run, render
 
-    page = output or (run / "report.html" if find_run(run) != run else run / "report" / "report.html")
-    atomic_write(page, render(find_run(run), run if (run / DECISIONS).is_file() else None))
+    folder = find_run(run)
+    page = output or (run / "report.html" if folder != run else run / "report" / "report.html")
+    if output is None:
+        refuse_foreign(page.parent)
+    atomic_write(page, render(folder, run if (run / DECISIONS).is_file() else None))
     _say(page)
     return DONE
 

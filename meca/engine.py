@@ -7,7 +7,6 @@ killed between two epochs; on a GPU, mode `exact` alone promises that.
 import contextlib
 import ctypes
 import dataclasses
-import hashlib
 import os
 import threading
 import time
@@ -240,18 +239,17 @@ class Trainer:
 
 
 def resume(trainer: Trainer, checkpoint: Path | None) -> int:
-    """Load the last checkpoint into the trainer and return the number of finished epochs: 0 if there is none, or a disk has changed a bit of it."""
-    if checkpoint is None or not checkpoint.exists():
+    """Load the last checkpoint into the trainer and return the number of finished epochs: 0 if there is none as this user's meca wrote it."""
+    if checkpoint is None:
         return 0
-    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
 
-    try:
-        with safe_open(checkpoint, framework="pt") as file:
-            state, told = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("sha256")
-    except (SafetensorError, ValueError, OSError):
+    from meca.state import of_checkpoint, read
+
+    data = read(checkpoint, *of_checkpoint(checkpoint))
+    if data is None:
         return 0
-    if told != _digest(state):
-        return 0
+    state = load(data)
     epoch = int(state.pop("epoch"))
     trainer.load(state)
     return epoch
@@ -263,16 +261,10 @@ def save_checkpoint(trainer: Trainer, checkpoint: Path | None, epoch: int) -> No
         return
     from safetensors.torch import save
 
-    from meca.files import atomic_write
+    from meca.state import of_checkpoint, write
 
     state = {**trainer.state(), "epoch": torch.tensor(epoch)}
-    atomic_write(checkpoint, save(state, {"sha256": _digest(state)}))
-
-
-def _digest(state: dict[str, Tensor]) -> str:
-    from safetensors.torch import save
-
-    return hashlib.sha256(save(state)).hexdigest()
+    write(checkpoint, save(state), *of_checkpoint(checkpoint))
 
 
 class _Epoch:

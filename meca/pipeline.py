@@ -2,29 +2,44 @@
 
 The paths are those of dvc.yaml (a test compares them). A folder's last name is the name of the stage's parameter, so the
 table below is the DAG. Started again on the same input it resumes: a stage whose inputs, parameters and code are those of
-its receipt, and whose outputs still have the receipt's hashes, is not run again.
+its receipt, and whose outputs still have the receipt's hashes, is not run again. Receipts are outputs too, which anybody can
+write; so this user's meca seals them (`meca.state`), and what carries no seal of this user is made anew.
 """
 
 import contextlib
 import hashlib
 import importlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from meca import state
 from meca.decisions import DECISIONS
 from meca.errors import InputRefused, MecaError, UsageError
-from meca.files import atomic_write, canonical_json, copy_folder, lock, read_json, replace_folder, sha256_file, sha256_tree
+from meca.files import (
+    atomic_write,
+    canonical_json,
+    copy_folder,
+    fresh_folder,
+    lock,
+    own_folder,
+    read_json,
+    refuse_foreign,
+    replace_folder,
+    sha256_file,
+    sha256_tree,
+)
 from meca.params import Params, with_settings
 from meca.progress import Progress
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["STEPS", "apply", "clean", "find_run", "paths_of", "plant", "refuse_test_split", "render", "run", "run_folder"]
+__all__ = ["STEPS", "apply", "clean", "find_run", "paths_of", "plant", "refuse_planted", "refuse_test_split", "render", "run", "run_folder"]
 
 STORE = "data/store"
 FIRST = "ingest"  # the one stage that reads something outside of the run folder
@@ -58,23 +73,33 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
         params: The parameters.
         progress: Told what is going on inside a stage.
         told: Called after each stage.
+
+    Raises:
+        UsageError: The folder, or something in it, is a link or another user's.
+        MecaError: A stage could not do its work; started again, the run goes on.
     """
     from meca.stages.runtime import execute
 
-    with lock(folder / ".meca" / "locks" / "run", f"The run in {folder}"):
-        _forget_if_changed(folder, params)
+    refuse_foreign(folder, below=True)
+    say = progress.say if progress else lambda _: None
+    with lock(own_folder(folder / ".meca" / "locks", folder) / "run", f"The run in {folder}"):
+        if why := state.lasts():
+            say(why)
+        now = _forget_if_changed(folder, params, say)
         # All of them first: what is missing shows before hours of work, and the code that a stage's key stands for is the
         # same whether the stages before it ran in this process or in an earlier one.
         modules = {name: importlib.import_module(f"meca.stages.{name}") for name in STEPS}
         importlib.import_module("meca.stages.parameters").validate(params)  # a number that a late stage refuses shows now, too
         for name, module in modules.items():
-            paths, receipt = paths_of(module, name, folder), folder / "work" / "receipts" / f"{name}.json"
+            paths, receipt = paths_of(module, name, folder), _receipt(folder, name)
             if name == JUDGES and progress:
                 _say_size(folder / STORE, progress)
             seconds = None
-            if not _finished(module, paths, params, receipt):
+            if not _is_ours(folder, name, now, say) or not _finished(module, paths, params, receipt):
                 receipt.unlink(missing_ok=True)
                 seconds = execute(module, paths, params, receipt, progress, folder / ".meca")["seconds"]
+                # A kill before this line costs the stage once more.
+                state.seal_file(receipt, *_seal_name(folder, name, now), seals=_seals(folder, name))
             if told:
                 told(name, seconds)
     return read_json(folder / "published" / "summary.json")
@@ -103,10 +128,12 @@ def clean(
     it is signed before it appears.
 
     Raises:
-        UsageError: `out` holds something that meca did not write or that a person decided about, or lies inside the input.
+        UsageError: `out` holds something that meca did not write or that a person decided about, or lies inside the input; it, or what
+            is kept beside it, is a link or another user's.
         InputRefused: The source is a test split.
     """
     refuse_test_split(source)
+    refuse_planted(out)
     _check_out(source, out, _ours)
     if (out / DECISIONS).exists():
         raise UsageError(f"{out} holds what a person decided, which would be lost; choose another --output, or move {DECISIONS} away first.")
@@ -115,8 +142,7 @@ def clean(
     settings = {**untouched, "ingest.source": str(Path(source).resolve()) if Path(source).exists() else source}
     out, folder = out.resolve(), run_folder(out)
     summary = run(folder, with_settings(params, settings), progress, told)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = fresh_folder(out.with_name(f".{out.name}.tmp"))
     copy_folder(folder / "published", temporary, _link_or_copy)
     _link_or_copy(folder / "report" / "report.html", temporary / "report.html")
     _sign(temporary, key)
@@ -137,7 +163,7 @@ def apply(run: Path, decisions: Path, out: Path | None = None, key: "Ed25519Priv
         key: Signs the folder before it appears.
 
     Raises:
-        UsageError: There is no run, no file of decisions, or no place to write to.
+        UsageError: There is no run, no file of decisions, or no place to write to; the run beside an output is not this user's.
         InputRefused: The decisions do not fit the set; the message has the numbers of the lines.
         MecaError: The run is not what its stages wrote.
     """
@@ -152,7 +178,8 @@ def apply(run: Path, decisions: Path, out: Path | None = None, key: "Ed25519Priv
     data = read(decisions)
     decided = parse(data)
     temporary = out.with_name(f".{out.name}.tmp")
-    with lock(folder / ".meca" / "locks" / "run", f"The run in {folder}"):
+    refuse_foreign(temporary)
+    with lock(own_folder(folder / ".meca" / "locks", folder / ".meca") / "run", f"The run in {folder}"):
         published = folder / "published"
         if wrong := verify(published):
             raise MecaError(f"The run in {folder} is not what its stages wrote: {wrong[0]} Run `meca clean` again.")
@@ -167,8 +194,7 @@ def apply(run: Path, decisions: Path, out: Path | None = None, key: "Ed25519Priv
         verdict = {**summary, "target_class": None if target is None else target["label"]}
         facts = {name: summary[name] for name in ("preset", "seed", "params_sha256", "code_sha256", "meca_version")}
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            fresh_folder(temporary)
             model = None if inconclusive else published / "model"
             summary = write(temporary, store, verdicts, verdict, params.group("publish", PublishParams), facts, model, data)
             if wrong := verify(temporary):
@@ -187,6 +213,7 @@ def _place_of(run: Path, folder: Path, out: Path | None) -> Path:
         if folder == run:
             raise UsageError(f"Expected --output: {run / 'published'} belongs to the stage that wrote it.")
         out = run
+    refuse_foreign(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _ours(out))):
         raise UsageError(f"Expected {out} to be new, empty, or an earlier output of meca, but it holds other files; choose another --output.")
     target, held = out.resolve(), [(folder / name).resolve() for name in (".meca", "data", "work", "published", "report")]
@@ -208,7 +235,8 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
     `out` gets `data/`, the training set in the format that it came in, and `truth/` (docs/files.md). It is replaced in one step.
 
     Raises:
-        UsageError: `out` holds something that meca did not write, or lies inside the input.
+        UsageError: `out` holds something that meca did not write, or lies inside the input; it, or what is kept beside it, is a link or
+            another user's.
         InputRefused: The data cannot be read, or carries no poison under these numbers.
     """
     import numpy as np
@@ -219,12 +247,14 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
     from meca.store import open_store
     from meca.writers import Entries, write_sanitized
 
+    refuse_planted(out)
     _check_out(source, out, _ours_poisoned)
     params = with_settings(params, {"ingest.source": str(Path(source).resolve()) if Path(source).exists() else source})
     out = out.resolve()
     # Not `run_folder`: an interrupted `clean` may wait there for its resume.
     work, temporary = out.with_name(f".{out.name}.planting"), out.with_name(f".{out.name}.tmp")
-    with lock(work / "locks" / "plant", f"The folder {out}"):
+    refuse_foreign(work, below=True)
+    with lock(own_folder(work / "locks", work) / "plant", f"The folder {out}"):
         try:
             for name, module in (("ingest", ingest), ("poison", poison)):
                 execute(module, paths_of(module, name, work), params, None, progress, work / "scratch")
@@ -232,7 +262,7 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
             samples = store.samples
             at = np.flatnonzero(pc.equal(samples["split"], "train").to_numpy() & (samples["row"].to_numpy() >= 0))
             entries = Entries(samples, at, samples["label"].to_numpy()[at])
-            shutil.rmtree(temporary, ignore_errors=True)
+            fresh_folder(temporary)
             write_sanitized(store, entries, temporary / "data")
             copy_folder(work / "data" / "truth", temporary / "truth")
             replace_folder(temporary, out)
@@ -268,16 +298,51 @@ def run_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.meca")
 
 
-def find_run(path: Path) -> Path:
-    """Return the folder of the run that `path` belongs to: a workspace, a run folder, or the output of `clean`.
+def refuse_planted(out: Path) -> None:
+    """Refuse an output, or what meca keeps beside it, that is a link or another user's: before anything is written, removed or followed.
 
     Raises:
-        UsageError: There is none.
+        UsageError: It is.
+    """
+    refuse_foreign(out)
+    out = out.resolve()
+    for beside in (f".{out.name}.tmp", f".{out.name}.old", f".{out.name}.planting"):
+        refuse_foreign(out.with_name(beside))
+    refuse_foreign(run_folder(out))  # what lies in it is looked at by `run`
+
+
+def find_run(path: Path, reads: Collection[str] | None = None) -> Path:
+    """Return the folder of the run that `path` belongs to: a workspace, a run folder, or the output of `clean`.
+
+    A run that lies beside an output was not named by the user, so it has to be one that this user's meca wrote.
+
+    Args:
+        path: What the user named.
+        reads: The outputs of stages that are going to be read, as in `STEPS`; what the page is made of if None.
+
+    Raises:
+        UsageError: There is none, or it is not this user's.
     """
     for folder in (path, run_folder(path)):
         if (folder / "work").is_dir() and (folder / "published").is_dir():
+            if folder != path:
+                _refuse_unsealed(folder, STEPS["report"][0] if reads is None else reads)
             return folder
     raise UsageError(f"Expected the folder of a finished run (with work/ and published/) or the output of `meca clean`, got {path}.")
+
+
+def _refuse_unsealed(folder: Path, reads: Collection[str]) -> None:
+    refuse_foreign(folder, below=True)
+    now = _identity(folder)
+    for name, (_, writes) in STEPS.items():
+        if wanted := set(writes) & set(reads):
+            ours = bool(now) and _is_ours(folder, name, now, lambda _: None)
+            told = read_json(_receipt(folder, name))["outputs"] if ours else {}
+            if not all((folder / path).exists() and told.get(_output(writes, path)) == sha256_tree(folder / path) for path in wanted):
+                raise UsageError(
+                    f"{folder} is not as this user's meca left it, so nothing is read from it. Run `meca clean` again; or, if you trust whoever "
+                    f"wrote it, name {folder.name} itself instead of the output. {state.lasts()}".rstrip()
+                )
 
 
 def refuse_test_split(source: str) -> None:
@@ -304,10 +369,38 @@ def paths_of(module: ModuleType, name: str, folder: Path) -> dict[str, Path]:
 
     stage, (reads, writes) = describe(module), STEPS[name]
     inputs = {Path(path).name: folder / path for path in reads}
-    outputs = {stage.outputs[0] if len(writes) == 1 else Path(path).name: folder / path for path in writes}
+    outputs = {_output(writes, path): folder / path for path in writes}
     if set(inputs) != set(stage.inputs) or set(outputs) != set(stage.outputs):
         raise MecaError(f"Stage {name} reads {stage.inputs} and writes {stage.outputs}; meca/pipeline.py has {tuple(inputs)} and {tuple(outputs)}.")
     return {**inputs, **outputs}
+
+
+def _output(writes: Collection[str], path: str) -> str:
+    """Return the name of an output of a stage that writes these."""
+    return "out" if len(writes) == 1 else Path(path).name
+
+
+def _receipt(folder: Path, name: str) -> Path:
+    return folder / "work" / "receipts" / f"{name}.json"
+
+
+def _seals(folder: Path, name: str) -> Path:
+    return folder / ".meca" / "seals" / f"{name}.seal"
+
+
+def _seal_name(folder: Path, name: str, now: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what a receipt is sealed for: this stage of the run in this folder, under this code and, where it reads it, this input."""
+    return "receipt", str(folder.resolve()), name, now["code"], now["input"] if name == FIRST else ""
+
+
+def _is_ours(folder: Path, name: str, now: Mapping[str, str], say: Callable[[str], None]) -> bool:
+    """Tell whether this user's meca wrote the receipt of a stage."""
+    receipt = _receipt(folder, name)
+    if state.read(receipt, *_seal_name(folder, name, now), seals=_seals(folder, name)) is not None:
+        return True
+    if os.path.lexists(receipt) and not state.lasts():
+        say(f"{receipt} was not written by this user's meca; stage {name} is run anew.")
+    return False
 
 
 def _finished(module: ModuleType, paths: Mapping[str, Path], params: Params, receipt: Path) -> bool:
@@ -328,22 +421,30 @@ def _finished(module: ModuleType, paths: Mapping[str, Path], params: Params, rec
     )
 
 
-def _forget_if_changed(folder: Path, params: Params) -> None:
-    """Drop the receipts that the code or the input of today does not stand behind.
+def _identity(folder: Path) -> dict[str, str]:
+    """Return what the run in a folder was made of, as this user's meca wrote it down; nothing where it did not."""
+    data = state.read(folder / ".meca" / "identity.json", "identity", str(folder.resolve()))
+    return {} if data is None else json.loads(data)
+
+
+def _forget_if_changed(folder: Path, params: Params, say: Callable[[str], None]) -> dict[str, str]:
+    """Drop the receipts that the code or the input of today does not stand behind, and return what these are.
 
     Receipts hold what a stage read below the run folder. Two things lie outside of it: the code, and the input of `ingest`,
     which is told by name, size and times, since reading it all only to see that nothing changed would double the work.
     """
-    receipts, file = folder / "work" / "receipts", folder / ".meca" / "identity.json"
+    receipts = folder / "work" / "receipts"
     now = {"code": _code(), "input": _fingerprint(str(params.raw("ingest").get("source")))}
-    before: Any = {}
-    with contextlib.suppress(MecaError):
-        before = read_json(file)
+    before = _identity(folder)
+    if not before and os.path.lexists(receipts) and not state.lasts():
+        say(f"{folder} was not written by this user's meca; what is in it is made anew.")
     if before.get("code") != now["code"]:
-        shutil.rmtree(receipts, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(receipts)
     elif before.get("input") != now["input"]:
-        (receipts / f"{FIRST}.json").unlink(missing_ok=True)
-    atomic_write(file, canonical_json(now))
+        _receipt(folder, FIRST).unlink(missing_ok=True)
+    state.write(folder / ".meca" / "identity.json", canonical_json(now).encode(), "identity", str(folder.resolve()))
+    return now
 
 
 def _code() -> str:

@@ -63,6 +63,6 @@ class Progress:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(plain(text), markup=False, highlight=False)
+            self._bar.console.print(plain(text, 2000), markup=False, highlight=False)
         else:
-            print(plain(text), file=sys.stderr, flush=True)
+            print(plain(text, 2000), file=sys.stderr, flush=True)

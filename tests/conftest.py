@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MECA_THREADS", "1")
 os.environ.setdefault("MECA_DEVICE", "cpu")
+
+# The secret that seals what runs leave: not that of whoever runs the tests. Workers of pytest-xdist inherit the one of their parent.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    STATE = tempfile.TemporaryDirectory(prefix="meca-tests-")  # removed when this process ends
+    os.environ["MECA_STATE_DIR"] = f"{STATE.name}/state"
 
 # A job in the background of a shell inherits "ignore" for SIGINT, and hands it on to every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from meca import pipeline, state
+from meca.files import atomic_write, canonical_json, sha256_tree
 from meca.params import PACKAGED, Params, read_params, with_settings
 from meca.readers import IngestParams, read_source
 from meca.stages import publish
@@ -130,10 +132,25 @@ def publish_store(store: Store, folder: Path, changed: Decisions, verdict: str =
 
 
 def make_cleaned(folder: Path, source: Path | str, changed: Decisions, verdict: str = "poisoned") -> Path:
-    """Write what `meca clean` leaves behind, the published folder `out` and the run folder beside it, and return `out`."""
+    """Write what `meca clean` leaves behind, the published folder `out` and the run folder beside it with its seals, and return `out`."""
     out, run = folder / "out", folder / ".out.meca"
     small = {"train_limit": 20, "test_limit": 10} if isinstance(source, str) else {}
     publish_store(ingest(source, run / "data" / "store", **small), run, changed, verdict)
+    (run / "work" / "evaluate").mkdir()
     shutil.copytree(run / "published", out)
     (out / "report.html").write_text("the page of the run")
+    seal_run(run)
     return out
+
+
+def seal_run(run: Path) -> Path:
+    """Give a run folder the receipts and the seals that it would have here, and return it."""
+    now = {"code": "of this test", "input": "of this test"}
+    state.write(run / ".meca" / "identity.json", canonical_json(now).encode(), "identity", str(run.resolve()))
+    for name, (_, writes) in pipeline.STEPS.items():
+        receipt = pipeline._receipt(run, name)  # pyright: ignore[reportPrivateUsage]
+        outputs = {"out" if len(writes) == 1 else Path(path).name: sha256_tree(run / path) for path in writes if (run / path).exists()}
+        atomic_write(receipt, canonical_json({"params": read_params(PACKAGED).tree, "outputs": outputs}))
+        names = pipeline._seal_name(run, name, now)  # pyright: ignore[reportPrivateUsage]
+        state.seal_file(receipt, *names, seals=pipeline._seals(run, name))  # pyright: ignore[reportPrivateUsage]
+    return run

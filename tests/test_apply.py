@@ -19,7 +19,7 @@ from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import sha256_tree
 from meca.store import read_parquet
 from meca.verification import listing, root_of, verify
-from tests.making import make_cleaned, make_folder, make_shards
+from tests.making import make_cleaned, make_folder, make_shards, seal_run
 from tests.readers.test_readers import make_batches, make_idx
 
 CHANGED = {0: ("poisoned", "remove", None), 1: ("poisoned", "relabel", 2), 2: ("review", "quarantine", None)}
@@ -51,7 +51,7 @@ def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def out(cleaned: Path, tmp_path: Path) -> Path:
     """Return a copy of what `clean` published, with its run beside it."""
-    shutil.copytree(pipeline.run_folder(cleaned), tmp_path / ".out.meca")
+    seal_run(Path(shutil.copytree(pipeline.run_folder(cleaned), tmp_path / ".out.meca")))
     return Path(shutil.copytree(cleaned, tmp_path / "out"))
 
 
@@ -228,7 +228,7 @@ def test_nothing_is_half_written(decisions: list[dict[str, Any]], sentence: str,
     with pytest.raises(InputRefused) as caught:
         pipeline.apply(out, file)
     assert sentence in str(caught.value)
-    shutil.rmtree(tmp_path / ".out.meca" / ".meca", ignore_errors=True)  # the lock
+    shutil.rmtree(tmp_path / ".out.meca" / ".meca" / "locks", ignore_errors=True)
     assert sha256_tree(tmp_path) == before
 
 
@@ -257,7 +257,7 @@ if where == "before the swap":
     files._exchange = die
 else:
     sync = files.sync
-    files.sync = lambda path: die() if path == out.parent else sync(path)
+    files.sync = lambda path: die() if path == out.parent and (out / "decisions.jsonl").exists() else sync(path)
 pipeline.apply(out, decisions)
 """
 
@@ -284,8 +284,10 @@ def test_a_result_that_does_not_verify_replaces_nothing(out: Path, tmp_path: Pat
 def test_a_changed_run_is_not_built_upon(out: Path, tmp_path: Path) -> None:
     file, run = write(tmp_path / "d.jsonl", *DECIDED), pipeline.run_folder(out)
     change_row(run / "published", "action", 5, "remove")
-    with pytest.raises(MecaError, match=r"is not what its stages wrote: verdicts\.parquet was changed"):
+    with pytest.raises(UsageError, match=r"\.out\.meca is not as this user's meca left it, so nothing is read from it"):
         pipeline.apply(out, file)
+    with pytest.raises(MecaError, match=r"is not what its stages wrote: verdicts\.parquet was changed"):
+        pipeline.apply(run, file, tmp_path / "elsewhere")
     shutil.copytree(out, tmp_path / "kept")
     shutil.rmtree(run)
     with pytest.raises(UsageError, match="Expected the folder of a finished run"):

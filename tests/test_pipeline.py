@@ -1,7 +1,9 @@
 """The bare pipeline: the same DAG as dvc.yaml, resumed where it stands, published in one step."""
 
+import importlib
 import importlib.machinery
 import json
+import os
 import shutil
 import sys
 import types
@@ -16,9 +18,11 @@ import yaml
 from PIL import Image
 
 from flows import cli
-from meca import pipeline
+from meca import pipeline, state
 from meca.errors import InputRefused, MecaError, UsageError
+from meca.files import canonical_json, sha256_tree
 from meca.params import read_params, with_settings
+from meca.progress import Progress
 from meca.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +93,7 @@ def stages(monkeypatch):
         "publish": (("work/second",), ("published",)),
         "report": (("published",), ("report",)),
     }
+    importlib.import_module("meca.stages.parameters")  # it takes the real ones by name
     monkeypatch.setattr(pipeline, "STEPS", steps)
     for name, module in made.items():
         monkeypatch.setitem(sys.modules, f"meca.stages.{name}", module)
@@ -242,6 +247,210 @@ def test_two_runs_into_one_output_do_not_meet(tmp_path, stages, images):
 def test_no_run_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="finished run"):
         pipeline.find_run(tmp_path)
+
+
+# --- what somebody else left where meca keeps what a run has finished --------------------------------------------------
+
+
+def forge(run):
+    """Write another result into a finished run, with the hashes that fit it."""
+    (run / "work/second/b").write_text("FORGED")
+    receipt = run / "work/receipts/second.json"
+    record = json.loads(receipt.read_text())
+    receipt.write_text(canonical_json({**record, "outputs": {"out": sha256_tree(run / "work/second")}}))
+    for name in ("publish", "report"):
+        (run / f"work/receipts/{name}.json").unlink()
+
+
+def as_another_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("MECA_STATE_DIR", str(tmp_path.parent / f"{tmp_path.name}-another"))
+
+
+@pytest.mark.parametrize("whose", ["mine", "of a supplier"])
+@pytest.mark.parametrize("how", ["forged", "as it was", "moved"])
+def test_a_run_that_this_user_did_not_make_here_decides_nothing(tmp_path, stages, images, monkeypatch, capsys, whose, how):
+    clean(images, tmp_path / "out")
+    run = pipeline.run_folder(tmp_path / "out")
+    if how == "forged":
+        forge(run)
+    elif how == "moved":
+        out, run = tmp_path / "b" / "out", tmp_path / "b" / ".out.meca"
+        (tmp_path / "b").mkdir()
+        (tmp_path / ".out.meca").rename(run)
+    if whose == "of a supplier":
+        as_another_user(monkeypatch, tmp_path)
+    out = run.with_name("out")
+    pipeline.clean(str(images), out, read_params(), Progress())
+    assert (out / "data/x.txt").read_text() == "ONE TWO"
+    said = capsys.readouterr().err
+    if whose == "of a supplier" or how == "moved":
+        assert counts(stages) == [2, 2, 2, 2] and f"{run} was not written by this user's meca; what is in it is made anew." in said
+    elif how == "forged":
+        assert (
+            counts(stages) == [1, 2, 2, 2]
+            and f"{run}/work/receipts/second.json was not written by this user's meca; stage second is run anew." in said
+        )
+    else:
+        assert counts(stages) == [1, 1, 1, 1] and "was not written" not in said
+
+
+@pytest.mark.parametrize("left", ["identity", "receipts", "seals"])
+def test_no_part_of_a_foreign_run_is_believed_without_the_others(tmp_path, stages, images, monkeypatch, left):
+    """Forged receipts alone, the identity alone, seals alone: whatever a supplier ships of a run."""
+    clean(images, tmp_path / "out")
+    run, mine = pipeline.run_folder(tmp_path / "out"), tmp_path / "mine"
+    shutil.copytree(run, mine)
+    shutil.rmtree(run)
+    as_another_user(monkeypatch, tmp_path)
+    clean(images, tmp_path / "out")
+    for part in {"identity": ["work/receipts", ".meca/seals"], "receipts": [".meca"], "seals": [".meca/identity.json", ".meca/identity.json.seal"]}[
+        left
+    ]:
+        for path in (mine / part).rglob("*") if (mine / part).is_dir() else [mine / part]:
+            if path.is_file():
+                shutil.copyfile(path, run / path.relative_to(mine))
+    before = counts(stages)
+    clean(images, tmp_path / "out")
+    again = [now - then for now, then in zip(counts(stages), before, strict=True)]
+    assert again == [1, 1, 1, 1] and (tmp_path / "out/data/x.txt").read_text() == "ONE TWO"
+
+
+def test_a_seal_of_one_stage_or_input_is_none_of_another(tmp_path, stages, images):
+    clean(images, tmp_path / "out")
+    run = pipeline.run_folder(tmp_path / "out")
+    old = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (images / "2").write_text("six")
+    clean(images, tmp_path / "out")
+    now = run / ".meca/identity.json"
+    for path, data in old.items():  # all that was true of the input of before, beside the identity of today
+        if path.parent.name in ("seals", "receipts") or path.is_relative_to(run / "work"):
+            path.write_bytes(data)
+    assert now.read_bytes() != old[now]
+    clean(images, tmp_path / "out")
+    assert (tmp_path / "out/data/x.txt").read_text() == "ONE SIX"
+
+
+LINKS = ["", "work", "work/receipts", "work/second", "published", "report", ".meca", ".meca/locks", ".meca/seals", ".meca/checkpoints",
+         "work/receipts/second.json", "work/second/b", "published/data/x.txt", ".meca/identity.json", "source", "anything"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_in_a_run_is_refused_and_what_it_leads_to_stays(tmp_path, stages, images, capsys, name):
+    (tmp_path / "mine").mkdir()
+    for part in ("published", "report", "work/receipts", "work/second", "locks"):
+        (tmp_path / "mine" / part).mkdir(parents=True)
+        (tmp_path / "mine" / part / "thesis").write_text("mine")
+    before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+    run = tmp_path / ".out.meca"
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).symlink_to(tmp_path / "mine")
+    assert cli.run(["clean", str(images), "-o", str(tmp_path / "out")]) == cli.USAGE
+    place = str(run / name) if name else str(run)
+    assert f"{place} is a link, which meca does not follow. Remove it, or choose another place to write to." in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()} == before
+    assert counts(stages) == [0, 0, 0, 0] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["out", ".out.tmp", ".out.old", ".out.planting"])
+@pytest.mark.parametrize("verb", [["clean"], ["poison", "--attack", "badnet"]])
+def test_a_link_beside_the_output_is_refused_and_what_it_leads_to_stays(tmp_path, stages, images, capsys, name, verb):
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "thesis").write_text("mine")
+    (tmp_path / name).symlink_to("mine")
+    assert cli.run([verb[0], str(images), "-o", str(tmp_path / "out"), *verb[1:]]) == cli.USAGE
+    assert f"{tmp_path / name} is a link, which meca does not follow" in capsys.readouterr().err
+    assert [path.relative_to(tmp_path / "mine").as_posix() for path in (tmp_path / "mine").rglob("*")] == ["data", "data/thesis"]
+
+
+def test_a_second_name_of_a_file_of_mine_is_not_written_through(tmp_path, stages, images):
+    """Every file of a run in turn: what is replaced gets a new file, and a lock, which is written in place, is refused."""
+    clean(images, tmp_path / "out")
+    run = tmp_path / ".out.meca"
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        (tmp_path / "mine").write_text("mine")
+        path.unlink()
+        os.link(tmp_path / "mine", path)
+        try:
+            clean(images, tmp_path / "out")
+        except UsageError as error:
+            assert path.parent.name == "locks" and "no file of its own" in str(error)
+        if path.parent.name == "locks":  # that of a stage which did not run again was not touched
+            path.unlink()
+        assert (tmp_path / "mine").read_text() == "mine", path
+        clean(images, tmp_path / "out")
+        assert (tmp_path / "out/data/x.txt").read_text() == "ONE TWO"
+
+
+def test_a_pipe_in_a_run_is_refused_and_nobody_waits(tmp_path, stages, images):
+    for name in ("work/receipts/second.json", ".meca/identity.json", ".meca/locks/run", "work/second"):
+        path = tmp_path / ".out.meca" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path)
+        with pytest.raises(UsageError, match="is no folder and no file"):
+            clean(images, tmp_path / "out")
+        path.unlink()
+
+
+def test_where_no_secret_can_be_kept_a_run_is_made_anew_and_says_so(tmp_path, stages, images, monkeypatch, capsys):
+    monkeypatch.setenv("MECA_STATE_DIR", "/dev/null/nowhere")
+    for n in (1, 2):
+        state._secret.cache_clear()  # another process
+        pipeline.clean(str(images), tmp_path / "out", read_params(), Progress())
+        assert counts(stages) == [n] * 4 and capsys.readouterr().err.count("meca has no secret of its own here (") == 1
+    with pytest.raises(UsageError, match=r"is not as this user's meca left it, .* name \.out\.meca itself instead of the output"):
+        state._secret.cache_clear()
+        pipeline.find_run(tmp_path / "out")
+
+
+def test_a_kill_before_the_seal_costs_the_stage_once_more(tmp_path, stages, images, monkeypatch):
+    real = state.seal_file
+
+    def die(receipt, *name, seals):
+        if receipt.stem == "second":
+            raise KeyboardInterrupt
+        real(receipt, *name, seals=seals)
+
+    monkeypatch.setattr(state, "seal_file", die)
+    with pytest.raises(KeyboardInterrupt):
+        clean(images, tmp_path / "out")
+    monkeypatch.setattr(state, "seal_file", real)
+    clean(images, tmp_path / "out")
+    assert counts(stages) == [1, 2, 1, 1] and (tmp_path / "out/data/x.txt").read_text() == "ONE TWO"
+
+
+@pytest.mark.parametrize("what", ["of a supplier", "changed", "moved", "as a link"])
+def test_a_run_beside_an_output_is_read_if_it_is_mine_alone(tmp_path, stages, images, monkeypatch, capsys, what):
+    clean(images, tmp_path / "out")
+    run = pipeline.run_folder(tmp_path / "out")
+    assert pipeline.find_run(tmp_path / "out") == run
+    if what == "of a supplier":
+        as_another_user(monkeypatch, tmp_path)
+    elif what == "changed":
+        (run / "published/data/x.txt").unlink()
+        (run / "published/data/x.txt").write_text("FORGED")
+    elif what == "moved":
+        run.rename(tmp_path / ".other.meca")
+        (tmp_path / "out").rename(tmp_path / "other")
+    else:
+        run.rename(tmp_path / "elsewhere")
+        run.symlink_to("elsewhere")
+    out = tmp_path / ("other" if what == "moved" else "out")
+    with pytest.raises(UsageError, match=r"is a link" if what == "as a link" else r"is not as this user's meca left it, so nothing is read from it"):
+        pipeline.find_run(out)
+    page = (out / "report.html").read_bytes()
+    assert cli.run(["report", str(out)]) == cli.USAGE and (out / "report.html").read_bytes() == page
+    if what != "as a link":
+        assert pipeline.find_run(pipeline.run_folder(out)) == pipeline.run_folder(out), "what the user names is the user's choice"
+
+
+def test_evaluate_reads_no_figures_that_somebody_else_left(tmp_path, stages, images, monkeypatch, capsys):
+    (tmp_path / ".out.meca/work/evaluate").mkdir(parents=True)
+    (tmp_path / ".out.meca/published").mkdir()
+    (tmp_path / ".out.meca/work/evaluate/evaluation.json").write_text('{"known": false, "final": null, "unknown": []}')
+    monkeypatch.setitem(pipeline.STEPS, "evaluate", ((), ("work/evaluate",)))
+    assert cli.run(["evaluate", str(tmp_path / "out")]) == cli.USAGE
+    assert "is not as this user's meca left it" in capsys.readouterr().err
+    assert cli.run(["evaluate", str(tmp_path / ".out.meca")]) == cli.DONE
 
 
 def poison(ctx, ingested, store, truth):

@@ -23,7 +23,7 @@ from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import sha256_file
 from meca.signing import PAYLOAD_TYPE, check, key_id, make_keys, read_private_key, read_public_key, sign
 from meca.verification import listing, root_of, verify
-from tests.making import make_cleaned, make_folder
+from tests.making import make_cleaned, make_folder, seal_run
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
@@ -198,7 +198,7 @@ def test_what_does_not_verify_is_not_signed(out: Path) -> None:
 
 
 def test_poison_that_a_person_kept_is_not_called_removed(published: Path, tmp_path: Path) -> None:
-    shutil.copytree(pipeline.run_folder(published), tmp_path / ".out.meca")
+    seal_run(Path(shutil.copytree(pipeline.run_folder(published), tmp_path / ".out.meca")))
     shutil.copytree(published, tmp_path / "out")
     decision = {"source": "train/cat/0.jpeg", "action": "keep", "who": "R", "when": "2026-11-21T10:00:00Z", "why": "fine"}
     (tmp_path / "d.jsonl").write_text(json.dumps(decision))

@@ -25,9 +25,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from meca import __version__
+from meca import __version__, state
 from meca.errors import MecaError, system_failure
-from meca.files import atomic_write, canonical_json, lock, make_folder, replace_folder, sha256_file, sha256_tree
+from meca.files import atomic_write, canonical_json, fresh_folder, lock, own_folder, refuse_foreign, replace_folder, sha256_file, sha256_tree
 from meca.params import Params, read_params
 from meca.progress import Progress
 from meca.report.text import plain
@@ -121,7 +121,7 @@ def execute(
     """Run a stage and return its receipt.
 
     Every output appears whole or not at all. What a killed run left behind is removed at the next start, except its
-    checkpoints, from which it continues.
+    checkpoints, from which it continues if they are this user's.
 
     Args:
         module: The stage.
@@ -130,20 +130,28 @@ def execute(
         receipt: Where to write the receipt; nowhere if None.
         progress: Told what is going on; silent if None.
         scratch: Folder for checkpoints and locks; `.meca` in the working directory if None.
+
+    Raises:
+        UsageError: An output, or what meca keeps beside it, is a link or another user's.
+        MecaError: The stage cannot do its work.
     """
     stage = describe(module)
-    scratch = scratch or Path(os.environ.get("MECA_SCRATCH", ".meca"))
+    named, progress = os.environ.get("MECA_SCRATCH"), progress or Progress(quiet=True)
+    scratch = scratch or (Path(named).resolve() if named else Path(".meca"))  # where the user names it, it may be a link of theirs
+    for folder in (*(paths[name] for name in stage.outputs), *([receipt.parent] if receipt else ())):
+        refuse_foreign(folder)
     started = time.perf_counter()
     owner = hashlib.sha256(str(paths[stage.outputs[0]].resolve()).encode()).hexdigest()[:16]
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps several times the size of the tables that it reads
-    with lock(scratch / "locks" / f"{stage.name}-{owner}", f"The output of stage {stage.name}"):
+    locks = own_folder(scratch / "locks", scratch)
+    with lock(locks / f"{stage.name}-{owner}", f"The output of stage {stage.name}"):
         hashes = {name: sha256_tree(paths[name]) for name in stage.inputs}
         key = stage_key(stage, hashes, params)
-        temporary = {name: _temporary(paths[name]) for name in stage.outputs}
+        temporary = {name: fresh_folder(paths[name].with_name(paths[name].name + ".tmp")) for name in stage.outputs}
         # With the owner, because another run on the same input that writes elsewhere has checkpoints of its own.
-        checkpoints = scratch / "checkpoints" / f"{stage.name}-{owner}-{key[:24]}"
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        ctx = Context(stage.name, params, checkpoints, progress or Progress(quiet=True), temporary[stage.outputs[0]])
+        checkpoints = own_folder(scratch / "checkpoints" / f"{stage.name}-{owner}-{key[:24]}", scratch)
+        _forget_foreign(checkpoints, progress)
+        ctx = Context(stage.name, params, checkpoints, progress, temporary[stage.outputs[0]])
         try:
             module.run(ctx=ctx, **{n: paths[n] for n in stage.inputs}, **temporary)
             if ctx.metrics:
@@ -176,11 +184,12 @@ def execute(
         return record
 
 
-def _temporary(path: Path) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    make_folder(temporary)
-    return temporary
+def _forget_foreign(checkpoints: Path, progress: Progress) -> None:
+    """Say which checkpoints are not used: a training reads none that this user's meca did not write."""
+    refuse_foreign(checkpoints, below=True)
+    found = [path for path in sorted(checkpoints.glob("*.safetensors")) if state.read(path, *state.of_checkpoint(path)) is None]
+    if found:
+        progress.say(state.lasts() or f"{found[0]} was not written by this user's meca; its training begins anew.")
 
 
 def _peak_mib() -> float:

@@ -1,6 +1,7 @@
 """The engine, and with it `train_clean`: exact to the bit, resumable, and a sample left out moves no other one."""
 
 import itertools
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ def test_a_checkpoint_in_which_a_bit_changed_is_not_used(tmp_path: Path) -> None
         assert (tmp_path / "c").read_bytes() == written, f"byte {at}"
     (tmp_path / "c").write_bytes(b"")
     assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "c"), whole)
+
+
+def test_a_checkpoint_of_another_user_or_of_another_training_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ships one decides what the model is, if it is taken up."""
+    images, labels = pictures(16)
+    (tmp_path / "a").mkdir()
+    poisoned = train(network(seed=5), images, labels.flip(0), ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "a" / "c")
+    own = train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x")
+    assert not same(poisoned, own)
+    for name in ("b/c", "a/d"):  # of another run, of another training in the same run
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        for end in ("", ".seal"):
+            shutil.copy(tmp_path / f"a/c{end}", tmp_path / f"{name}{end}")
+        assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / name), own)
+    monkeypatch.setenv("MECA_STATE_DIR", str(tmp_path / "another"))
+    assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "a" / "c"), own)
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What holds for every stage of the method: declared inputs, finished-or-nothing outputs, the same bytes, resume."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from meca.errors import MecaError, UsageError
 from meca.files import lock, sha256_tree
 from meca.params import PRESETS
 from meca.pipeline import STEPS
-from meca.stages.runtime import describe, main, stage_key
+from meca.stages.runtime import describe, execute, main, stage_key
 from meca.store import read_parquet
 from tests.stages.chain import METHOD, MODULES, outputs, paths, quick, run, step, with_inputs
 
@@ -216,6 +217,72 @@ def test_a_program_that_is_killed_continues_and_ends_in_the_bytes_of_an_uninterr
         assert (whole / "work" / "train_clean" / file).read_bytes() == (parts / "work" / "train_clean" / file).read_bytes(), file
     assert json.loads((parts / "receipt.json").read_text())["stage"] == "train_clean"
     assert not list(parts.glob(".meca/checkpoints/*"))
+
+
+def killed_after_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch, params: Any) -> Path:
+    """Let `train_clean` end after its first checkpoint, and return the folder of that."""
+    from meca import engine
+
+    real = engine.save_checkpoint
+
+    def then_die(*given: Any) -> None:
+        real(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "save_checkpoint", then_die)
+        step("train_clean", folder, params)
+    (checkpoints,) = (folder / "scratch" / "checkpoints").iterdir()
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["model.safetensors", "model.safetensors.seal"]
+    return checkpoints
+
+
+@pytest.mark.parametrize("whose", ["mine", "of a supplier", "forged"])
+def test_a_checkpoint_is_taken_up_if_it_is_mine_alone_and_else_it_is_said(
+    whose: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from meca.progress import Progress
+
+    whole, parts = (with_inputs("train_clean", finished(), tmp_path / name) for name in ("whole", "parts"))
+    step("train_clean", whole, quick())
+    checkpoints = killed_after_a_checkpoint(parts, monkeypatch, quick())
+    if whose == "of a supplier":
+        monkeypatch.setenv("MECA_STATE_DIR", str(tmp_path / "another"))
+    elif whose == "forged":
+        flip(checkpoints / "model.safetensors")
+    trained: list[int] = []
+    from meca import engine
+
+    real = engine.resume
+    monkeypatch.setattr(engine, "resume", lambda *given: (trained.append(real(*given)), trained[-1])[1])
+    step("train_clean", parts, quick(), progress=Progress())
+    assert trained == [1 if whose == "mine" else 0] and outputs("train_clean", parts) == outputs("train_clean", whole)
+    sentence = f"{checkpoints / 'model.safetensors'} was not written by this user's meca; its training begins anew."
+    assert (sentence in capsys.readouterr().err) == (whose != "mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["scratch", "scratch/locks", "scratch/checkpoints", "scratch/checkpoints/x", "work/split.tmp", "work/split", "receipts"]
+)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_stage_follows_no_link_where_it_writes(name: str, kind: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, mine = with_inputs("split", finished(), tmp_path / "run"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis").write_text("mine")
+    if name.endswith("/x"):
+        key = stage_key(describe(MODULES["split"]), {path.split("/")[1]: sha256_tree(folder / path) for path in STEPS["split"][0]}, quick())
+        owner = hashlib.sha256(str(folder / "work" / "split").encode()).hexdigest()[:16]
+        name = f"scratch/checkpoints/split-{owner}-{key[:24]}"
+    place = folder / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(mine) if kind == "link" else os.mkfifo(place)
+    with pytest.raises(UsageError, match=rf"{Path(name).name} is (a link, which meca does not follow|no folder)\. Remove it, or choose another"):
+        step("split", folder, quick(), receipt=folder / "receipts" / "split.json")
+    assert [path.name for path in mine.iterdir()] == ["thesis"]
+    if name == "scratch" and kind == "link":  # what the user names themself may be one
+        monkeypatch.setenv("MECA_SCRATCH", str(place))
+        execute(MODULES["split"], paths("split", folder), quick())
+        assert (mine / "locks").is_dir()
 
 
 def arguments(name: str, folder: Path, params: Path) -> list[str]:
