@@ -627,8 +627,10 @@ def _bring(source: str, folder: Path, progress: Any) -> Path:
 
 
 def _fetchable(output: Path) -> None:
-    """Refuse a folder that is no copy: it would be replaced."""
-    if output.is_dir() and any(output.iterdir()) and not output.with_name(f"{output.name}.snapshot.parquet").is_file():
+    """Refuse a folder that is no copy of this user's: it would be replaced."""
+    from tasks.s3 import is_copy
+
+    if output.is_dir() and any(output.iterdir()) and not is_copy(output):
         raise UsageError(f"Expected {plain(output)} to be new, empty, or an earlier copy, but it holds other files; choose another --output.")
 
 

@@ -4,6 +4,7 @@
     <folder>.snapshot.parquet     key, version, ETag, size and SHA-256 of each; one file, so that it is old or new
     <folder>.fetching/            what an interrupted fetch has so far; the next one goes on from it
 
+What these say is believed only where this user's meca wrote it about this bucket (`meca.state`); else everything is fetched anew.
 Each object is read as it was when it was listed (`If-Match`), its bytes are counted and hashed as they arrive, and the
 folder is replaced in one step. Fetched again, it takes only what changed. Keys come from the usual AWS variables.
 
@@ -19,7 +20,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -30,15 +31,17 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from meca import state
 from meca.errors import InputRefused, MecaError, UsageError
-from meca.files import lock, replace_folder, sha256_file, sync
+from meca.files import canonical_json, fresh_folder, lock, open_new, open_plain, refuse_foreign, replace_folder, sha256_file
 from meca.progress import Progress
 from meca.readers.files import inside
 from meca.report.text import plain
-from meca.store import read_parquet
 from tasks.remote import RemoteUnavailable
 
-__all__ = ["SCHEME", "Fetched", "connect", "difference", "digest_of", "explained", "fetch", "named_by", "read_small", "split", "upload_errors"]
+__all__ = [
+    "SCHEME", "Fetched", "connect", "difference", "digest_of", "explained", "fetch", "is_copy", "named_by", "read_small", "split", "upload_errors",
+]  # fmt: skip
 
 SCHEME = "s3://"
 THREADS = 16  # small objects wait for the network, not for a core
@@ -85,12 +88,14 @@ def fetch(url: str, folder: Path, progress: Progress | None = None, client: Any 
 
     Raises:
         InputRefused: Nothing lies there, access is refused, or a key is no name for a file.
-        UsageError: The address or the credentials are missing or wrong.
+        UsageError: The address or the credentials are missing or wrong; the folder, or what lies in or beside it, is a link or another user's.
         RemoteUnavailable: The network was away, or an object changed while it was read; another try may help.
         MecaError: The disk is too small.
     """
     bucket, prefix = split(url)
     folder = Path(folder)
+    for place in (folder, folder.with_name(f"{folder.name}.fetching")):
+        refuse_foreign(place, below=True)
     with explained(url):
         client = client or connect()
         with lock(folder.with_name(f"{folder.name}.fetching.lock"), f"The copy {folder}"):
@@ -111,19 +116,32 @@ def difference(url: str, folder: Path, client: Any = None) -> str | None:
     with explained(url):
         client = client or connect()
         _, wanted = _pointed(client, url, bucket, _listed(client, url, bucket, prefix))
-    record, old = _recorded(folder)
+    old = _recorded(folder, bucket)
     if _same(wanted, old):
         return None
     # A bucket that goes back to what it was differs anew: the record is written by every fetch that takes something.
-    since = f"{record.stat().st_mtime_ns}" if old else "never"
+    since = f"{_record(folder).stat().st_mtime_ns}" if old else "never"
     return hashlib.sha256("\0".join([url, since, *(f"{o.key}\0{o.etag}\0{o.size}" for o in wanted)]).encode()).hexdigest()
 
 
-def _recorded(folder: Path) -> tuple[Path, dict[str, _Object]]:
-    """Return the file of a copy's records and what it says; nothing where the copy is gone."""
-    record = folder.with_name(f"{folder.name}.snapshot.parquet")
-    here = record.is_file() and folder.is_dir()
-    return record, {line["name"]: _Object(**line) for line in read_parquet(record).to_pylist()} if here else {}
+def is_copy(folder: Path) -> bool:
+    """Tell whether a folder is a copy by the records of this user's meca, so that it may be replaced."""
+    return state.read(_record(folder), "copy", str(folder.resolve())) is not None
+
+
+def _record(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.snapshot.parquet")
+
+
+def _recorded(folder: Path, bucket: str) -> dict[str, _Object]:
+    """Return what the records of a copy say; nothing where it is gone, is of another bucket, or they are not this user's."""
+    data = state.read(_record(folder), "copy", str(folder.resolve())) if folder.is_dir() else None
+    if data is None:
+        return {}
+    table = pq.read_table(BytesIO(data))
+    # An ETag says nothing about the objects of another bucket.
+    here = (table.schema.metadata or {}).get(b"bucket", b"").decode() == bucket
+    return {line["name"]: _Object(**line) for line in table.to_pylist()} if here else {}
 
 
 def _same(wanted: Sequence[_Object], old: dict[str, _Object]) -> bool:
@@ -133,17 +151,22 @@ def _same(wanted: Sequence[_Object], old: dict[str, _Object]) -> bool:
 def _fetch(client: Any, url: str, bucket: str, prefix: str, folder: Path, progress: Progress | None) -> Fetched:
     wanted = _listed(client, url, bucket, prefix)
     version, wanted = _pointed(client, url, bucket, wanted)
-    temporary = folder.with_name(f"{folder.name}.fetching")
-    record, old = _recorded(folder)
+    old = _recorded(folder, bucket)
     alone = version is None and len(wanted) == 1 and wanted[0].key == prefix
     if _same(wanted, old) and _intact(folder, old):
         return _fetched(folder, list(old.values()), 0, alone, version)
-    temporary.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.fetching")
     journal = temporary.with_name(f"{temporary.name}.jsonl")
-    here = _journalled(journal)
+    here, foreign = _journalled(journal, folder, bucket)
+    if progress and (foreign or (folder.is_dir() and _record(folder).exists() and not is_copy(folder))):
+        progress.say(state.lasts() or f"What is said of a copy in {folder} was not written by this user's meca; it is fetched anew.")
+    if not here:
+        fresh_folder(temporary)
+    temporary.mkdir(exist_ok=True)
     done: dict[str, _Object] = {}
     for item in wanted:
-        for place, held in ((temporary, here.get(item.name)), (folder, old.get(item.name))):
+        # A kill between the last two steps leaves what the journal says in the folder itself.
+        for place, held in ((temporary, here.get(item.name)), (folder, here.get(item.name)), (folder, old.get(item.name))):
             # What is known by its SHA-256 may have had another key: two versions of a set share most of their files.
             if held and _is_same(held, item) and _take(place, temporary, held):
                 done[item.name] = replace(item, sha256=held.sha256, version=held.version)
@@ -151,13 +174,15 @@ def _fetch(client: Any, url: str, bucket: str, prefix: str, folder: Path, progre
     missing = [item for item in wanted if item.name not in done]
     _room(temporary, sum(item.size for item in missing))
     _remove_others(temporary, {item.name for item in wanted})
-    for count, item in enumerate(_downloaded(client, bucket, missing, temporary, journal), 1):
-        done[item.name] = item
-        if progress and (count % 100 == 0 or count == len(missing)):
-            progress("fetch", count, len(missing), url)
+    with _journal(journal, folder, bucket, here.values()) as finished:
+        for count, item in enumerate(_downloaded(client, bucket, missing, temporary), 1):
+            done[item.name] = item
+            finished(item)
+            if progress and (count % 100 == 0 or count == len(missing)):
+                progress("fetch", count, len(missing), url)
     found = [done[item.name] for item in wanted]
     replace_folder(temporary, folder)
-    _write(record, found)
+    _write(folder, bucket, found)
     journal.unlink(missing_ok=True)
     return _fetched(folder, found, len(missing), alone, version)
 
@@ -293,18 +318,54 @@ def _stream(client: Any, bucket: str, key: str, etag: str, file: IO[bytes] | Non
 
 
 def _intact(folder: Path, objects: dict[str, _Object]) -> bool:
-    return all((folder / o.name).is_file() and (folder / o.name).stat().st_size == o.size for o in objects.values())
+    """Tell whether a copy holds its objects and nothing else. Their bytes are read: a size proves nothing."""
+    if {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} != set(objects):
+        return False
+    with ThreadPoolExecutor(THREADS) as pool:
+        return all(pool.map(lambda held: _holds(folder / held.name, held), objects.values()))
 
 
-def _journalled(journal: Path) -> dict[str, _Object]:
-    """Return what an interrupted fetch had finished; a torn last line is dropped."""
+def _holds(path: Path, held: _Object) -> bool:
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == held.size and sha256_file(path) == held.sha256
+
+
+def _journalled(journal: Path, folder: Path, bucket: str) -> tuple[dict[str, _Object], bool]:
+    """Return what an interrupted fetch of this user's had finished, and whether there is more that is not ours; a torn last line is dropped."""
     found: dict[str, _Object] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):
-                item = _Object(**json.loads(line))
+    try:
+        with open_plain(journal) as file:
+            while (line := file.readline(2**20)).endswith(b"\n"):
+                told = json.loads(line)
+                if not state.fits(told.pop("seal"), _line(told), "fetched", str(folder.resolve()), bucket):
+                    return found, True
+                item = _Object(**told)
                 found[item.name] = item
-    return found
+    except FileNotFoundError:
+        pass
+    except (UsageError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return found, True
+    return found, False
+
+
+@contextlib.contextmanager
+def _journal(journal: Path, folder: Path, bucket: str, before: Iterable[_Object]) -> Iterator[Callable[[_Object], None]]:
+    """Yield what notes an object as finished, in a new journal that begins with those of before: the old file may be a second name of any other."""
+    temporary = journal.with_name(f"{journal.name}.tmp")
+    with open_new(temporary) as log:
+
+        def finished(item: _Object) -> None:
+            told = asdict(item)
+            log.write(_line({**told, "seal": state.seal(_line(told), "fetched", str(folder.resolve()), bucket)}))
+            log.flush()
+
+        for item in before:
+            finished(item)
+        os.replace(temporary, journal)
+        yield finished
+
+
+def _line(told: dict[str, Any]) -> bytes:
+    return canonical_json(told, indent=None).encode()
 
 
 def _is_same(held: _Object, item: _Object) -> bool:
@@ -314,7 +375,7 @@ def _is_same(held: _Object, item: _Object) -> bool:
 def _take(place: Path, temporary: Path, held: _Object) -> bool:
     """Link a file that is already here into the new folder, if it still has its bytes."""
     source, target = place / held.name, temporary / held.name
-    if not source.is_file() or source.is_symlink() or source.stat().st_size != held.size or sha256_file(source) != held.sha256:
+    if not _holds(source, held):
         return False
     if source != target:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -341,18 +402,15 @@ def _remove_others(folder: Path, names: set[str]) -> None:
             path.unlink()
 
 
-def _downloaded(client: Any, bucket: str, objects: Sequence[_Object], folder: Path, journal: Path) -> Iterator[_Object]:
+def _downloaded(client: Any, bucket: str, objects: Sequence[_Object], folder: Path) -> Iterator[_Object]:
     """Yield the objects as they are finished."""
     for parent in {(folder / item.name).parent for item in objects}:
         parent.mkdir(parents=True, exist_ok=True)
-    with open(journal, "a", encoding="utf-8") as log, ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         jobs = [pool.submit(_download, client, bucket, item, folder / item.name) for item in objects]
         try:
             for job in as_completed(jobs):
-                item = job.result()
-                log.write(json.dumps(asdict(item)) + "\n")
-                log.flush()
-                yield item
+                yield job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -367,7 +425,7 @@ class _Short(Exception):  # noqa: N818 - it is caught here and becomes a sentenc
 
 
 def _read(client: Any, bucket: str, item: _Object, path: Path) -> _Object:
-    with open(path, "wb") as file:
+    with open_new(path) as file:  # never into a file that the folder may share with it
         size, digest, version = _stream(client, bucket, item.key, item.etag, file, item.size)
     if size != item.size:
         raise _Short(f"{item.size} bytes were listed, {size} came")
@@ -376,12 +434,10 @@ def _read(client: Any, bucket: str, item: _Object, path: Path) -> _Object:
     return _Object(item.name, item.key, item.etag, "" if version == "null" else version, size, digest)
 
 
-def _write(record: Path, objects: Sequence[_Object]) -> None:
-    temporary = record.with_name(record.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist([asdict(item) for item in objects], schema=SCHEMA), temporary, compression="zstd")
-    sync(temporary)
-    os.replace(temporary, record)
-    sync(record.parent)
+def _write(folder: Path, bucket: str, objects: Sequence[_Object]) -> None:
+    data, schema = BytesIO(), SCHEMA.with_metadata({"bucket": bucket})
+    pq.write_table(pa.Table.from_pylist([asdict(item) for item in objects], schema=schema), data, compression="zstd")
+    state.write(_record(folder), data.getvalue(), "copy", str(folder.resolve()))
 
 
 def _fetched(folder: Path, objects: Sequence[_Object], downloaded: int, alone: bool, version: str | None = None) -> Fetched:

@@ -1,5 +1,6 @@
 """Copies of a bucket against a real HTTP server that speaks S3, and through a network that fails."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows import cli
 from meca.errors import InputRefused, MecaError, UsageError
+from meca.progress import Progress
 from meca.store import read_parquet
 from tasks import s3
 from tasks.fetch import bring, of_workspace
@@ -59,7 +62,7 @@ def test_a_prefix_is_copied_with_its_hashes(client: Any, tmp_path: Path) -> None
     record = {line["name"]: line for line in read_parquet(tmp_path / "in.snapshot.parquet").to_pylist()}
     assert {name: line["sha256"] for name, line in record.items()} == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
     assert all(line["version"] == "" and line["size"] == len(FILES[name]) for name, line in record.items())
-    assert beside(tmp_path / "in") == ["in", "in.snapshot.parquet"]
+    assert beside(tmp_path / "in") == ["in", "in.snapshot.parquet", "in.snapshot.parquet.seal"]
 
 
 def test_again_only_what_changed_is_read(client: Any, tmp_path: Path) -> None:
@@ -80,9 +83,10 @@ def test_a_copy_that_was_touched_is_read_again(client: Any, tmp_path: Path) -> N
     fetch(URL, tmp_path / "in")
     (tmp_path / "in" / "cat" / "a.png").write_bytes(b"")  # another size
     assert fetch(URL, tmp_path / "in").downloaded == 1 and tree(tmp_path / "in") == FILES
-    (tmp_path / "in" / "cat" / "a.png").write_bytes(b"x")  # the same size; seen as soon as anything is taken over
-    put(client, **{"photos/new": b"n"})
-    assert fetch(URL, tmp_path / "in").downloaded == 2 and (tmp_path / "in" / "cat" / "a.png").read_bytes() == b"a"
+    (tmp_path / "in" / "cat" / "a.png").write_bytes(b"x")  # the same size
+    assert fetch(URL, tmp_path / "in").downloaded == 1 and tree(tmp_path / "in") == FILES
+    (tmp_path / "in" / "cat" / "more.png").write_bytes(b"more")  # beside what the records name
+    assert fetch(URL, tmp_path / "in").downloaded == 0 and tree(tmp_path / "in") == FILES
 
 
 def test_versions_are_recorded(client: Any, tmp_path: Path) -> None:
@@ -230,7 +234,7 @@ def test_killed_in_the_middle_it_goes_on(client: Any, port: int, tmp_path: Path)
     found = fetch(URL, tmp_path / "in")
     assert found.objects == 59 and 60 - done - 1 <= found.downloaded <= 60 - done
     assert tree(tmp_path / "in") == {key.removeprefix("photos/"): data for key, data in objects.items()}
-    assert beside(tmp_path / "in") == ["in", "in.snapshot.parquet"]
+    assert beside(tmp_path / "in") == ["in", "in.snapshot.parquet", "in.snapshot.parquet.seal"]
 
 
 def test_a_full_disk_is_seen_before_anything_is_read(client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -332,3 +336,107 @@ def test_a_workspace_without_an_origin_has_no_difference(client, tmp_path):
     assert difference(place) is not None
     of_workspace(place)
     assert difference(place) is None
+
+
+# --- what somebody else left where a copy is made ----------------------------------------------------------------------
+
+
+def as_a_supplier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MECA_STATE_DIR", str(tmp_path / "suppliers-secret"))
+
+
+EVIL = b"evil"
+
+
+def planted_copy(client: Any, folder: Path) -> None:
+    """Leave a copy that says of its bytes that they are those of the bucket, as only whoever knows size and ETag can."""
+    put(client, **{"photos/a": EVIL, "photos/b": b"more"})
+    fetch(URL, folder, client=client)
+    record = folder.with_name(f"{folder.name}.snapshot.parquet")
+    put(client, **{"photos/a": b"good"})
+    told = pq.read_table(record)
+    etag = client.head_object(Bucket="bucket", Key="photos/a")["ETag"]
+    pq.write_table(told.set_column(told.schema.get_field_index("etag"), "etag", [[etag, *told["etag"].to_pylist()[1:]]]), record)
+
+
+@pytest.mark.parametrize("whose", ["mine", "of a supplier"])
+def test_bytes_that_somebody_else_left_as_a_copy_are_not_used(
+    client: Any, tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        if whose == "of a supplier":
+            as_a_supplier(patch, tmp_path)
+        planted_copy(client, tmp_path / "in")
+        assert not s3.is_copy(tmp_path / "in"), "it was changed by hand, in both cases"
+    assert s3.difference(URL, tmp_path / "in", client) is not None
+    assert fetch(URL, tmp_path / "in", Progress(), client).downloaded == 2
+    assert tree(tmp_path / "in") == {"a": b"good", "b": b"more"} and s3.is_copy(tmp_path / "in")
+    assert f"What is said of a copy in {tmp_path / 'in'} was not written by this user's meca; it is fetched anew." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("whose", ["mine", "of a supplier", "of another bucket", "forged"])
+def test_a_journal_is_believed_if_it_is_mine_alone(client: Any, tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(client, **{"photos/a": b"good"})
+    (item,) = s3._listed(client, URL, "bucket", "photos")  # pyright: ignore[reportPrivateUsage]
+    (tmp_path / "in.fetching").mkdir()
+    (tmp_path / "in.fetching" / "a").write_bytes(EVIL)
+    journal, says = tmp_path / "in.fetching.jsonl", dataclasses.replace(item, sha256=hashlib.sha256(EVIL).hexdigest())
+    with monkeypatch.context() as patch:
+        if whose == "of a supplier":
+            as_a_supplier(patch, tmp_path)
+        bucket = "another" if whose == "of another bucket" else "bucket"
+        with s3._journal(journal, tmp_path / "in", bucket, [says]):  # pyright: ignore[reportPrivateUsage]
+            pass
+    if whose == "forged":
+        journal.write_text(journal.read_text().replace('"version": ""', '"version": "1"'))
+    fetch(URL, tmp_path / "in", client=client)
+    assert tree(tmp_path / "in") == {"a": EVIL if whose == "mine" else b"good"}
+    assert beside(tmp_path / "in") == ["in", "in.snapshot.parquet", "in.snapshot.parquet.seal", *["suppliers-secret"] * (whose == "of a supplier")]
+
+
+@pytest.mark.parametrize("name", ["in", "in/a", "in.fetching", "in.fetching/cat"])
+def test_a_link_in_a_copy_is_refused_and_what_it_leads_to_stays(client: Any, tmp_path: Path, name: str) -> None:
+    put(client, **THREE)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_text("mine")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match=rf"{name} is a link, which meca does not follow"):
+        fetch(URL, tmp_path / "in", client=client)
+    assert tree(tmp_path / "mine") == {"a.png": b"mine"}
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe"])
+@pytest.mark.parametrize("name", ["fetching.jsonl", "fetching.jsonl.tmp", "snapshot.parquet", "snapshot.parquet.tmp", "snapshot.parquet.seal"])
+def test_records_are_not_written_through_what_has_their_name(client: Any, tmp_path: Path, name: str, kind: str) -> None:
+    put(client, **THREE)
+    (tmp_path / "mine").write_text("mine")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / f"in.{name}")
+    else:
+        (Path.symlink_to if kind == "link" else Path.hardlink_to)(tmp_path / f"in.{name}", tmp_path / "mine")
+    fetch(URL, tmp_path / "in", client=client)
+    assert tree(tmp_path / "in") == FILES and (tmp_path / "mine").read_text() == "mine" and s3.is_copy(tmp_path / "in")
+
+
+def test_an_object_is_not_written_into_a_file_that_an_older_copy_shares(client: Any, tmp_path: Path) -> None:
+    """A fetch links what has not changed; killed then, and with the object changed, it would write into the older copy."""
+    put(client, **THREE)
+    fetch(URL, tmp_path / "in", client=client)
+    (tmp_path / "in.fetching" / "cat").mkdir(parents=True)
+    os.link(tmp_path / "in/cat/a.png", tmp_path / "in.fetching/cat/a.png")
+    os.link(tmp_path / "in/cat/a.png", tmp_path / "older")
+    put(client, **{"photos/cat/a.png": b"A"})
+    assert fetch(URL, tmp_path / "in", client=client).downloaded == 1 and (tmp_path / "older").read_bytes() == b"a"
+
+
+def test_a_folder_beside_a_planted_record_is_not_taken_for_a_copy(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(client, **THREE)
+    with monkeypatch.context() as patch:
+        as_a_supplier(patch, tmp_path)
+        fetch(URL, tmp_path / "in", client=client)
+    (tmp_path / "in" / "thesis").write_text("mine")
+    assert cli.run(["fetch", URL, "-o", str(tmp_path / "in")]) == cli.USAGE and (tmp_path / "in" / "thesis").read_text() == "mine"
+    assert "but it holds other files; choose another --output" in capsys.readouterr().err
