@@ -6,8 +6,8 @@ What ran stands in the receipts; MLflow is told, never asked. Runs are found by 
 run of before: a finished one is left alone, a half-logged one is completed, and nothing is there twice. A stage whose
 result two pipeline results share has one run, nested in the first; every parent names the runs of its stages in tags.
 
-A server that is away, slow or refuses never fails a run: what it was not told is kept in `.meca/spool`, whole, and told by
-the next run that reaches it, or by `meca track`.
+A server that is away, slow or refuses never fails a run: what it was not told is kept in `.meca/spool`, whole and sealed, and
+told by the next run that reaches it, or by `meca track`. What this user's meca did not put there is not told.
 """
 
 import argparse
@@ -24,14 +24,26 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from meca import state
 from meca.errors import MecaError, UsageError
-from meca.files import atomic_write, canonical_json, lock, read_json, replace_folder, sync
+from meca.files import (
+    atomic_write,
+    canonical_json,
+    fresh_folder,
+    lock,
+    own_folder,
+    read_json,
+    refuse_foreign,
+    replace_folder,
+    sha256_tree,
+    sync,
+)
 from meca.judged import as_tag, at_size
 from meca.params import read_params
 from meca.report.text import plain, sheet_cell
@@ -169,11 +181,10 @@ def spool(workspace: Path, result: Result, why: str) -> Path:
         why: For people.
     """
     receipts = [read_json(path) for path in result.receipts]
-    folder = workspace / SPOOL / _result_key(receipts)[:24]
-    if folder.is_dir():
+    folder = own_folder(workspace / SPOOL, workspace / SPOOL.parent) / _result_key(receipts)[:24]
+    if _is_ours(folder):
         return folder
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = fresh_folder(folder.with_name(folder.name + ".tmp"))
     wanted = [*result.receipts, result.params, result.workspace / "dvc.lock", result.report / "report.html"]
     wanted += [result.published / name for name in (*PARENT_FILES, MANIFEST)]
     wanted += [result.work / str(receipt["stage"]) / name for receipt in receipts for name in ("curves.jsonl", *MODEL_FILES)]
@@ -187,18 +198,50 @@ def spool(workspace: Path, result: Result, why: str) -> Path:
     places["receipts"] = [path.relative_to(result.workspace).as_posix() for path in result.receipts]
     record = {"schema": "meca.spool/1", "when": time.time(), "why": without_secrets(why)[:2000], "places": places}
     atomic_write(temporary / SPOOLED, canonical_json(record))
+    state.write(_seal_of(folder), sha256_tree(temporary).encode(), "spool", folder.name)
     replace_folder(temporary, folder)
     return folder
 
 
+def _seal_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.sha256")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder of the spool is as this user's meca wrote it, wherever its workspace has come to lie."""
+    if not folder.is_dir():
+        return False
+    try:
+        refuse_foreign(folder, below=True)
+    except UsageError:
+        return False
+    return state.read(_seal_of(folder), "spool", folder.name) == sha256_tree(folder).encode()
+
+
+def _drop(folder: Path) -> None:
+    """Remove what was told."""
+    if _is_ours(folder):
+        shutil.rmtree(folder)
+        for beside in folder.parent.glob(f"{folder.name}.sha256*"):
+            beside.unlink()
+
+
 def untold(workspace: Path = Path()) -> list[Path]:
-    """Return the folders of the spool, oldest first."""
-    found: list[tuple[float, Path]] = []
-    for file in (workspace / SPOOL).glob(f"*/{SPOOLED}"):
-        if not file.parent.name.endswith(".tmp"):
-            with suppress(MecaError, KeyError, TypeError, ValueError):
-                found.append((float(read_json(file)["when"]), file.parent))
+    """Return the folders of the spool that this user's meca wrote, oldest first.
+
+    Raises:
+        UsageError: The spool is a link or another user's.
+    """
+    for folder in (workspace / SPOOL.parent, workspace / SPOOL):
+        refuse_foreign(folder)
+    found = [(float(read_json(file)["when"]), file.parent) for file in (workspace / SPOOL).glob(f"*/{SPOOLED}") if _is_ours(file.parent)]
     return [folder for _, folder in sorted(found)]
+
+
+def _foreign(workspace: Path) -> list[Path]:
+    """Return what lies in the spool and was not put there by this user's meca."""
+    ours = untold(workspace)
+    return sorted(path for path in (workspace / SPOOL).glob("*") if path not in ours and not path.name.endswith((".tmp", ".sha256", ".seal")))
 
 
 def replay(workspace: Path = Path(), seconds: float | None = None) -> int:
@@ -209,7 +252,10 @@ def replay(workspace: Path = Path(), seconds: float | None = None) -> int:
     """
     done, failures = 0, list[TrackingUnavailable]()
     deadline = None if seconds is None else time.monotonic() + seconds
-    with _patient_lock(workspace / ".meca" / "locks" / "spool", "The spool of MLflow's record"):
+    if foreign := _foreign(workspace):
+        why = state.lasts() or f"{foreign[0]} was not written by this user's meca, so MLflow is not told of it; remove it."
+        print(f"meca track: {plain(why, 2000)}", file=sys.stderr)
+    with _patient_lock(own_folder(_locks(workspace), workspace / SPOOL.parent) / "spool", "The spool of MLflow's record"):
         for folder in untold(workspace):
             kept = read_json(folder / SPOOLED)
             places = {name: folder / place for name, place in kept["places"].items() if name != "receipts"}  # its workspace is the folder
@@ -223,11 +269,15 @@ def replay(workspace: Path = Path(), seconds: float | None = None) -> int:
                 if deadline is not None and time.monotonic() > deadline:
                     break
                 continue
-            shutil.rmtree(folder)
+            _drop(folder)
             done += 1
     if failures:
         raise failures[0]
     return done
+
+
+def _locks(workspace: Path) -> Path:
+    return workspace / SPOOL.parent / "locks"
 
 
 def _owner(workspace: Path) -> str:
@@ -297,7 +347,9 @@ def open_client(workspace: Path, seconds: float | None = None) -> Iterator[Any]:
     database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
-    name = database.with_name(database.name + ".lock") if database else workspace / ".meca" / "locks" / f"mlflow-{_sha256(uri)[:16]}"
+    if database is None:
+        own_folder(_locks(workspace), workspace / SPOOL.parent)
+    name = database.with_name(database.name + ".lock") if database else _locks(workspace) / f"mlflow-{_sha256(uri)[:16]}"
     with _patient_lock(name), explained(uri):
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -657,7 +709,7 @@ def _tell(workspace: Path, result: Result) -> dict[str, Any]:
     seconds, started, told, why = patience(), time.monotonic(), dict[str, Any](), ""
     try:
         told = record(workspace, result, seconds)
-        shutil.rmtree(workspace / SPOOL / told["result_key"][:24], ignore_errors=True)
+        _drop(workspace / SPOOL / told["result_key"][:24])
         if replayed := replay(workspace, None if seconds is None else max(1.0, seconds - (time.monotonic() - started))):
             print(f"meca track: told MLflow about {replayed} earlier results, too.")
         return told
@@ -685,8 +737,7 @@ def main() -> None:
     result = read_result(Path(), sys.argv[1:])
     try:
         told = _tell(Path(), result)
-        temporary = result.out.with_name(result.out.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = fresh_folder(result.out.with_name(result.out.name + ".tmp"))
         _write_curves(result, temporary / "curves")
         uri = environment.tracking_uri(Path())
         place = without_secrets(uri)

@@ -19,7 +19,7 @@ from flows import cli
 from meca.errors import UsageError
 from tasks import environment, tracking
 from tests.proxy import Fault, proxy
-from tests.workspaces import STAGES, finished
+from tests.workspaces import STAGES, finished, receipt_of
 
 pytestmark = [pytest.mark.platform, pytest.mark.filterwarnings("default")]
 
@@ -253,3 +253,56 @@ def test_an_upload_has_the_time_that_its_size_needs(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "500")
     with tracking._time_for(2**20):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "500"
+
+
+def kept(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let MLflow be away, and return the folder of what it was not told."""
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        tell(workspace)
+    [folder] = tracking.untold(workspace)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["of a supplier", "other figures", "other places", "another file", "copied", "a link in it"])
+def test_what_somebody_else_put_into_the_spool_is_not_told(workspace, monkeypatch, capsys, how):
+    """It would be told with the user's password; and `places` could name any file of the user's."""
+    folder = kept(workspace, monkeypatch)
+    if how == "of a supplier":
+        monkeypatch.setenv("MECA_STATE_DIR", str(workspace.parent / "another"))
+    elif how == "other figures":
+        record = json.loads((folder / receipt_of("evaluate")).read_text())
+        (folder / receipt_of("evaluate")).write_text(json.dumps({**record, "metrics": {"acc": 0.123}}))
+    elif how == "other places":
+        record = json.loads((folder / tracking.SPOOLED).read_text())
+        record["places"]["report"] = "../../../../etc"
+        (folder / tracking.SPOOLED).write_text(json.dumps(record))
+    elif how == "another file":
+        (folder / "published" / "more").write_text("x")
+    elif how == "copied":
+        folder.rename(folder.with_name("0" * 24))
+        folder = folder.with_name("0" * 24)
+    else:
+        (folder / "published" / "link").symlink_to("/etc")
+    assert tracking.untold(workspace) == [] and tracking.replay(workspace) == 0 and runs(workspace) == []
+    assert f"{folder} was not written by this user's meca, so MLflow is not told of it; remove it." in capsys.readouterr().err
+    assert folder.is_dir(), "it may be somebody's"
+
+
+def test_what_was_kept_is_told_from_where_the_workspace_lies_now(workspace, monkeypatch):
+    kept(workspace, monkeypatch)
+    moved = workspace.rename(workspace.parent / "moved")
+    assert len(tracking.untold(moved)) == 1 and tracking.replay(moved) == 1 and len(runs(moved)) == len(STAGES) + 1
+    assert list((moved / tracking.SPOOL).iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".meca", ".meca/spool", ".meca/locks"])
+def test_a_link_where_the_spool_lies_is_refused(workspace, monkeypatch, name):
+    mine = workspace.parent / "mine"
+    mine.mkdir()
+    (workspace / name).parent.mkdir(exist_ok=True)
+    (workspace / name).symlink_to(mine)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with pytest.raises(UsageError, match=rf"{name} is a link, which meca does not follow"):
+        tracking.replay(workspace) if name == ".meca/locks" else tracking.spool(workspace, tracking.read_result(workspace), "away")
+    assert list(mine.iterdir()) == []
