@@ -24,7 +24,7 @@ from typing import Any
 
 import meca
 from meca.errors import MecaError, UsageError
-from meca.files import atomic_write, canonical_json, lock, read_json, sha256_tree
+from meca.files import atomic_write, canonical_json, lock, read_json, refuse_foreign, sha256_tree
 from meca.params import PRESETS, Params, read_params, with_settings
 from tasks import environment
 from tasks.cell import COLUMNS
@@ -307,7 +307,12 @@ class Grid:
         return cls(Plan.of(saved["plan"]), output, saved["threads"], saved["keep"])
 
     def save(self) -> None:
-        """Leave the grid beside its results file, where the flow finds it: paths are no parameters of a flow."""
+        """Leave the grid beside its results file, where the flow finds it: paths are no parameters of a flow.
+
+        Raises:
+            UsageError: The folder for it, or something in it, is a link or another user's.
+        """
+        refuse_foreign(work_folder(self.output), below=True)
         data = tuple(_absolute(item) for item in self.plan.data)
         plan = dataclasses.asdict(dataclasses.replace(self.plan, data=data))
         kept = {"plan": plan, "threads": self.threads, "keep": self.keep}

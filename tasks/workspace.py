@@ -7,7 +7,7 @@ from typing import Any
 
 import meca
 from meca.errors import UsageError
-from meca.files import atomic_write
+from meca.files import atomic_write, refuse_foreign
 from meca.params import read_params, with_settings
 from tasks.closure import PACKAGES
 
@@ -31,11 +31,15 @@ def create(path: Path, settings: Mapping[str, Any] | None = None, code: bool = T
         root: The project to copy.
 
     Raises:
-        UsageError: The project's dvc.yaml is not there (meca was not installed from a checkout), or a setting is unknown.
+        UsageError: The project's dvc.yaml is not there (meca was not installed from a checkout), a setting is unknown, or a link or
+            another user's folder lies where code or DVC's configuration belongs.
     """
     if not (root / "dvc.yaml").is_file():
         raise UsageError(f"Expected the project's dvc.yaml in {root}, found none; install meca from its repository (pip install -e).")
     path = path.resolve()
+    refuse_foreign(path / ".dvc")
+    for package in CODE if code else ():
+        refuse_foreign(path / package, below=True)  # what is not in ours is removed there
     params = with_settings(read_params(root / "params.yaml"), settings or {})
     pipeline = (root / "dvc.yaml").read_text(encoding="utf-8")
     if not code:

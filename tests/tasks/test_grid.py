@@ -197,3 +197,16 @@ def test_a_cell_reuses_the_references_of_its_recipe(tmp_path: Path, monkeypatch:
 def test_the_program_of_a_cell_says_what_it_needs() -> None:
     done = subprocess.run([sys.executable, "-m", "tasks.cell", "--help"], capture_output=True, text=True, env=environment.child_environment())
     assert done.returncode == 0 and "with cell.json" in done.stdout
+
+
+def test_a_link_where_a_grid_keeps_its_runs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    measured = grid.Grid(Plan(data=("shapes:8",), attacks=("none",)), tmp_path / "rows.jsonl")
+    for name in ("", "key/run"):
+        place = grid.work_folder(tmp_path / "rows.jsonl") / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(tmp_path / "mine")
+        with pytest.raises(UsageError, match=rf"{place.name} is a link, which meca does not follow"):
+            measured.save()
+        place.unlink()
+    assert list((tmp_path / "mine").iterdir()) == []

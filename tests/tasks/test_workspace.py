@@ -49,3 +49,14 @@ def test_an_unknown_setting_and_a_missing_project_are_named(tmp_path):
         create(tmp_path / "w", {"ingest.siez": 3})
     with pytest.raises(UsageError, match="found none"):
         create(tmp_path / "w", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["meca", "tasks/inner", ".dvc"])
+def test_nothing_is_removed_or_written_through_a_link_in_a_workspace(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("mine")
+    (tmp_path / "w" / name).parent.mkdir(parents=True)
+    (tmp_path / "w" / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match=rf"{name} is a link, which meca does not follow"):
+        create(tmp_path / "w")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis"]
