@@ -8,6 +8,7 @@ Each appends one row to results/reliability.jsonl. A further campaign is a funct
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -41,7 +42,8 @@ def hostile() -> Campaign:
     lines: list[dict[str, object]] = []
     lost = 0
     for case in CASES.values():
-        with tempfile.TemporaryDirectory(prefix="meca-hostile-") as folder:
+        with tempfile.TemporaryDirectory(prefix="meca-hostile-") as folder, tempfile.TemporaryDirectory(prefix="meca-state-") as mine:
+            os.environ["MECA_STATE_DIR"] = f"{mine}/state"  # nothing is to be opened for writing elsewhere
             trial = attempt(case, Path(folder))
         lost += trial.lost
         lines.append({"id": case.id, "as_specified": not trial.wrong, "outcome": trial.outcome if not trial.wrong else "; ".join(trial.wrong)[:300]})

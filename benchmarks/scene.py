@@ -109,7 +109,7 @@ def make_run(folder: Path, data: Path | None = None, **settings: Any) -> Path:
 
 def variables(place: Path) -> dict[str, str]:
     """Return the environment of a program: this checkout, one thread, no GPU, nothing compiled beside the sources."""
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR", "MECA_DATA")}
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR", "MECA_DATA", "MECA_STATE_DIR")}
     fixed = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "MECA_DEVICE": "cpu", "MECA_THREADS": "1", "OMP_NUM_THREADS": "1"}
     # Absolute, because strace compares the words of a call.
     return {**kept, **fixed, "OMP_WAIT_POLICY": "PASSIVE", "MECA_SCRATCH": str(place / ".meca")}

@@ -137,6 +137,16 @@ def test_compose_is_accepted_by_docker_compose(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_secret_of_the_seals_outlives_the_worker_and_lies_apart_from_the_data():
+    place = re.search(r"MECA_STATE_DIR=(\S+)", DOCKERFILE[DOCKERFILE.index("AS worker") :])
+    assert place and place[1] == "/seals/meca" and " /seals " in DOCKERFILE
+    assert "seals:/seals" in SERVICES["worker"]["volumes"] and "seals" in COMPOSE["volumes"]
+    spec = PODS["worker"]["spec"]
+    mounts, volumes = ({item["name"]: item for item in items} for items in (spec["containers"][0]["volumeMounts"], spec["volumes"]))
+    assert mounts["seals"]["mountPath"] == "/seals" and volumes["seals"]["persistentVolumeClaim"]["claimName"] == "meca-seals"
+    assert spec["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch", "else a new pod finds a secret that its group may read"
+
+
 # Kubernetes
 
 

@@ -360,7 +360,7 @@ def test_the_other_pools_are_installed_with_their_jobs(server, kind):
     known = set(pool["base_job_template"]["variables"]["properties"])
     assert set(job["job_variables"]) <= known
     if kind == "docker":
-        assert job["job_variables"]["volumes"] == ["/srv/work:/workspace"]
+        assert job["job_variables"]["volumes"] == ["/srv/work:/workspace", "meca-seals:/seals"]
     else:
         container = pool["base_job_template"]["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"][0]
         assert container["envFrom"] == [{"secretRef": {"name": "meca", "optional": True}}]

@@ -40,7 +40,7 @@ class Team:
         known.write_text(postgres.secrets["postgres"] + "\n")
         self.secrets["postgres"] = postgres.secrets["postgres"]
         self.env = {
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            **{name: os.environ[name] for name in ("PATH", "HOME", "MECA_STATE_DIR") if name in os.environ},
             "PYTHONPATH": str(ROOT),
             "MECA_SECRETS": str(folder / "secrets" / "files"),
             "MECA_POSTGRES": postgres.address("postgres"),
