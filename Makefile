@@ -50,11 +50,11 @@ services-status: install ## whether each of them answers
 	@$(BIN)/python -m infra.local status
 
 crash-test: install ## kills, full disks, secrets: every campaign of docs/faults.md (hours; needs Linux and strace)
-	$(BIN)/python -m benchmarks.crash_points --all
-	$(BIN)/python -m benchmarks.faults
-	$(BIN)/python -m benchmarks.kills
-	$(BIN)/python -m benchmarks.kills --signals 5
-	$(BIN)/python -m benchmarks.canary
+	$(BIN)/python -m benchmarks.reliability.crash_points --all
+	$(BIN)/python -m benchmarks.reliability.faults
+	$(BIN)/python -m benchmarks.reliability.kills
+	$(BIN)/python -m benchmarks.reliability.kills --signals 5
+	$(BIN)/python -m benchmarks.reliability.canary
 	$(BIN)/python -m benchmarks.render
 
 check: install ## formatting, lint, types, imports, computed files

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import detector_tables, goals, hostile, performance
-from benchmarks.quality import ABLATIONS, CUTS
+from benchmarks.quality import detector_tables, goals
+from benchmarks.quality.experiments import ABLATIONS, CUTS
+from benchmarks.reliability import hostile
+from benchmarks.speed import performance
 from meca.report.numbers import UNKNOWN, interval, percent, wilson
 from tasks import tables
 from tasks.rows import Row, cell, known, number, provenance

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import crash_points, scene
-from benchmarks.crash_points import Outcome, campaign
-from benchmarks.tracing import Call, Fault, Point, disorder, fail, points, read_record, record, require_strace
+from benchmarks.reliability import crash_points, scene
+from benchmarks.reliability.crash_points import Outcome, campaign
+from benchmarks.reliability.tracing import Call, Fault, Point, disorder, fail, points, read_record, record, require_strace
 from meca.errors import UsageError
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs the program strace (package `strace`)")

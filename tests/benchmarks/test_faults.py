@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import canary, faults, scene
-from benchmarks.crash_points import enumerate_points
-from benchmarks.tracing import Fault, Point, record_network
+from benchmarks.reliability import canary, faults, scene
+from benchmarks.reliability.crash_points import enumerate_points
+from benchmarks.reliability.tracing import Fault, Point, record_network
 from meca.errors import UsageError
 from meca.params import PACKAGED, read_params, with_settings
 

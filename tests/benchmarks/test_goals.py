@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import goals, render
+from benchmarks import render
+from benchmarks.quality import goals
 
 
 def run(attack: str, seed: int, **more: object) -> dict:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import floors, harness, stages
+from benchmarks.speed import floors, harness, stages
 from meca.augment import generator
 from meca.engine import Recipe
 from meca.params import PACKAGED, read_params
@@ -82,7 +82,7 @@ def test_the_peak_sees_what_was_allocated_and_freed_again():
     # In a process of its own: in this one freed memory may be kept, and given out again without any growth.
     program = """
 import torch
-from benchmarks import harness
+from benchmarks.speed import harness
 harness.reset_peak("cpu")
 before = harness.peak_mib("cpu")
 torch.ones(2**24).sum().item()  # 64 MiB

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import integration
-from benchmarks.operations import ROOT
+from benchmarks.reliability import integration
+from benchmarks.reliability.operations import ROOT
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.services.test_x" name="test_good[1]" time="1.5"><properties><property name="value" value="2.25"/></properties></testcase>

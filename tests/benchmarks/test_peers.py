@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import micro, peers
-from benchmarks.harness import MEAN, STD, Bench, describe, network, random_set
+from benchmarks.speed import micro, peers
+from benchmarks.speed.harness import MEAN, STD, Bench, describe, network, random_set
 from meca.augment import crop_flip, draw, generator
 from meca.engine import as_input
 from meca.models import Normalize

@@ -4,8 +4,9 @@ import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from benchmarks import performance, render
-from benchmarks.quality import ABLATIONS, CUTS
+from benchmarks import render
+from benchmarks.quality.experiments import ABLATIONS, CUTS
+from benchmarks.speed import performance
 
 PROVENANCE = {
     "command": "python -m benchmarks.speed", "commit": "c" * 40, "date": "2026-11-21", "hardware": "a processor, 2 cores", "torch": "2.15.0",

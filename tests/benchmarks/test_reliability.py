@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hostile, operations, reliability
+from benchmarks.reliability import corpus as reliability
+from benchmarks.reliability import hostile, operations
 from tests.fuzz import targets
 from tests.fuzz.targets import Target
 from tests.hostile import corpus

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality, speed
-from benchmarks.harness import Bench
+from benchmarks.quality import experiments
+from benchmarks.speed import run as speed
+from benchmarks.speed.harness import Bench
 from tests.stages.chain import QUICK
 
 TINY = {name: value for name, value in QUICK.items() if not name.startswith("poison")} | {
@@ -20,8 +21,8 @@ TINY = {name: value for name, value in QUICK.items() if not name.startswith("poi
 
 
 def test_each_scenario_that_the_time_allows_has_a_row_with_its_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "RESULTS", tmp_path / "quality.jsonl")
-    monkeypatch.setattr(quality, "GPU_GRID", {"tiny": quality.Experiment(TINY, ("badnet", "none"))})
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path / "quality.jsonl")
+    monkeypatch.setattr(experiments, "GPU_GRID", {"tiny": experiments.Experiment(TINY, ("badnet", "none"))})
     speed.scenarios(Bench(tmp_path / "speed.jsonl", "python -m benchmarks.speed --gpu"))
     rows = [json.loads(line) for line in (tmp_path / "quality.jsonl").read_text().splitlines()]
     assert [(row["experiment"], row["attack"], row["seed"], row["preset"]) for row in rows] == [
@@ -33,7 +34,7 @@ def test_each_scenario_that_the_time_allows_has_a_row_with_its_references(tmp_pa
 
 
 def test_no_scenario_is_started_that_would_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "RESULTS", tmp_path / "quality.jsonl")
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path / "quality.jsonl")
     speed.scenarios(Bench(tmp_path / "speed.jsonl", "", until=time.monotonic() + 20))
     assert not (tmp_path / "quality.jsonl").exists()
 
@@ -41,13 +42,13 @@ def test_no_scenario_is_started_that_would_not_end(tmp_path: Path, monkeypatch: 
 def test_a_cut_names_parameters_that_exist_and_data_that_is_measured_whole() -> None:
     from meca.params import PACKAGED, read_params, with_settings
 
-    for experiment in (*quality.CUT_GRID.values(), *quality.GPU_GRID.values()):
+    for experiment in (*experiments.CUT_GRID.values(), *experiments.GPU_GRID.values()):
         with_settings(read_params(PACKAGED), experiment.settings)
-    assert {name.split(", ")[0] for name in quality.CUT_GRID} <= set(quality.GRID)
+    assert {name.split(", ")[0] for name in experiments.CUT_GRID} <= set(experiments.GRID)
 
 
 def test_a_seed_that_was_looked_at_is_in_the_grid_for_the_other_attacks_alone() -> None:
     asked = argparse.Namespace(seeds=None, only=["shapes"], attack=None, preset=["default"])
-    found = {(run.attack, run.seed) for run in quality.cells(quality.GRID, asked)}
+    found = {(run.attack, run.seed) for run in experiments.cells(experiments.GRID, asked)}
     assert {seed for attack, seed in found if attack == "none"} == {20, 22, 23}
     assert {seed for attack, seed in found if attack == "blend"} == {20, 21, 22}

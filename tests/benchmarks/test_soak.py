@@ -4,7 +4,7 @@ import fcntl
 import subprocess
 import sys
 
-from benchmarks import soak
+from benchmarks.reliability import soak
 from tests.integration.small import until
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.operations import prefect_server
+from benchmarks.reliability.operations import prefect_server
 from tasks import environment
 from tasks.workspace import create
 

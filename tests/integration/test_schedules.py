@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.operations import prefect_server
+from benchmarks.reliability.operations import prefect_server
 from tasks import environment, notify, zombies
 from tasks.workspace import ROOT
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from benchmarks.canary import hits
+from benchmarks.reliability.canary import hits
 from flows import cli
 from meca.errors import UsageError
 from tasks import environment, tracking

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.canary import hits
+from benchmarks.reliability.canary import hits
 from meca.errors import Inconclusive
 from meca.params import read_params
 from tasks import environment, registry, serving, tracking

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.quality import ABLATIONS, CUTS
+from benchmarks.quality.experiments import ABLATIONS, CUTS
 from meca.report.numbers import UNKNOWN, percent
 from tasks.rows import Row, cell, number, provenance
 

@@ -1,10 +1,10 @@
 """Does every format come back with the bytes that went in? Real images, written in each format, through ingest, split, publish and verify.
 
-    python -m benchmarks.round_trips                 every format, about three minutes
-    python -m benchmarks.round_trips --only tar idx  some
+    python -m benchmarks.reliability.round_trips                  every format, about three minutes
+    python -m benchmarks.reliability.round_trips --only tar idx   some
 
 The inputs are written, and the published sets are read, without a line of meca: by Python's own `zipfile`, `tarfile`, `csv`, `json`,
-`pickle` and `struct`, and by pyarrow. Nothing is trained; which samples are flagged is made up (`benchmarks.accounting`), a part of them is
+`pickle` and `struct`, and by pyarrow. Nothing is trained; which samples are flagged is made up (accounting.py), a part of them is
 relabelled, the rest removed. The images are those of the folder that MECA_DATA names: JPEGs of several sizes, CIFAR-10, Fashion-MNIST.
 """
 
@@ -31,8 +31,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.accounting import final, scores, step
-from benchmarks.operations import ROOT, conclude
+from benchmarks.reliability.accounting import final, scores, step
+from benchmarks.reliability.operations import ROOT, conclude
 from meca.files import canonical_json
 from meca.params import read_params, with_settings
 from meca.store import pixel_id, read_parquet
@@ -335,7 +335,7 @@ def main() -> None:
     started = time.perf_counter()
     row = campaign(arguments.only)
     only = f" --only {' '.join(arguments.only)}" if arguments.only != list(FORMS) else ""
-    conclude(row, started, f"python -m benchmarks.round_trips{only}", arguments.dry)
+    conclude(row, started, f"python -m benchmarks.reliability.round_trips{only}", arguments.dry)
 
 
 if __name__ == "__main__":

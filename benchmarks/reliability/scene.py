@@ -1,6 +1,6 @@
 """A tiny finished run, and places in which one stage of it can be run, killed and run again; rows of reliability.jsonl.
 
-python -m benchmarks.scene FOLDER     make the run
+python -m benchmarks.reliability.scene FOLDER     make the run
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any
 
 from meca.files import copy_folder, sha256_tree
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.jsonl"
 
 WITHOUT_TORCH = ("ingest", "poison", "publish", "report")

@@ -1,13 +1,13 @@
 """Disks that are full, failing, limited or read-only, a network that is not there, others at work on the same folders; see docs/faults.md.
 
-    python -m benchmarks.faults disk        ENOSPC, EDQUOT, EFBIG and EIO at every write of the stages without torch, and of a sample of the others
-    python -m benchmarks.faults full        `meca clean` on a disk that is too small, and a little larger each time
-    python -m benchmarks.faults limits      small limits for files, descriptors and inodes; a disk that turns read-only
-    python -m benchmarks.faults network     `meca clean` without a network, and what it asks of one
-    python -m benchmarks.faults together    2 to 16 runs at once, with one output and with one input
-    python -m benchmarks.faults moving      a folder that changes while it is read
-    python -m benchmarks.faults bits        one bit of a store, a score, a model, a checkpoint, verdicts, a shard or the manifest changes on its own
-    python -m benchmarks.faults             all of them
+    python -m benchmarks.reliability.faults disk       ENOSPC, EDQUOT, EFBIG and EIO at every write of the stages without torch, and of some others
+    python -m benchmarks.reliability.faults full       `meca clean` on a disk that is too small, and a little larger each time
+    python -m benchmarks.reliability.faults limits     small limits for files, descriptors and inodes; a disk that turns read-only
+    python -m benchmarks.reliability.faults network    `meca clean` without a network, and what it asks of one
+    python -m benchmarks.reliability.faults together   2 to 16 runs at once, with one output and with one input
+    python -m benchmarks.reliability.faults moving     a folder that changes while it is read
+    python -m benchmarks.reliability.faults bits       one bit of a store, a score, a model, a checkpoint, verdicts, a shard or the manifest changes
+    python -m benchmarks.reliability.faults            all of them
 
 As specified is: exit code 2 with one sentence, no half output, and the same bytes from the same command when the cause is gone. Needs
 Linux; `disk` and `network` need strace, `full`, `limits` and `network` a user namespace (`unshare`), which some containers forbid.
@@ -31,10 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scene
-from benchmarks.crash_points import enumerate_points
-from benchmarks.scene import WITH_TORCH, WITHOUT_TORCH, Place
-from benchmarks.tracing import CREATES, FOLDERS, RENAMES, SYNCS, WRITES, Fault, Point, fail, record_network, require_strace
+from benchmarks.reliability import scene
+from benchmarks.reliability.crash_points import enumerate_points
+from benchmarks.reliability.scene import WITH_TORCH, WITHOUT_TORCH, Place
+from benchmarks.reliability.tracing import CREATES, FOLDERS, RENAMES, SYNCS, WRITES, Fault, Point, fail, record_network, require_strace
 from meca.errors import MecaError, UsageError
 from meca.files import sha256_tree
 
@@ -280,7 +280,7 @@ def inside(room: Path, arguments: argparse.Namespace, what: str, namespaces: str
         )
     options = ["--inside", "--room", str(room), "--seed", str(arguments.seed), "--steps", str(arguments.steps)] + ["--no-row"] * arguments.no_row
     done = subprocess.run(
-        ["unshare", namespaces, sys.executable, "-m", "benchmarks.faults", what, *options],
+        ["unshare", namespaces, sys.executable, "-m", "benchmarks.reliability.faults", what, *options],
         check=False,
         env=os.environ | {"PYTHONPATH": str(scene.ROOT)},
     )
@@ -545,7 +545,7 @@ CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Iterator[tuple[str, Ca
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run campaigns, write a row for each, return the exit code: 0 when all ended as specified, 2 otherwise, 4 if a tool is missing."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.faults", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", help=f"{', '.join(CAMPAIGNS)}; all without it")
     parser.add_argument("--sample", type=int, help="disk: so many faults of every stage")
     parser.add_argument("--steps", type=int, default=24, help="full: sizes up to what the run needs")
@@ -572,7 +572,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if arguments.no_row:
                     print(f"{name}: {good} of {campaign.tried}; {notes}", flush=True)
                 else:
-                    scene.row(name, campaign.tried, good, None, notes, f"python -m benchmarks.faults {what}", arguments.seed, seconds)
+                    scene.row(name, campaign.tried, good, None, notes, f"python -m benchmarks.reliability.faults {what}", arguments.seed, seconds)
                 started = time.perf_counter()
         except UsageError as error:
             print(f"meca: {error}", file=sys.stderr)

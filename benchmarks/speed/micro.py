@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.floors import TARGETS, Cost, cost
-from benchmarks.harness import MEAN, STD, Bench, Repeated, describe, network, random_set
-from benchmarks.peers import EPS, RECIPE, PilSet
+from benchmarks.speed.floors import TARGETS, Cost, cost
+from benchmarks.speed.harness import MEAN, STD, Bench, Repeated, describe, network, random_set
+from benchmarks.speed.peers import EPS, RECIPE, PilSet
 from meca.augment import crop_flip, draw, generator
 from meca.engine import Recipe, Trainer, as_input, predict
 from meca.models import Normalize

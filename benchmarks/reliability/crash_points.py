@@ -1,10 +1,10 @@
 """Kill a stage before each of its changes to the disk, run it again, compare every byte; see docs/faults.md.
 
-    python -m benchmarks.crash_points                     every point of the stages without torch and of the last step of `meca clean`,
+    python -m benchmarks.reliability.crash_points                  every point of the stages without torch and of the last step of `meca clean`,
                                                           of the other stages a drawn sample
-    python -m benchmarks.crash_points --all               every point of every stage
-    python -m benchmarks.crash_points --stages clean      some of them; a row only if its kind is tried whole
-    python -m benchmarks.crash_points --sample 5          so many points of every stage, and no row
+    python -m benchmarks.reliability.crash_points --all            every point of every stage
+    python -m benchmarks.reliability.crash_points --stages clean   some of them; a row only if its kind is tried whole
+    python -m benchmarks.reliability.crash_points --sample 5       so many points of every stage, and no row
 
 Each point is a system call that changes the stage's folder; the process dies before the call takes effect. What a reader could
 find then is checked (the old output, the new one or none), the stage is run again with the same words, and all that it leaves
@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import scene
-from benchmarks.scene import CLEAN, WITH_TORCH, WITHOUT_TORCH, Place
-from benchmarks.tracing import Point, disorder, fail, points, record, require_strace
+from benchmarks.reliability import scene
+from benchmarks.reliability.scene import CLEAN, WITH_TORCH, WITHOUT_TORCH, Place
+from benchmarks.reliability.tracing import Point, disorder, fail, points, record, require_strace
 from meca.errors import UsageError
 
 SAMPLE = 12  # points of a stage with torch, whose start alone takes seconds
@@ -113,7 +113,7 @@ def campaign(room: Path, stages: Sequence[str], sample: int | None, seed: int, r
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaign, write its rows, return the exit code: 0 when every point is survived, 2 otherwise, 4 without strace."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.crash_points", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.crash_points", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every point of the stages with torch, too (hours)")
     parser.add_argument("--stages", nargs="+", choices=(*WITHOUT_TORCH, CLEAN, *WITH_TORCH), help="these alone")
     parser.add_argument("--sample", type=int, help="so many points of every stage; a rehearsal, which writes no row")
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"meca: {error}", file=sys.stderr)
         return error.exit_code
     room = Path(tempfile.mkdtemp(prefix="meca-crash-", dir=arguments.room)).resolve()
-    command = " ".join(["python -m benchmarks.crash_points", *(argv if argv is not None else sys.argv[1:])])
+    command = " ".join(["python -m benchmarks.reliability.crash_points", *(argv if argv is not None else sys.argv[1:])])
     wrong = 0
     try:
         first = scene.make_run(room / "first")

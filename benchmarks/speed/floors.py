@@ -1,7 +1,7 @@
 """The least time that the work can take: operations and bytes of every network over what the machine can do.
 
-    python -m benchmarks.floors                 the tables, for one H200
-    python -m benchmarks.floors --measured      for this machine
+    python -m benchmarks.speed.floors              the tables, for one H200
+    python -m benchmarks.speed.floors --measured   for this machine
 
 Operations are counted by torch on meta tensors, 2 per multiply-add. A pass moves so many bytes per element that a
 convolution puts out, in bf16: 28 in training, 20 in scoring with one mask, 6 forward.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Ceilings, ceilings, default_params, describe, network
+from benchmarks.speed.harness import Ceilings, ceilings, default_params, describe, network
 from meca.engine import Recipe, prepare
 from meca.enhance import SIDES, EnhanceParams
 from meca.models import DetectorParams, NetworkParams

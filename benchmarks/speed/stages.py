@@ -1,6 +1,6 @@
 """The five stages of preset `default`, a row each; and the memory of a training.
 
-    python -m benchmarks.stages --out FILE      in a process of its own, which benchmarks.speed starts: cold is cold
+    python -m benchmarks.speed.stages --out FILE   in a process of its own, which benchmarks.speed starts: cold is cold
 
 The functions of the method are called one after the other on tensors in memory: what the stage programs read, hash and write
 is not in these seconds (`stage_seconds` in quality.jsonl has both). A patch is planted on a twentieth of the pictures, and
@@ -29,9 +29,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from benchmarks.floors import STAGES, passes, stage_cost, target, works_with
-from benchmarks.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
-from benchmarks.peers import RECIPE
+from benchmarks.speed.floors import STAGES, passes, stage_cost, target, works_with
+from benchmarks.speed.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
+from benchmarks.speed.peers import RECIPE
 from meca.augment import generator
 from meca.engine import Device, Recipe, features, predict, side_by_side, train
 from meca.enhance import SIDES, EnhanceParams, suspects_first, two_outputs

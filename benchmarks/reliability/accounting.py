@@ -1,7 +1,7 @@
 """Is every sample accounted for when there are very many? Generated images through ingest, split, publish and verify.
 
-    python -m benchmarks.accounting                    a million samples, about fifteen minutes
-    python -m benchmarks.accounting --n 20000          fewer
+    python -m benchmarks.reliability.accounting             a million samples, about fifteen minutes
+    python -m benchmarks.reliability.accounting --n 20000   fewer
 
 Nothing is trained: the scores that `split` reads and the model that `publish` copies are made up, everything else is the
 programs that a run consists of. Some images are truncated, some are copies, some copies contradict each other. The input
@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.operations import ROOT, conclude
+from benchmarks.reliability.operations import ROOT, conclude
 from meca.files import canonical_json
 from meca.params import read_params, with_settings
 from meca.store import open_store, png_bytes, read_parquet
@@ -213,7 +213,7 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="meca-accounting-") as room:
         row = campaign(arguments.n, Path(room))
-    conclude(row, started, f"python -m benchmarks.accounting --n {arguments.n}", arguments.dry)
+    conclude(row, started, f"python -m benchmarks.reliability.accounting --n {arguments.n}", arguments.dry)
 
 
 if __name__ == "__main__":

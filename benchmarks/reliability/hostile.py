@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.reliability import HOSTILE, WORDS
+from benchmarks.reliability.corpus import HOSTILE, WORDS
 from meca.report.numbers import UNKNOWN
 from tasks.rows import Row, cell, provenance
 

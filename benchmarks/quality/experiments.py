@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
 SEEDS = (1, 2, 3)
 PRESETS = ("default", "paper")
@@ -193,7 +193,7 @@ def identity(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def main() -> None:
     """Measure the cells that have no row yet, as many at a time as there are cores."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", help="an experiment")
     parser.add_argument("--attack", action="append")
     parser.add_argument("--preset", action="append", choices=PRESETS)
@@ -245,7 +245,3 @@ def main() -> None:
                     flush=True,
                 )
     sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -28,7 +28,7 @@ from meca.engine import Device, EngineParams, prepare
 from meca.models import Description, NetworkParams, build
 from meca.params import PACKAGED, Params
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "speed.jsonl"
 CONTENDED = 0.9  # of the threads: below this share of their time the process was waiting for the cores
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10; any would do, they are the same in both arms

@@ -1,4 +1,4 @@
-"""The rows of speed.jsonl about the work itself (benchmarks/operations.py has those about running it).
+"""The rows of speed.jsonl about the work itself (benchmarks/reliability/operations.py has those about running it).
 
     python -m benchmarks.speed                          two cores, at most ten minutes; what `make bench` runs
     python -m benchmarks.speed --quick --out FILE       a rehearsal of the same in under a minute, not among the results
@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import micro, peers, scaling
-from benchmarks.harness import RESULTS, ROOT, Bench, environment
+from benchmarks.speed import micro, peers, scaling
+from benchmarks.speed.harness import RESULTS, ROOT, Bench, environment
 
 
 def ceilings(bench: Bench) -> None:
@@ -29,8 +29,8 @@ def ceilings(bench: Bench) -> None:
 
 
 def apart(bench: Bench, what: str, *options: str) -> None:
-    """Run a part of benchmarks.stages in a fresh process, so that cold is cold and its memory is its own."""
-    command = [sys.executable, "-m", "benchmarks.stages", what, "--out", str(bench.out.resolve()), "--command", bench.command, *options]
+    """Run a part of benchmarks.speed.stages in a fresh process, so that cold is cold and its memory is its own."""
+    command = [sys.executable, "-m", "benchmarks.speed.stages", what, "--out", str(bench.out.resolve()), "--command", bench.command, *options]
     subprocess.run(command + ["--quick"] * bench.quick, cwd=ROOT, check=True)
 
 
@@ -54,17 +54,17 @@ def memory(bench: Bench) -> None:
 
 def scenarios(bench: Bench) -> None:
     """Write the rows of quality.jsonl for as many attacks as the time allows, each a whole run with both references."""
-    from benchmarks import quality
+    from benchmarks.quality import experiments
 
     arguments = argparse.Namespace(seeds=(1,), only=None, attack=None, preset=["default"])
     longest, commit = 30.0, str(environment(bench.device, 1)["commit"])
-    for run in quality.cells(quality.GPU_GRID, arguments):
+    for run in experiments.cells(experiments.GPU_GRID, arguments):
         if bench.left() < 1.2 * longest:
             print(f"no time is left for {run.experiment} {run.attack}", file=sys.stderr)
             continue
         begun = time.monotonic()
-        row = quality.measure(run, 1, None, commit, None)
-        with open(quality.RESULTS, "a", encoding="utf-8") as file:
+        row = experiments.measure(run, 1, None, commit, None)
+        with open(experiments.RESULTS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row | {"command": bench.command}, sort_keys=True) + "\n")
         longest = max(longest, time.monotonic() - begun)
 
@@ -93,7 +93,7 @@ MINUTES = {"cpu": 10, "gpu": 9}
 
 def main() -> None:
     """Run the parts of this kind of machine."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpu", action="store_true", help="the parts for one GPU")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; needs --out")
     parser.add_argument("--only", action="append", choices=sorted(CPU | GPU), help="a part; may be given again")
@@ -120,7 +120,3 @@ def main() -> None:
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

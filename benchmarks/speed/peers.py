@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.harness import MEAN, STD, Bench, describe, network, random_set
+from benchmarks.speed.harness import MEAN, STD, Bench, describe, network, random_set
 from meca.augment import generator
 from meca.engine import Recipe, as_input, train
 from meca.scoring import patch_masks, score

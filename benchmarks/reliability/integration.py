@@ -1,7 +1,7 @@
 """What holds against real services, counted: the tests of tests/services and those of faults on the way, a row for each promise.
 
-    python -m benchmarks.integration           all of them (half an hour), rows in services.jsonl
-    python -m benchmarks.integration --dry     no rows
+    python -m benchmarks.reliability.integration         all of them (half an hour), rows in services.jsonl
+    python -m benchmarks.reliability.integration --dry   no rows
 
 It calls `make services` and `make integration` and, for what needs a fault at an exact place of a transfer, tests of `make test` against moto,
 SQLite and a proxy. A promise that no test stands behind any more, a test that fails, and one that was skipped are failures.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.operations import ROOT, provenance, write
+from benchmarks.reliability.operations import ROOT, provenance, write
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def judge(cases: Sequence[Case]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tests, write the rows, exit 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.integration", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.integration", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dry", action="store_true", help="print the rows")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry:
             print(json.dumps(row, indent=1))
         else:
-            write("services.jsonl", provenance("", time.perf_counter() - started) | {"command": "python -m benchmarks.integration"} | row)
+            write("services.jsonl", provenance("", time.perf_counter() - started) | {"command": "python -m benchmarks.reliability.integration"} | row)
     return int(any(row["passed"] != row["tried"] for row in rows))
 
 

@@ -1,8 +1,8 @@
 """Published detectors of poison on the very samples that the default preset was run on, into results/detectors.jsonl.
 
-    python -m benchmarks.detectors                                    all cells of `GRID` that have no row yet
-    python -m benchmarks.detectors --only cifar10-10k --attack blend --seeds 1
-    python -m benchmarks.detectors --again                            measure anew; the newest row counts
+    python -m benchmarks.quality.detectors           all cells of `GRID` that have no row yet
+    python -m benchmarks.quality.detectors --only cifar10-10k --attack blend --seeds 1
+    python -m benchmarks.quality.detectors --again   measure anew; the newest row counts
 
 Only detectors that need no clean data. Each is written from its paper, with the paper's own numbers for all attacks, on the network, the
 pictures and the seed of the row in quality.jsonl; what looks at a trained network gets the reference "no defence" of that row, weight by
@@ -39,9 +39,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.detector_tables import FALSE_ALARMS
-from benchmarks.operations import RESULTS, ROOT, provenance
-from benchmarks.quality import CIFAR, EIGHT, Experiment
+from benchmarks.quality.detector_tables import FALSE_ALARMS
+from benchmarks.quality.experiments import CIFAR, EIGHT, Experiment
+from benchmarks.reliability.operations import RESULTS, ROOT, provenance
 from meca.augment import generator
 from meca.clusters import smaller_clusters
 from meca.engine import Recipe, as_input, features, predict, train
@@ -277,7 +277,7 @@ def measure(experiment: str, attack: str, seed: int, only: list[str] | None = No
             started = time.perf_counter()
             found = detector(scene)
             taken = time.perf_counter() - started
-            command = f"python -m benchmarks.detectors --only {shlex.quote(experiment)} --attack {attack} --seeds {seed}"
+            command = f"python -m benchmarks.quality.detectors --only {shlex.quote(experiment)} --attack {attack} --seeds {seed}"
             told = provenance("", taken)
             told["hardware"] = f"{told['hardware'].rsplit(', ', 1)[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores"
             rows.append(
@@ -292,7 +292,7 @@ def measure(experiment: str, attack: str, seed: int, only: list[str] | None = No
 
 def main() -> None:
     """Measure the cells that have no row yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.detectors", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", choices=GRID, help="an experiment")
     parser.add_argument("--attack", action="append")
     parser.add_argument("--seeds", type=int, nargs="*")

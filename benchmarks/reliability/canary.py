@@ -1,7 +1,7 @@
 """Secrets in the environment of whole runs, then looked for in all that the runs leave; see docs/faults.md.
 
-    python -m benchmarks.canary          demo, clean, tracking by HTTP and to nowhere, a remote that is away; then the search
-    python -m benchmarks.canary --find WORD FOLDER     the search alone
+    python -m benchmarks.reliability.canary                      demo, clean, tracking by HTTP and to nowhere, a remote that is away; then the search
+    python -m benchmarks.reliability.canary --find WORD FOLDER   the search alone
 
 Every secret is a random word, so that one hit proves a leak. Files are searched as bytes, as what they compress (zip, gzip, parquet, zlib)
 and hold (SQLite), for the word, its base64 and its hex; so are the command lines of all processes while the runs go on.
@@ -30,8 +30,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks import scene
-from benchmarks.faults import Campaign
+from benchmarks.reliability import scene
+from benchmarks.reliability.faults import Campaign
 
 NAMES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PREFECT_API_KEY",
@@ -234,7 +234,7 @@ def campaign(room: Path) -> Campaign:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaign and write its row; return 2 if a secret was found or a run did not get far enough."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.canary", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.canary", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--find", nargs=2, metavar=("WORD", "FOLDER"), help="search one folder for one word and print the hits")
     parser.add_argument("--keep", type=Path, help="leave everything in this new folder")
     parser.add_argument("--no-row", action="store_true", help="a rehearsal")
@@ -256,7 +256,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         good, seconds = done.tried - len(done.wrong), time.perf_counter() - started
         scene.row(
-            "canary secrets: full runs, then a search of all that they left", done.tried, good, None, notes, "python -m benchmarks.canary", 0, seconds
+            "canary secrets: full runs, then a search of all that they left",
+            done.tried,
+            good,
+            None,
+            notes,
+            "python -m benchmarks.reliability.canary",
+            0,
+            seconds,
         )
     return 2 if done.wrong else 0
 

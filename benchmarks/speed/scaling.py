@@ -12,8 +12,8 @@ import statistics
 
 import torch
 
-from benchmarks.harness import Bench, default_params, describe, exponent, network, random_set
-from benchmarks.peers import EPS, RECIPE
+from benchmarks.speed.harness import Bench, default_params, describe, exponent, network, random_set
+from benchmarks.speed.peers import EPS, RECIPE
 from meca.augment import generator
 from meca.engine import train
 from meca.enhance import EnhanceParams, two_outputs

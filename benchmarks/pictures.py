@@ -1,7 +1,7 @@
-"""python -m infra.pictures: a run on real servers, and how MLflow and Prefect show it, as pictures in docs/.
+"""python -m benchmarks.pictures: a run on real servers, and how MLflow and Prefect show it, as pictures in docs/.
 
 It starts services of its own, lets `meca demo` run against them, opens the pages in Chromium and takes everything away again.
-Settings behind it go to the demo: python -m infra.pictures --data digits --set train_clean.epochs=2
+Settings behind it go to the demo: python -m benchmarks.pictures --data digits --set train_clean.epochs=2
 """
 
 import argparse
@@ -35,7 +35,7 @@ PATIENCE = 60000  # milliseconds of a page's own time until its picture is taken
 
 def main() -> int:
     """Take the pictures."""
-    parser = argparse.ArgumentParser(prog="python -m infra.pictures", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     given, settings = parser.parse_known_args()
     folder = Path(tempfile.mkdtemp(prefix="meca-pictures-"))
@@ -58,7 +58,7 @@ def main() -> int:
 
 def _demo(workspace: Path, variables: Mapping[str, str], settings: list[str]) -> None:
     command = [sys.executable, "-c", "from flows.cli import main; main()", "demo", "--folder", str(workspace), *settings]
-    code = subprocess.run(command, env={**os.environ, **variables, "PYTHONPATH": str(ROOT)}, check=False).returncode  # noqa: S603
+    code = subprocess.run(command, env={**os.environ, **variables, "PYTHONPATH": str(ROOT)}, check=False).returncode
     if code not in (0, 5):  # 5: a gate refuses the model of a short run
         raise MecaError(f"The demo ended with exit code {code}.")
 
@@ -83,13 +83,13 @@ def _picture(address: str, file: Path, folder: Path) -> None:
     if os.geteuid() == 0:
         options.append("--no-sandbox")  # it does not run as root otherwise; the pages are our own servers'
     options += [f"--user-data-dir={folder / 'browser'}", f"--virtual-time-budget={PATIENCE}", f"--screenshot={file.resolve()}"]
-    subprocess.run([browser, *options, address], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=600)  # noqa: S603
+    subprocess.run([browser, *options, address], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=600)
     print(file)
 
 
 def _ask(address: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 - our own
-    with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
         return json.load(reply)
 
 
@@ -104,7 +104,7 @@ def _gateway(server: str, login: str) -> Generator[str]:
             headers = {name: self.headers[name] for name in ("Accept", "Content-Type", "User-Agent") if name in self.headers}
             request = urllib.request.Request(f"http://{server}{self.path}", body, {**headers, "Authorization": header}, method=self.command)
             try:
-                reply = urllib.request.urlopen(request, timeout=60)  # noqa: S310 - an address of this machine
+                reply = urllib.request.urlopen(request, timeout=60)
             except urllib.error.HTTPError as error:
                 reply = error
             with reply:

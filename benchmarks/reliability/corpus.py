@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.operations import RESULTS, ROOT, provenance, write
+from benchmarks.reliability.operations import RESULTS, ROOT, provenance, write
 from meca.files import atomic_write
 
 HOSTILE = "hostile.jsonl"  # a line for each case, of the last campaign
@@ -76,7 +76,7 @@ CAMPAIGNS: dict[str, Callable[[], Campaign]] = {"hostile": hostile, "fuzz": fuzz
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaigns that were asked for; exit 1 if a trial did not end as specified."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=(__doc__ or "").splitlines()[0])
     for name, campaign in CAMPAIGNS.items():
         parser.add_argument(f"--{name}", action="store_true", help=(campaign.__doc__ or "").splitlines()[0])
     chosen = [name for name, wanted in vars(parser.parse_args(argv)).items() if wanted]
@@ -90,7 +90,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         write("reliability.jsonl", asdict(found) | provenance("", seconds) | {"command": f"python -m benchmarks.reliability --{name}"})
         failed = failed or found.as_specified < found.tried or found.lost > 0
     return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

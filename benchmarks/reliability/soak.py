@@ -1,7 +1,7 @@
 """Many runs in a row against real servers: what they leave behind, and what a run costs beside its stages; docs/faults.md.
 
-    python -m benchmarks.soak                100 runs (an hour or two), one row in reliability.jsonl and one in speed.jsonl
-    python -m benchmarks.soak --runs 3       a rehearsal: no rows
+    python -m benchmarks.reliability.soak            100 runs (an hour or two), one row in reliability.jsonl and one in speed.jsonl
+    python -m benchmarks.reliability.soak --runs 3   a rehearsal: no rows
 
 PostgreSQL, S3, MLflow and Prefect are started for it as plain processes (`infra.local`), and ended after it. The workspace is
 small; before each run one parameter of the page changes, so that DVC runs `report` and `track` and skips the rest, and every
@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.operations import FEW, SMALL, program, provenance, speed, write
+from benchmarks.reliability.operations import FEW, SMALL, program, provenance, speed, write
 
 WARM = 5  # runs whose times are not in the medians of the beginning
 PUSHED = 10  # every so many runs
@@ -140,7 +140,7 @@ def memory(processes: list[psutil.Process]) -> float:
 
 def main() -> int:
     """Make the runs; exit 1 if one left something behind."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=100, help="fewer than 20 write no rows")
     arguments = parser.parse_args()
     from tasks import environment
@@ -157,7 +157,7 @@ def main() -> int:
     print(f"{row['as_specified']} of {row['tried']} runs left nothing behind; {row['notes']}")
     print(f"median {statistics.median(seconds):.1f} s a run, {statistics.median(beside):.1f} s beside its stages")
     if arguments.runs >= 20:
-        command = {"command": f"python -m benchmarks.soak --runs {arguments.runs}"}
+        command = {"command": f"python -m benchmarks.reliability.soak --runs {arguments.runs}"}
         row["notes"] += f"; median {statistics.median(early):.1f} s a run at the beginning and {statistics.median(late):.1f} s at the end"
         write("reliability.jsonl", row | provenance("", time.perf_counter() - started) | command)
         speed("a run against PostgreSQL, S3, MLflow and Prefect, beside its stages", statistics.median(beside), "", len(beside), **command)

@@ -1,9 +1,9 @@
 """Kill runs at random moments, start them again until they are through, compare every byte; see docs/faults.md.
 
-    python -m benchmarks.kills                   300 SIGKILLs (an hour or two): `meca clean`, `dvc repro`, stage programs
-    python -m benchmarks.kills --kills 30        fewer
-    python -m benchmarks.kills --minutes 25      no new run after so long; the row says how many it were
-    python -m benchmarks.kills --signals         SIGTERM, SIGHUP, Ctrl-C once and twice instead: their exit codes, and the same bytes
+    python -m benchmarks.reliability.kills                300 SIGKILLs (an hour or two): `meca clean`, `dvc repro`, stage programs
+    python -m benchmarks.reliability.kills --kills 30     fewer
+    python -m benchmarks.reliability.kills --minutes 25   no new run after so long; the row says how many it were
+    python -m benchmarks.reliability.kills --signals      SIGTERM, SIGHUP, Ctrl-C once and twice instead: their exit codes, and the same bytes
 
 Moments are drawn over the duration of an undisturbed run. A run is killed up to `PER_RUN` times and then left alone; after each kill a
 reader must find the old set, the new one or none. Of `dvc repro` the parent alone dies, or its children, or the group.
@@ -25,8 +25,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scene
-from benchmarks.faults import Campaign, Cleaning, cleaning
+from benchmarks.reliability import scene
+from benchmarks.reliability.faults import Campaign, Cleaning, cleaning
 from meca.files import sha256_tree
 
 PER_RUN = 6
@@ -255,7 +255,7 @@ def signals(room: Path, rounds: int, rng: random.Random) -> Campaign:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaign, write its rows, return 2 if a run did not end in the same bytes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.kills", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=300, help="SIGKILLs in all")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new run after so many")
     parser.add_argument("--only", choices=SHARES, help="one of the three, with its share of the kills")
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     parts: dict[str, Any] = {"clean": clean, "dvc": dvc, "stages": stages}
     names = {"clean": "random SIGKILL, `meca clean`", "dvc": "random SIGKILL, `dvc repro`", "stages": "random SIGKILL, stage programs without torch"}
-    command, failed = " ".join(["python -m benchmarks.kills", *(argv if argv is not None else sys.argv[1:])]), False
+    command, failed = " ".join(["python -m benchmarks.reliability.kills", *(argv if argv is not None else sys.argv[1:])]), False
     for part in ["signals"] if arguments.signals else [arguments.only] if arguments.only else parts:
         room = Path(tempfile.mkdtemp(prefix="meca-kills-")).resolve()
         started = time.perf_counter()

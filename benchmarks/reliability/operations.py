@@ -1,12 +1,12 @@
 """The rows about running meca, not about what it finds: time to a first result, overhead of the platform, kills, idle reruns.
 
-    python -m benchmarks.operations newcomer    a fresh clone, an empty home: `make demo`, again, `make test`
-    python -m benchmarks.operations demo        `make demo` here, from nothing but the environment
-    python -m benchmarks.operations overhead    the flow over the bare stages, against a running server and with the temporary one
-    python -m benchmarks.operations idle        `dvc repro` and the flow again where nothing has changed
-    python -m benchmarks.operations kill        SIGKILL in the middle of `train_clean`, then again: the same bytes?
-    python -m benchmarks.operations twice       every stage of the method a second time: the same bytes?
-    python -m benchmarks.operations inspect     `meca inspect` of 20,000 small pictures in a folder, every one decoded in confined processes
+    python -m benchmarks.reliability.operations newcomer   a fresh clone, an empty home: `make demo`, again, `make test`
+    python -m benchmarks.reliability.operations demo       `make demo` here, from nothing but the environment
+    python -m benchmarks.reliability.operations overhead   the flow over the bare stages, against a running server and with the temporary one
+    python -m benchmarks.reliability.operations idle       `dvc repro` and the flow again where nothing has changed
+    python -m benchmarks.reliability.operations kill       SIGKILL in the middle of `train_clean`, then again: the same bytes?
+    python -m benchmarks.reliability.operations twice      every stage of the method a second time: the same bytes?
+    python -m benchmarks.reliability.operations inspect    `meca inspect` of 20,000 small pictures in a folder, all decoded in confined processes
 
 `newcomer` times what a person waits for. The others use small settings: they are about everything around the training.
 """
@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SMALL = {
     "ingest.source": "shapes",
@@ -50,7 +50,7 @@ def provenance(what: str, seconds: float) -> dict[str, Any]:
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     return {
-        "command": f"python -m benchmarks.operations {what}",
+        "command": f"python -m benchmarks.reliability.operations {what}",
         "commit": commit,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
@@ -365,7 +365,7 @@ def scripted(script: Path) -> None:
 
 def main() -> None:
     """Measure one thing."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.operations", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("newcomer", "demo", "overhead", "idle", "kill", "twice", "inspect"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-tests", action="store_true", help="newcomer: the demo alone")
