@@ -7,7 +7,6 @@ The same rows give the same bytes. The schema of the rows is in benchmarks/READM
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,66 +16,14 @@ from typing import Any
 from benchmarks.quality import detector_tables, goals
 from benchmarks.quality.experiments import ABLATIONS, CUTS
 from benchmarks.reliability import hostile
+from benchmarks.rows import ROOT, read
 from benchmarks.speed import performance
 from meca.report.numbers import UNKNOWN, interval, percent, wilson
 from tasks import tables
-from tasks.rows import Row, cell, known, number, provenance
+from tasks.rows import Row, cell, known, number, origins
 from tasks.tables import WEAK
 
-ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-PROVENANCE = ("command", "commit", "date", "hardware", "torch", "seed", "seconds")
-KEYS = {
-    "quality": ("experiment", "dataset", "n_train", "attack", "preset", "acc", "asr_k", "asr_n", "no_defence_acc", "no_defence_asr", "verdict"),
-    "benchmark": ("key", "status", "experiment", "dataset", "attack", "rate", "preset", "acc", "asr_k", "asr_n"),
-    "detectors": ("name", "experiment", "attack", "tpr", "fpr", "auroc", "auroc_target", "tpr_at"),
-    "speed": ("name", "unit", "value"),
-    "reliability": ("name", "tried", "as_specified"),
-    "services": ("name", "tried", "passed"),
-}
-
-
-def read(folder: Path, every: bool = False) -> dict[str, list[Row]]:
-    """Return the rows of every file, the newest of each measurement only: a repeated seed must not count twice.
-
-    Args:
-        folder: With the files.
-        every: Return the older rows too.
-
-    Raises:
-        ValueError: A line is no JSON object, or lacks a key of the schema.
-    """
-    found: dict[str, list[Row]] = {}
-    for kind, keys in KEYS.items():
-        newest: dict[tuple[str, ...], Row] = {}
-        file = folder / f"{kind}.jsonl"
-        for at, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{file.name}:{at}: expected a JSON object on one line ({error}).") from None
-            lacks = [key for key in (*keys, *PROVENANCE) if key not in row]
-            if lacks:
-                raise ValueError(f"{file.name}:{at}: lacks {', '.join(lacks)}; an unknown value is null, never left out.")
-            key = (str(at),) if every else _identity(kind, row)
-            newest.pop(key, None)
-            newest[key] = row
-        found[kind] = list(newest.values())
-    return found
-
-
-def _identity(kind: str, row: Row) -> tuple[str, ...]:
-    if kind == "benchmark":
-        names = ("command",)  # one cell; measured with other code it is still the same
-    elif kind == "quality":
-        names = ("experiment", "dataset", "n_train", "network", "stem", "attack", "poison_rate", "preset", "seed")
-    elif kind == "detectors":
-        names = ("name", "experiment", "attack", "seed")
-    else:
-        names = ("name", "unit", "hardware", "ratio_to")
-    return tuple(json.dumps(row.get(name)) for name in names)
 
 
 def render(rows: Mapping[str, Sequence[Row]]) -> str:
@@ -91,7 +38,7 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
         quality(rows["quality"]),
         performance.ablations(rows["quality"]),
         detector_tables.section(rows["detectors"], rows["quality"]),
-        tables.render(measured, "results") if (measured := paper_rows(rows)) else "",
+        tables.render(measured, "results", rows["benchmark"]) if (measured := paper_rows(rows)) else "",
         _table("Speed", [row for row in rows["speed"] if not row.get("group")], _speed_columns, ("name", "hardware", "unit")),
         "How fast the work itself is, with floors and ratios: [performance.md](performance.md).\n" if rows["speed"] else "",
         _table("Reliability", rows["reliability"], _reliability_columns, ("name",)),
@@ -106,7 +53,8 @@ def paper_rows(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
 
     Of quality.jsonl those are the experiments without a further word, and those whose further word is the poison rate.
     """
-    whole = [row for row in rows["quality"] if re.fullmatch(r"[^,]+(, [\d.]+ % poison)?", str(row["experiment"]))]
+    every = [*rows["quality"], *rows.get("failed", ())]
+    whole = [row for row in every if re.fullmatch(r"[^,]+(, [\d.]+ % poison)?", str(row["experiment"]))]
     axes = ("dataset", "n_train", "network", "stem", "attack", "preset", "seed")
 
     def cell_of(row: Row) -> tuple[Any, ...]:
@@ -154,7 +102,7 @@ def quality(rows: Sequence[Row]) -> str:
             tested = f", {n_test:,} test images" if n_test else ""
             parts.append(f"**{cell(dataset)}**, {n_train:,} training images{tested}, network {cell(network)}, stem {cell(stem)}\n")
             parts.append(_quality_table(group))
-            parts.append(provenance(group))
+            parts.append(origins(group))
     return "\n".join(parts)
 
 
@@ -265,7 +213,7 @@ def _table(title: str, rows: Sequence[Row], columns: Callable[[Row], dict[str, s
     heads = list(cells[0])
     lines = [f"| {' | '.join(heads)} |", "|" + "|".join(":--" if head in ("name", "notes") else "--:" for head in heads) + "|"]
     lines += [f"| {' | '.join(line[head] for head in heads)} |" for line in cells]
-    return f"## {title}\n\n" + "\n".join(lines) + "\n\n" + provenance(rows)
+    return f"## {title}\n\n" + "\n".join(lines) + "\n\n" + origins(rows)
 
 
 def _speed_columns(row: Row) -> dict[str, str]:

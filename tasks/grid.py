@@ -7,16 +7,14 @@ grid is resumed by its keys: what has a row is not run again, and what changed i
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
-import json
-import os
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,10 +27,10 @@ from meca.params import PRESETS, Params, read_params, with_settings
 from tasks import environment
 from tasks.cell import COLUMNS
 from tasks.closure import closure
-from tasks.rows import Row
+from tasks.rows import Row, append, identity, newest, provenance, read_rows, revision
 from tasks.stage import end_group
 
-__all__ = ["EIGHT", "NETWORKS", "Cell", "CellFailed", "Grid", "Plan", "append", "cells", "data_of", "newest", "read_rows", "work_folder"]
+__all__ = ["EIGHT", "NETWORKS", "Cell", "CellFailed", "Grid", "Plan", "cells", "code_digest", "data_of", "work_folder"]
 
 ROOT = Path(meca.__file__).parents[1]
 EIGHT = ("badnet", "blend", "sig", "wanet", "physical", "tact", "adaptive_blend", "adaptive_patch")  # of the paper
@@ -236,40 +234,6 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value, indent=None).encode()).hexdigest()
 
 
-def read_rows(file: Path) -> list[Row]:
-    """Return the rows of a results file, oldest first; none where there is no file.
-
-    Raises:
-        MecaError: A line is no JSON object.
-    """
-    rows: list[Row] = []
-    for at, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise MecaError(f"{file.name}:{at}: expected a JSON object on one line ({error}); remove the line or give another --output.") from None
-        if not isinstance(row, dict):
-            raise MecaError(f"{file.name}:{at}: expected a JSON object on one line, got {type(row).__name__}; is this a file of results?")
-        rows.append(row)
-    return rows
-
-
-def newest(rows: Iterable[Row], by: str = "key") -> dict[str, Row]:
-    """Return the last row of each cell.
-
-    Args:
-        rows: Oldest first.
-        by: `key`: a cell with other code or data is another cell; `command`: it is the same one, measured anew.
-    """
-    return {str(row[by]): row for row in rows if by in row}
-
-
-def append(file: Path, row: Row) -> None:
-    """Add a row so that a reader, and a run that is killed, see all of it or nothing of it."""
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
-    atomic_write(file, before + ("\n" if before and not before.endswith("\n") else "") + canonical_json(row, indent=None))
-
-
 def work_folder(output: Path) -> Path:
     """Return the folder beside a results file that holds its plan, its lock and the runs that are not finished."""
     output = output.resolve()
@@ -277,25 +241,26 @@ def work_folder(output: Path) -> Path:
 
 
 class Grid:
-    """A plan with the file of its rows. Several threads may measure cells; one process at a time may hold a grid."""
+    """Cells with the file of their rows. Several threads may measure cells; one process at a time may hold a grid."""
 
-    def __init__(self, plan: Plan, output: Path, threads: int = 1, keep: bool = False) -> None:
+    def __init__(self, plan: Plan | Sequence[Cell], output: Path, threads: int = 1, keep: bool = False, by: Sequence[str] = ("key",)) -> None:
         """Read what has been measured.
 
         Args:
-            plan: What is to be measured.
+            plan: What is to be measured; its cells, where they are not called as `cells` calls them.
             output: The results file, JSON lines; created with its first row.
             threads: Of torch, in each cell.
             keep: Do not delete the folder of a run that is finished.
+            by: What names the row of a cell, of `Cell.given` and `key`. With `key` alone an edit of the method asks for new rows.
 
         Raises:
             UsageError: The plan is not possible.
             MecaError: The results file is damaged.
         """
-        self.plan, self.output, self.threads, self.keep = plan, output.resolve(), threads, keep
-        self.cells = cells(plan)
-        self.rows = newest(read_rows(self.output))
-        self._commit = commit()
+        self.plan, self.output, self.threads, self.keep, self.by = plan, output.resolve(), threads, keep, tuple(by)
+        self.cells = cells(plan) if isinstance(plan, Plan) else list(plan)
+        self.rows = newest(read_rows(self.output), *self.by)
+        revision()  # before the first cell
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -307,11 +272,12 @@ class Grid:
         return cls(Plan.of(saved["plan"]), output, saved["threads"], saved["keep"])
 
     def save(self) -> None:
-        """Leave the grid beside its results file, where the flow finds it: paths are no parameters of a flow.
+        """Leave the grid of a plan beside its results file, where the flow finds it: paths are no parameters of a flow.
 
         Raises:
             UsageError: The folder for it, or something in it, is a link or another user's.
         """
+        assert isinstance(self.plan, Plan)
         refuse_foreign(work_folder(self.output), below=True)
         data = tuple(_absolute(item) for item in self.plan.data)
         plan = dataclasses.asdict(dataclasses.replace(self.plan, data=data))
@@ -329,11 +295,41 @@ class Grid:
 
     def is_measured(self, cell: Cell) -> bool:
         """Tell whether a cell has figures; one that failed has none."""
-        return self.rows.get(cell.key, {}).get("status") == "done"
+        row = self.rows.get(self._identity(cell))
+        return row is not None and row.get("status", "done") == "done"
 
     def missing(self) -> list[Cell]:
         """Return the cells without figures, in the order of the plan."""
         return [cell for cell in self.cells if not self.is_measured(cell)]
+
+    def measure(self, chosen: Sequence[Cell], workers: int, tell: Callable[[Cell, Row | CellFailed], object]) -> int:
+        """Measure cells without a flow, several at a time, and return how many of them have no figures.
+
+        Args:
+            chosen: Some of the cells. Those that share their references wait for the first of them, which trains these.
+            workers: Cells at a time.
+            tell: Told of each cell what came out.
+        """
+        first: dict[str, Cell] = {}
+        for cell in chosen:
+            if self._references(cell) is None:
+                first.setdefault(cell.recipe, cell)
+        trained = {cell.key for cell in first.values()}
+        failed = 0
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for wave in (first.values(), [cell for cell in chosen if cell.key not in trained]):
+                    jobs = {pool.submit(self.run, cell.key): cell for cell in wave}
+                    for job in as_completed(jobs):
+                        error = job.exception()
+                        if error is not None and not isinstance(error, CellFailed):
+                            raise error
+                        failed += error is not None
+                        tell(jobs[job], error or job.result())
+            except BaseException:  # the threads would wait for their cells to the end
+                self.stop()
+                raise
+        return failed
 
     def run(self, key: str) -> Row:
         """Measure a cell in a process of its own, record its row and return it.
@@ -370,6 +366,9 @@ class Grid:
         for process in list(self._running):
             end_group(process)
 
+    def _identity(self, cell: Cell) -> str:
+        return identity({**cell.given, "key": cell.key}, self.by)
+
     def _references(self, cell: Cell) -> Any:
         with self._lock:
             for row in self.rows.values():
@@ -387,12 +386,11 @@ class Grid:
             "recipe": cell.recipe,
             "status": "failed" if error else "done",
             "error": error,
-            "commit": self._commit,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **provenance(cell.given["command"], cell.given["seed"], cell.given["code_sha256"], cell.given["params_sha256"]),
         }
         with self._lock:
             append(self.output, row)
-            self.rows[cell.key] = row
+            self.rows[self._identity(cell)] = row
         return row
 
     def _subprocess(self, cell: Cell, folder: Path) -> tuple[int, list[str]]:
@@ -422,19 +420,3 @@ class Grid:
 def _reason(code: int, said: Sequence[str]) -> str:
     last = said[-1].strip() if said else "it printed nothing"
     return f"exit code {code}: {last}"[:ERROR_LENGTH]
-
-
-def commit() -> str | None:
-    """Return the commit of the code, with a plus where tracked files differ from it; None where there is no history."""
-    if told := os.environ.get("MECA_COMMIT"):
-        return told
-    if not (ROOT / ".git").exists():
-        return None  # an installed package inside of some other repository would get its commit
-    try:
-        said = [
-            subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, S607
-            for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return said[0] + "+" * bool(said[1])

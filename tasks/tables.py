@@ -15,8 +15,8 @@ from typing import Any
 from meca.files import atomic_write
 from meca.metrics import BINS, ROC_AT
 from meca.report.numbers import UNKNOWN, percent
-from tasks.grid import EIGHT, newest, read_rows
-from tasks.rows import Row, cell, known, provenance
+from tasks.grid import EIGHT
+from tasks.rows import Row, cell, known, newest, origins, read_rows
 
 __all__ = ["FIGURES", "figures", "line", "render", "write"]
 
@@ -57,12 +57,13 @@ def line(row: Row) -> str:
     return f"{row['verdict']}, ACC/ASR {_pair([row], final)}, TPR {percent(row['tpr'])}, FPR {percent(row['fpr'], 2)}, {row['seconds']} s"
 
 
-def render(rows: Sequence[Row], pictures: str = "") -> str:
+def render(rows: Sequence[Row], pictures: str = "", own: Sequence[Row] | None = None) -> str:
     """Return the tables as Markdown, with headings of level 2.
 
     Args:
-        rows: Of the results file, or of quality.jsonl; failed ones are named as such.
+        rows: Failed ones are named as such.
         pictures: How the names of the SVG files begin, relative to the page; empty leaves the pictures out.
+        own: The rows whose origin stands below, where others have theirs beside a table of their own; None for all.
     """
     rows = list(rows)
     drawn = figures(rows) if pictures else {}
@@ -97,7 +98,7 @@ def render(rows: Sequence[Row], pictures: str = "") -> str:
         "#### Fig. 7: partition rate\n",
         picture["partition"] + _partition(rows),
         _failures(rows),
-        provenance(mine) if (mine := [row for row in _done(rows) if "key" in row]) else "",  # others have theirs beside their own table
+        origins(mine) if (mine := _done(rows if own is None else own)) else "",
     ]
     return _shortened("\n".join(part for part in parts if part), rows) + _legend(rows)
 

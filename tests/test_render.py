@@ -153,3 +153,15 @@ def test_pictures_of_the_papers_figures_come_and_go_with_their_rows(tmp_path):
     write(tmp_path, "benchmark", [benchmarked()])
     assert render.main(["--check"], tmp_path) == 1
     assert render.main([], tmp_path) == 0 and not (tmp_path / "docs/results-roc.svg").exists() and render.main(["--check"], tmp_path) == 0
+
+
+def test_a_cell_that_failed_is_named_until_it_has_figures_and_is_never_a_number(tmp_path):
+    empty = dict.fromkeys(row()) | {"status": "failed", "error": "exit code 2: no luck", "rate": 0.05, "settings": {}, "train_limit": 0, "key": "k"}
+    named = {"experiment": "main", "dataset": "shapes", "network": "compact", "stem": "cifar", "preset": "default"}
+    failed = {**empty, **named, "attack": "sig", "seed": 0}
+    broken = {**empty, **named, "attack": "badnet", "seed": 0}
+    text = render.render(render.read(write(tmp_path, "quality", [failed, row(), broken])))
+    assert "| shapes | sig | default | 0 | exit code 2: no luck |" in text and "| badnet | default | 0 | exit" not in text
+    assert [line.split("|")[1].strip() for line in lines_of(text, "default |")] == ["badnet"], "a failure that came later takes no figure away"
+    text = render.render(render.read(write(tmp_path, "quality", [failed, row(), row(attack="sig")])))
+    assert "no luck" not in text

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from meca.metrics import ROC_AT
 from meca.report.numbers import UNKNOWN
-from tasks.rows import Row, cell, known, provenance
+from tasks.rows import Row, cell, known, origins
 from tasks.tables import WEAK
 
 FALSE_ALARMS = 0.05  # the rate at which all are compared
@@ -46,7 +46,7 @@ def section(rows: Sequence[Row], quality: Sequence[Row]) -> str:
                 mean = _mean([values for attack, values in zip(attacks, by_attack, strict=True) if attack in strong and values is not None])
                 parts[-1] += f"\n| {cell(name)} | {' | '.join(_written(values, scale) for values in (*by_attack, mean))} |"
             parts[-1] += "\n"
-        parts.append(provenance(mine))
+        parts.append(origins(mine))
     return "\n".join(parts)
 
 

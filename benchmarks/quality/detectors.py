@@ -1,6 +1,6 @@
 """Published detectors of poison on the very samples that the default preset was run on, into results/detectors.jsonl.
 
-    python -m benchmarks.quality.detectors           all cells of `GRID` that have no row yet
+    python -m benchmarks.quality.detectors           all cells of `EXPERIMENTS` that have no row yet
     python -m benchmarks.quality.detectors --only cifar10-10k --attack blend --seeds 1
     python -m benchmarks.quality.detectors --again   measure anew; the newest row counts
 
@@ -22,14 +22,12 @@ weight. The truth is read to count, never to decide, with one exception that fav
 
 import argparse
 import importlib
-import json
 import os
 import shlex
-import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +38,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.quality.detector_tables import FALSE_ALARMS
-from benchmarks.quality.experiments import CIFAR, EIGHT, Experiment
-from benchmarks.reliability.operations import RESULTS, ROOT, provenance
+from benchmarks.quality.experiments import CIFAR, DIGITS, SHAPES, Experiments, chosen
+from benchmarks.rows import RESULTS, ROOT, provenance
 from meca.augment import generator
 from meca.clusters import smaller_clusters
 from meca.engine import Recipe, as_input, features, predict, train
 from meca.metrics import ROC_AT, detection, separation
 from meca.models import Description, NetworkParams, build
+from meca.params import Params
+from tasks.grid import Cell
+from tasks.rows import Row, append, identity, newest, read_rows
 
 FILE = RESULTS / "detectors.jsonl"
-GRID = {
-    "cifar10-10k": Experiment(CIFAR, (*EIGHT, "none"), seeds=(1,)),
-    "shapes": Experiment({"ingest.source": "shapes"}, ("badnet", "blend"), seeds=(20,)),
-    "digits": Experiment({"ingest.source": "digits"}, ("badnet", "blend"), seeds=(2,)),
+NAMED_BY = ("experiment", "attack", "seed")
+EXPERIMENTS: Experiments = {
+    "cifar10-10k": (replace(CIFAR, seeds=(1,)),),
+    "shapes": (replace(SHAPES, seeds=(20,)),),
+    "digits": (replace(DIGITS, attacks=("badnet", "blend"), seeds=(2,)),),
 }
 SMALLER, ISOLATED, MOVED = 0.35, 0.01, 0.05  # shares that the papers give
 ASCENT = 0.5  # gamma of local gradient ascent
@@ -226,22 +228,21 @@ def _rotated(images: Tensor, rng: torch.Generator) -> Tensor:
     return turned.permute(0, 2, 3, 1).round().clamp(0, 255).byte()
 
 
-def scene_of(folder: Path, settings: dict[str, Any], seed: int, attack: str) -> tuple[Scene, dict[str, Any]]:
+def scene_of(folder: Path, params: Params) -> tuple[Scene, dict[str, Any]]:
     """Make the poisoned set of a cell in `folder`, and return what detectors see, and the truth for `judge`."""
     from meca.files import read_json
-    from meca.params import read_params, with_settings
     from meca.pipeline import paths_of
     from meca.stages.runtime import execute
     from meca.stages.tensors import describe_network
     from meca.store import open_store, read_parquet
 
-    params = with_settings(read_params(ROOT / "params.yaml"), settings | {"preset": "default", "seed": seed, "poison.attack": attack})
+    seed = params.seed
     for name in ("ingest", "poison"):
         module = importlib.import_module(f"meca.stages.{name}")
         execute(module, paths_of(module, name, folder), params, None, None, folder / "scratch")
     store = open_store(folder / "data" / "store")
     images, labels = torch.from_numpy(store.pixels(store.train)), torch.from_numpy(np.array(store.labels[store.train]))
-    if attack == "none":
+    if params.raw("poison")["attack"] == "none":
         marks = {name: np.zeros(len(labels), dtype=bool) for name in ("is_poisoned", "is_cover")}
     else:
         table = read_parquet(folder / "data" / "truth" / "truth.parquet")
@@ -265,56 +266,45 @@ def judge(found: Found, labels: Tensor, truth: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def measure(experiment: str, attack: str, seed: int, only: list[str] | None = None) -> list[dict[str, Any]]:
+def measure(cell: Cell, only: Sequence[str] = ()) -> list[Row]:
     """Return a row for each detector on one cell."""
-    folder = Path(tempfile.mkdtemp(prefix="meca-detectors-"))
-    rows: list[dict[str, Any]] = []
-    try:
-        scene, truth = scene_of(folder, GRID[experiment].settings, seed, attack)
+    experiment, attack, seed = (cell.given[key] for key in ("experiment", "attack", "seed"))
+    command = f"python -m benchmarks.quality.detectors --only {shlex.quote(experiment)} --attack {attack} --seeds {seed}"
+    told = {"experiment": experiment, "attack": attack, "params_sha256": cell.given["params_sha256"]}
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="meca-detectors-") as folder:
+        scene, truth = scene_of(Path(folder), cell.params)
         for name, detector in DETECTORS.items():
             if only and name not in only:
                 continue
             started = time.perf_counter()
             found = detector(scene)
-            taken = time.perf_counter() - started
-            command = f"python -m benchmarks.quality.detectors --only {shlex.quote(experiment)} --attack {attack} --seeds {seed}"
-            told = provenance("", taken)
-            told["hardware"] = f"{told['hardware'].rsplit(', ', 1)[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores"
-            rows.append(
-                told
-                | {"name": name, "experiment": experiment, "attack": attack, "seed": seed, "n_train": len(scene.labels), "command": command}
-                | judge(found, scene.labels, truth)
-            )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            row = provenance(command, time.perf_counter() - started, seed, **told, name=name, n_train=len(scene.labels))
+            row["hardware"] = f"{row['hardware'].rsplit(', ', 1)[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+            rows.append(row | judge(found, scene.labels, truth))
     return rows
 
 
 def main() -> None:
     """Measure the cells that have no row yet."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.detectors", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", action="append", choices=GRID, help="an experiment")
-    parser.add_argument("--attack", action="append")
-    parser.add_argument("--seeds", type=int, nargs="*")
-    parser.add_argument("--detector", action="append", choices=DETECTORS)
+    parser.add_argument("--only", action="append", default=[], choices=EXPERIMENTS, help="an experiment")
+    parser.add_argument("--attack", action="append", default=[])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--detector", action="append", default=[], choices=DETECTORS)
     parser.add_argument("--again", action="store_true", help="measure cells that have a row already")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     os.environ.setdefault("MECA_DATA", str(ROOT.parent / "shared" / "data"))
     torch.set_num_threads(arguments.threads)
-    known = {(row["experiment"], row["attack"], row["seed"]) for row in map(json.loads, FILE.read_text().splitlines())} if FILE.exists() else set()
-    for name, experiment in GRID.items():
-        for seed in arguments.seeds or experiment.seeds:
-            for attack in experiment.attacks:
-                if (arguments.only and name not in arguments.only) or (arguments.attack and attack not in arguments.attack):
-                    continue
-                if (name, attack, seed) in known and not arguments.again:
-                    continue
-                for row in measure(name, attack, seed, arguments.detector):
-                    with open(FILE, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(row, sort_keys=True) + "\n")
-                    figures = " ".join(f"{key} {row[key]:.3f}" for key in ("tpr", "fpr", "auroc", "auroc_target", "tpr_at") if row[key] is not None)
-                    print(f"{name} {attack} seed {seed} {row['name']}: {figures} {row['seconds']} s", flush=True)
+    known = newest(read_rows(FILE), *NAMED_BY)
+    for cell in chosen(EXPERIMENTS, arguments.only, arguments.attack, ("default",), arguments.seeds):
+        if identity(dict(cell.given), NAMED_BY) in known and not arguments.again:
+            continue
+        for row in measure(cell, arguments.detector):
+            append(FILE, row)
+            figures = " ".join(f"{key} {row[key]:.3f}" for key in ("tpr", "fpr", "auroc", "auroc_target", "tpr_at") if row[key] is not None)
+            print(f"{cell.name} {row['name']}: {figures} {row['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

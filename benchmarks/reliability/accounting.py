@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.reliability.operations import ROOT, conclude
+from benchmarks.rows import ROOT, conclude
 from meca.files import canonical_json
-from meca.params import read_params, with_settings
+from meca.params import Params, read_params, with_settings
 from meca.store import open_store, png_bytes, read_parquet
 
 CLASSES = 10
@@ -172,13 +172,17 @@ def _copy_of_bad(number: int) -> bool:
     return bool(number) and number % COPIED == 0 and (number - 1) % TRUNCATED == 1
 
 
+def params() -> Params:
+    """Return what is in force, but for where the input lies."""
+    return with_settings(read_params(ROOT / "params.yaml"), {"preset": "paper", "ingest.size": 0})
+
+
 def campaign(n: int, room: Path) -> dict[str, Any]:
     """Run everything on `n` samples in an empty folder, and return the row without its provenance."""
     from meca import pipeline  # noqa: F401 - fails here rather than after minutes where the installation is broken
 
     make(room / "input", n)
-    settings = {"preset": "paper", "ingest.source": str(room / "input"), "ingest.size": 0, "ingest.watch": "input"}
-    (room / "params.yaml").write_text(canonical_json(with_settings(read_params(ROOT / "params.yaml"), settings).tree))
+    (room / "params.yaml").write_text(canonical_json(with_settings(params(), {"ingest.source": str(room / "input"), "ingest.watch": "input"}).tree))
     measured: dict[str, tuple[float, float]] = {}
     measured["ingest"] = step(room, "-m", "meca.stages.ingest", "--out", "store")
     scores(room / "store", room / "partition", room / "enhance")
@@ -213,7 +217,7 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="meca-accounting-") as room:
         row = campaign(arguments.n, Path(room))
-    conclude(row, started, f"python -m benchmarks.reliability.accounting --n {arguments.n}", arguments.dry)
+    conclude(row, started, f"python -m benchmarks.reliability.accounting --n {arguments.n}", arguments.dry, params())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.reliability.operations import RESULTS, ROOT, provenance, write
+from benchmarks import rows
+from benchmarks.rows import ROOT
 from meca.files import atomic_write
 
 HOSTILE = "hostile.jsonl"  # a line for each case, of the last campaign
@@ -49,7 +50,7 @@ def hostile() -> Campaign:
         lines.append({"id": case.id, "as_specified": not trial.wrong, "outcome": trial.outcome if not trial.wrong else "; ".join(trial.wrong)[:300]})
         if trial.wrong:
             print(f"{case.id}: {'; '.join(trial.wrong)}", file=sys.stderr, flush=True)
-    atomic_write(RESULTS / HOSTILE, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+    atomic_write(rows.RESULTS / HOSTILE, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
     kinds = Counter(case.expected.kind for case in CASES.values())
     notes = ", ".join(f"{kinds[kind]} {word}" for kind, word in WORDS.items())
     return Campaign("hostile-inputs", len(lines), sum(bool(line["as_specified"]) for line in lines), lost, f"expected: {notes}")
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in chosen:
         started = time.perf_counter()
         found = CAMPAIGNS[name]()
-        seconds = time.perf_counter() - started
-        write("reliability.jsonl", asdict(found) | provenance("", seconds) | {"command": f"python -m benchmarks.reliability --{name}"})
+        seconds, seed = time.perf_counter() - started, FUZZ_SEED if name == "fuzz" else None
+        rows.write("reliability.jsonl", asdict(found) | rows.provenance(f"python -m benchmarks.reliability --{name}", seconds, seed))
         failed = failed or found.as_specified < found.tried or found.lost > 0
     return int(failed)

@@ -35,6 +35,7 @@ from benchmarks.reliability import scene
 from benchmarks.reliability.crash_points import enumerate_points
 from benchmarks.reliability.scene import WITH_TORCH, WITHOUT_TORCH, Place
 from benchmarks.reliability.tracing import CREATES, FOLDERS, RENAMES, SYNCS, WRITES, Fault, Point, fail, record_network, require_strace
+from benchmarks.rows import ROOT
 from meca.errors import MecaError, UsageError
 from meca.files import sha256_tree
 
@@ -282,7 +283,7 @@ def inside(room: Path, arguments: argparse.Namespace, what: str, namespaces: str
     done = subprocess.run(
         ["unshare", namespaces, sys.executable, "-m", "benchmarks.reliability.faults", what, *options],
         check=False,
-        env=os.environ | {"PYTHONPATH": str(scene.ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     arguments.failed = arguments.failed or done.returncode != 0
     return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.reliability.corpus import HOSTILE, WORDS
 from meca.report.numbers import UNKNOWN
-from tasks.rows import Row, cell, provenance
+from tasks.rows import Row, cell, origins
 
 TITLES = {
     "images": "Pictures",
@@ -61,4 +61,4 @@ def page(found: Mapping[str, Row], campaigns: Sequence[Row]) -> str:
             lines.append(f"| {case.id} | {case.threat} | {cell(case.what)} | {cell(case.expected)} | {outcome} |")
         parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
     rows = [row for row in campaigns if row["name"] == "hostile-inputs"]
-    return "\n".join(parts) + (f"\n{provenance(rows)}" if rows else "")
+    return "\n".join(parts) + (f"\n{origins(rows)}" if rows else "")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.reliability.operations import ROOT, provenance, write
+from benchmarks.rows import ROOT, provenance, write
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry:
             print(json.dumps(row, indent=1))
         else:
-            write("services.jsonl", provenance("", time.perf_counter() - started) | {"command": "python -m benchmarks.reliability.integration"} | row)
+            write("services.jsonl", provenance("python -m benchmarks.reliability.integration", time.perf_counter() - started, None) | row)
     return int(any(row["passed"] != row["tried"] for row in rows))
 
 

@@ -13,8 +13,6 @@
 
 import argparse
 import contextlib
-import datetime
-import json
 import os
 import re
 import shutil
@@ -25,12 +23,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.rows import ROOT, provenance, speed, write
+from meca.params import PACKAGED, Params, read_params, with_settings
+
 SMALL = {
     "ingest.source": "shapes",
     "ingest.shapes_train": 400,
@@ -40,60 +39,12 @@ SMALL = {
     "promote.min_acc": 0.0,
 }
 FEW = {"partition.recipe.min_steps": 30, "train_clean.epochs": 6, "train_clean.min_steps": 30}
+COMMAND = "python -m benchmarks.reliability.operations"
 
 
-def provenance(what: str, seconds: float) -> dict[str, Any]:
-    """Return what every row carries."""
-    import torch
-
-    from meca.stages.runtime import _processor  # pyright: ignore[reportPrivateUsage]
-
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    return {
-        "command": f"python -m benchmarks.reliability.operations {what}",
-        "commit": commit,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores",
-        "torch": torch.__version__.split("+")[0],
-        "seed": 0,
-        "seconds": round(seconds, 1),
-        "load": os.getloadavg()[0],
-    }
-
-
-def write(file: str, row: dict[str, Any]) -> None:
-    """Append a row."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with open(RESULTS / file, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps(row, sort_keys=True) + "\n")
-    print(json.dumps({key: row[key] for key in row if key in ("name", "value", "unit", "tried", "as_specified", "passed", "notes")}), flush=True)
-
-
-def conclude(row: dict[str, Any], started: float, command: str, dry: bool) -> None:
-    """Append the row of a campaign with its provenance, or print it where `dry`; ends the program with 1 if samples were lost."""
-    row |= provenance("", time.perf_counter() - started) | {"command": command}
-    if dry:
-        print(json.dumps(row, indent=1))
-    else:
-        write("reliability.jsonl", row)
-    if row["lost"]:
-        raise SystemExit(1)
-
-
-def speed(name: str, value: float, what: str, n: int = 1, **more: Any) -> None:
-    """Append a row of speed.jsonl: seconds, or `n` of something per second where a further `unit` says so."""
-    row = {
-        "name": name,
-        "unit": "s",
-        "value": round(value, 2),
-        "floor": None,
-        "ratio_to": None,
-        "ratio": None,
-        "ratio_low": None,
-        "ratio_high": None,
-        "n": n,
-    }
-    write("speed.jsonl", row | provenance(what, value if more.get("unit", "s") == "s" else n / value) | more)
+def params_of(settings: Mapping[str, Any]) -> Params:
+    """Return the parameters of a workspace with these settings."""
+    return with_settings(read_params(PACKAGED), settings)
 
 
 def program(workspace: Path, *arguments: str, check: bool = True, **variables: str) -> tuple[float, str]:
@@ -172,8 +123,9 @@ def overhead(room: Path, repeats: int) -> None:
         speed(
             f"overhead of the flow over bare stages, {words}",
             middle[arm] - middle["bare"],
-            "overhead",
+            f"{COMMAND} overhead",
             repeats,
+            params_of(SMALL | FEW),
             arms={k: v for k, v in times.items()},
         )
 
@@ -211,7 +163,7 @@ def idle(room: Path) -> None:
     write(
         "reliability.jsonl",
         {"name": "nothing runs that needs not", "tried": tried + 1, "as_specified": tried - ran + (before == after), "lost": 0, "notes": notes}
-        | provenance("idle", sum(seconds.values())),
+        | provenance(f"{COMMAND} idle", sum(seconds.values()), params=params_of(SMALL | FEW)),
     )
 
 
@@ -229,7 +181,8 @@ def kill(room: Path, times: int) -> None:
     from tasks.workspace import create
 
     started = time.perf_counter()
-    place = create(room / "kill", SMALL | FEW | {"ingest.shapes_train": 2000, "train_clean.epochs": 12})
+    settings = SMALL | FEW | {"ingest.shapes_train": 2000, "train_clean.epochs": 12}
+    place = create(room / "kill", settings)
     program(place, "dvc", "repro", "train_clean")
     out = place / "work" / "train_clean"
     expected, command = sha256_tree(out), stage_command(place, "train_clean")
@@ -257,7 +210,7 @@ def kill(room: Path, times: int) -> None:
     write(
         "reliability.jsonl",
         {"name": "SIGKILL in train_clean, then again: same bytes", "tried": times, "as_specified": alike, "lost": 0, "notes": notes}
-        | provenance("kill", time.perf_counter() - started),
+        | provenance(f"{COMMAND} kill", time.perf_counter() - started, params=params_of(settings)),
     )
 
 
@@ -279,7 +232,7 @@ def twice(room: Path) -> None:
     write(
         "reliability.jsonl",
         {"name": "each stage of the method twice: same bytes", "tried": len(stages), "as_specified": alike, "lost": 0, "notes": ", ".join(stages)}
-        | provenance("twice", time.perf_counter() - started),
+        | provenance(f"{COMMAND} twice", time.perf_counter() - started, params=params_of(SMALL | FEW)),
     )
 
 
@@ -315,7 +268,7 @@ def inspect(room: Path, repeats: int) -> None:
         times.append(time.perf_counter() - started)
         assert "20,000" in done.stdout or "20000" in done.stdout, done.stdout
     middle = sorted(times)[len(times) // 2]
-    speed("meca inspect, 32 px, PNG in a folder", n / middle, "inspect", n, unit="img/s", target=2000, arms={"seconds": times})
+    speed("meca inspect, 32 px, PNG in a folder", n / middle, f"{COMMAND} inspect", n, unit="img/s", target=2000, arms={"seconds": times})
 
 
 def newcomer(room: Path, tests: bool) -> None:
@@ -341,7 +294,7 @@ def newcomer(room: Path, tests: bool) -> None:
         started = time.perf_counter()
         with open(room / "log", "ab") as log:
             subprocess.run(["make", target], cwd=clone, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, check=True)
-        speed(name, time.perf_counter() - started, "newcomer")
+        speed(name, time.perf_counter() - started, f"{COMMAND} newcomer")
 
     make("demo", "make demo, fresh clone, with installation")
     make("demo", "make demo, again, nothing to do")
@@ -360,7 +313,7 @@ def scripted(script: Path) -> None:
         raise RuntimeError(f"{script.name} ended with {done.returncode}")
     names = iter(("make demo, fresh clone, with installation", "make demo, again, nothing to do", "make test, after installation"))
     for seconds in re.findall(r"^make \w+ +exit 0 +(\d+) s$", done.stdout, re.MULTILINE):
-        speed(next(names), float(seconds), "newcomer")
+        speed(next(names), float(seconds), f"{COMMAND} newcomer")
 
 
 def main() -> None:
@@ -384,7 +337,7 @@ def main() -> None:
                 shutil.rmtree(ROOT / ".demo" / "shapes", ignore_errors=True)
                 started = time.perf_counter()
                 subprocess.run(["make", "demo"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
-                speed("make demo, without installation", time.perf_counter() - started, "demo")
+                speed("make demo, without installation", time.perf_counter() - started, f"{COMMAND} demo")
             case "overhead":
                 overhead(room, arguments.repeats)
             case "idle":

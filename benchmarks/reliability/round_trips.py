@@ -32,9 +32,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.reliability.accounting import final, scores, step
-from benchmarks.reliability.operations import ROOT, conclude
+from benchmarks.rows import ROOT, conclude
 from meca.files import canonical_json
-from meca.params import read_params, with_settings
+from meca.params import Params, read_params, with_settings
 from meca.store import pixel_id, read_parquet
 
 N = 600  # samples of each format
@@ -280,8 +280,7 @@ def trip(form: Form, data: Path, room: Path) -> tuple[int, int, Counter[str]]:
     """Send one format there and back; return how many samples went in, how many are wrong, and the count of each action."""
     samples = form.images(data)
     form.make(room / "input", samples)
-    settings = {"preset": "paper", "ingest.source": str(room / "input"), "ingest.watch": "input"}
-    (room / "params.yaml").write_text(canonical_json(with_settings(read_params(ROOT / "params.yaml"), settings).tree))
+    (room / "params.yaml").write_text(canonical_json(with_settings(params(), {"ingest.source": str(room / "input"), "ingest.watch": "input"}).tree))
     step(room, "-m", "meca.stages.ingest", "--out", "store")
     names = json.loads((room / "store" / "store.json").read_text())["class_names"]
     scores(room / "store", room / "partition", room / "enhance")
@@ -305,6 +304,11 @@ def trip(form: Form, data: Path, room: Path) -> tuple[int, int, Counter[str]]:
     wrong += ((wanted - back) + (back - wanted)).total()
     assert set(names) == set(called), names
     return len(samples), wrong, Counter(line["action"] for line in verdicts)
+
+
+def params() -> Params:
+    """Return what is in force, but for where the input lies."""
+    return with_settings(read_params(ROOT / "params.yaml"), {"preset": "paper"})
 
 
 def campaign(chosen: Iterable[str]) -> dict[str, object]:
@@ -335,7 +339,7 @@ def main() -> None:
     started = time.perf_counter()
     row = campaign(arguments.only)
     only = f" --only {' '.join(arguments.only)}" if arguments.only != list(FORMS) else ""
-    conclude(row, started, f"python -m benchmarks.reliability.round_trips{only}", arguments.dry)
+    conclude(row, started, f"python -m benchmarks.reliability.round_trips{only}", arguments.dry, params())
 
 
 if __name__ == "__main__":

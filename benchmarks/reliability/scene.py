@@ -4,8 +4,6 @@ python -m benchmarks.reliability.scene FOLDER     make the run
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
 import io
 import json
 import os
@@ -16,10 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rows
+from benchmarks.rows import ROOT
 from meca.files import copy_folder, sha256_tree
-
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "reliability.jsonl"
 
 WITHOUT_TORCH = ("ingest", "poison", "publish", "report")
 CLEAN = "clean"
@@ -42,7 +39,7 @@ TINY: Mapping[str, Any] = {
 
 
 def row(name: str, tried: int, as_specified: int, lost: int | None, notes: str, command: str, seed: int, seconds: float) -> dict[str, Any]:
-    """Append a row about a campaign to reliability.jsonl and return it.
+    """Append a row about a campaign on the tiny set to reliability.jsonl and return it.
 
     Args:
         name: Of the campaign; with the same hardware it replaces the older row in the documentation.
@@ -54,16 +51,11 @@ def row(name: str, tried: int, as_specified: int, lost: int | None, notes: str, 
         seed: Of what was drawn.
         seconds: Wall time.
     """
-    from meca.stages.runtime import _processor  # pyright: ignore[reportPrivateUsage]
+    from meca.params import PACKAGED, read_params, with_settings
 
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = {"name": name, "tried": tried, "as_specified": as_specified, "lost": lost, "notes": notes, "command": command, "seed": seed}
-    found |= {"commit": done.stdout.strip(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "seconds": round(seconds, 1)}
-    found |= {"hardware": f"{_processor()}, {os.cpu_count()} cores", "torch": importlib.metadata.version("torch").split("+")[0]}
-    found["load"] = os.getloadavg()[0]
-    with open(RESULTS, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps(found, sort_keys=True) + "\n")
-    print(json.dumps({key: found[key] for key in ("name", "tried", "as_specified", "lost", "notes")}), flush=True)
+    found = {"name": name, "tried": tried, "as_specified": as_specified, "lost": lost, "notes": notes}
+    found |= rows.provenance(command, seconds, seed, with_settings(read_params(PACKAGED), TINY))
+    rows.write("reliability.jsonl", found)
     return found
 
 

@@ -25,7 +25,8 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.reliability.operations import FEW, SMALL, program, provenance, speed, write
+from benchmarks.reliability.operations import FEW, SMALL, params_of, program
+from benchmarks.rows import provenance, speed, write
 
 WARM = 5  # runs whose times are not in the medians of the beginning
 PUSHED = 10  # every so many runs
@@ -157,10 +158,10 @@ def main() -> int:
     print(f"{row['as_specified']} of {row['tried']} runs left nothing behind; {row['notes']}")
     print(f"median {statistics.median(seconds):.1f} s a run, {statistics.median(beside):.1f} s beside its stages")
     if arguments.runs >= 20:
-        command = {"command": f"python -m benchmarks.reliability.soak --runs {arguments.runs}"}
+        command, params = f"python -m benchmarks.reliability.soak --runs {arguments.runs}", params_of(SMALL | FEW)
         row["notes"] += f"; median {statistics.median(early):.1f} s a run at the beginning and {statistics.median(late):.1f} s at the end"
-        write("reliability.jsonl", row | provenance("", time.perf_counter() - started) | command)
-        speed("a run against PostgreSQL, S3, MLflow and Prefect, beside its stages", statistics.median(beside), "", len(beside), **command)
+        write("reliability.jsonl", row | provenance(command, time.perf_counter() - started, params=params))
+        speed("a run against PostgreSQL, S3, MLflow and Prefect, beside its stages", statistics.median(beside), command, len(beside), params)
     return int(row["as_specified"] < row["tried"])
 
 

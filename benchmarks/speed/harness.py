@@ -5,7 +5,6 @@ machine with a GPU and little else can run it.
 """
 
 import dataclasses
-import datetime
 import json
 import os
 import platform
@@ -23,13 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rows import RESULTS, provenance
 from meca.augment import generator
 from meca.engine import Device, EngineParams, prepare
 from meca.models import Description, NetworkParams, build
 from meca.params import PACKAGED, Params
+from tasks.rows import append
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "speed.jsonl"
+FILE = RESULTS / "speed.jsonl"
 CONTENDED = 0.9  # of the threads: below this share of their time the process was waiting for the cores
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10; any would do, they are the same in both arms
 
@@ -127,9 +127,7 @@ class Bench:
         busy = more.get("busy")
         marks = {"group": group, "contended": None if busy is None or self.device != "cpu" else busy < CONTENDED, "quick": self.quick or None}
         row = {key: _rounded(value) for key, value in (schema | marks | more | self.provenance()).items()}
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.out, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row, sort_keys=True) + "\n")
+        append(self.out, row)
         told = {
             key: row[key] for key in ("value", "unit", "floor", "target", "limit", "ratio", "ratio_low", "ratio_high") if row.get(key) is not None
         }
@@ -143,7 +141,9 @@ class Bench:
 
     def provenance(self) -> dict[str, Any]:
         """Return what every row carries."""
-        return {"command": self.command, "seed": 0, "seconds": time.monotonic() - self.started, **environment(self.device, self.machine.threads)}
+        return provenance(
+            self.command, time.monotonic() - self.started, params=default_params(), threads=self.machine.threads, **environment(self.device)
+        )
 
     def timed(self, work: Work) -> tuple[float, float]:
         """Return the wall seconds of some work, the device waited for at both borders only, and how busy it kept the threads."""
@@ -238,20 +238,11 @@ def _most(measured: Mapping[str, float], precision: str) -> float:
     return max(value for name, value in measured.items() if name.endswith(f", {precision}"))
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
-    """Return what a figure depends on beside the code."""
+def environment(device: str) -> dict[str, Any]:
+    """Return what a figure depends on beside the code: the device by its name and its clock."""
     name = torch.cuda.get_device_name() if device == "cuda" else _cpu_line("model name") or platform.processor() or "unknown"
     mhz = _said("nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits") if device == "cuda" else _cpu_line("cpu MHz")
-    return {
-        "commit": os.environ.get("MECA_COMMIT") or _said("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": f"{name}, {os.cpu_count()} cores",
-        "torch": torch.__version__.split("+")[0],
-        "python": platform.python_version(),
-        "threads": threads,
-        "clock_mhz": float(mhz.split()[0]) if mhz else None,
-        "load": os.getloadavg()[0],
-    }
+    return {"hardware": f"{name}, {os.cpu_count()} cores", "clock_mhz": float(mhz.split()[0]) if mhz else None}
 
 
 def _cpu_line(name: str) -> str | None:
@@ -264,7 +255,7 @@ def _said(*command: str) -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
     except (OSError, subprocess.CalledProcessError):
-        return None  # a copy of the tree without its history, or a machine without the program: unknown is null
+        return None  # a machine without the program: unknown is null
 
 
 def _rounded(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.quality.experiments import ABLATIONS, CUTS
 from meca.report.numbers import UNKNOWN, percent
-from tasks.rows import Row, cell, number, provenance
+from tasks.rows import Row, cell, number, origins
 
 INTRODUCTION = """# Performance
 
@@ -93,14 +93,14 @@ TABLES: dict[str, tuple[str, Columns]] = {
 CUTS_INTRODUCTION = """## Less work
 
 What each saving does to detection, one at a time: the line *all* is preset `default` of the same commit with the same data, attack and seed.
-Seconds are those of `partition`, `enhance` and `split` on one thread. The references were not trained again.
+Seconds are those of `partition`, `enhance` and `split` on one thread.
 """
 
 
 ABLATIONS_INTRODUCTION = """## Departures from the paper, taken back one at a time
 
 What they are and why they are there: [method.md](method.md). The line *all* is preset `default` with the same data, attack and seed, of the newest
-commit. Seconds are those of `partition`, `enhance` and `split` on one thread. The references were not trained again.
+commit. Seconds are those of `partition`, `enhance` and `split` on one thread.
 """
 
 
@@ -139,7 +139,7 @@ def _less(quality: Sequence[Row], names: Collection[str], introduction: str, sam
     if not lines:
         return ""
     head = "| data | attack | seed | less | TPR | FPR | AUROC | ACC | ASR | verdict | s |\n|:--|:--|--:|:--|--:|--:|--:|--:|--:|:--|--:|\n"
-    return f"{introduction}\n{head}" + "\n".join(lines) + "\n\n" + provenance(less)
+    return f"{introduction}\n{head}" + "\n".join(lines) + "\n\n" + origins(less)
 
 
 def page(rows: Sequence[Row], quality: Sequence[Row] = ()) -> str:
@@ -154,7 +154,7 @@ def page(rows: Sequence[Row], quality: Sequence[Row] = ()) -> str:
                 lines = [f"| {' | '.join(columns)} |", "|" + ":--|" + "--:|" * (len(columns) - 1)]
                 lines += [f"| {' | '.join(show(row) for show in columns.values())} |" for row in found]
                 parts.append(f"### {title}\n\n" + "\n".join(lines) + "\n")
-        parts.append(provenance(mine))
+        parts.append(origins(mine))
     if table := cuts(quality):
         parts.append(table)
     return "\n".join(parts if rows else [*parts, "No row has been measured yet.\n"])

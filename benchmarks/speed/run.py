@@ -9,7 +9,6 @@ A part that fails says so and the others go on; the exit code is 1 then.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -17,8 +16,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.rows import ROOT
 from benchmarks.speed import micro, peers, scaling
-from benchmarks.speed.harness import RESULTS, ROOT, Bench, environment
+from benchmarks.speed.harness import FILE, Bench
 
 
 def ceilings(bench: Bench) -> None:
@@ -56,17 +56,17 @@ def scenarios(bench: Bench) -> None:
     """Write the rows of quality.jsonl for as many attacks as the time allows, each a whole run with both references."""
     from benchmarks.quality import experiments
 
-    arguments = argparse.Namespace(seeds=(1,), only=None, attack=None, preset=["default"])
-    longest, commit = 30.0, str(environment(bench.device, 1)["commit"])
-    for run in experiments.cells(experiments.GPU_GRID, arguments):
-        if bench.left() < 1.2 * longest:
-            print(f"no time is left for {run.experiment} {run.attack}", file=sys.stderr)
-            continue
-        begun = time.monotonic()
-        row = experiments.measure(run, 1, None, commit, None)
-        with open(experiments.RESULTS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row | {"command": bench.command}, sort_keys=True) + "\n")
-        longest = max(longest, time.monotonic() - begun)
+    wanted = experiments.chosen(experiments.ON_GPU, presets=("default",), seeds=(1,), command=bench.command)
+    grid = experiments.grid(wanted, bench.machine.threads)
+    longest = 30.0
+    with grid.locked():
+        for cell in grid.cells:
+            if bench.left() < 1.2 * longest:
+                print(f"no time is left for {cell.name}", file=sys.stderr)
+                continue
+            begun = time.monotonic()
+            grid.run(cell.key)
+            longest = max(longest, time.monotonic() - begun)
 
 
 Part = Callable[[Bench], None]
@@ -97,9 +97,9 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="the parts for one GPU")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; needs --out")
     parser.add_argument("--only", action="append", choices=sorted(CPU | GPU), help="a part; may be given again")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file that the rows are appended to")
+    parser.add_argument("--out", type=Path, default=FILE, help="file that the rows are appended to")
     arguments = parser.parse_args()
-    if arguments.quick and arguments.out == RESULTS:
+    if arguments.quick and arguments.out == FILE:
         parser.error("--quick measures nothing that may stand among the results: say where with --out")
     kind, parts = ("gpu", GPU) if arguments.gpu else ("cpu", CPU)
     command = "python -m benchmarks.speed" + " --gpu" * arguments.gpu + " --quick" * arguments.quick

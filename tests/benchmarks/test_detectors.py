@@ -114,14 +114,14 @@ def test_a_picture_is_turned_about_its_middle_and_shifted():
     assert torch.equal(again, detectors._rotated(images, torch.Generator().manual_seed(0))) and not torch.equal(again[0], again[1])
 
 
-def test_the_network_is_the_reference_of_the_run(tmp_path, monkeypatch):
+def test_the_network_is_the_reference_of_the_run(tmp_path):
     settings = {
         "ingest.source": "shapes", "ingest.shapes_train": 200, "ingest.shapes_test": 100, "network.width": 8, "detector.width": 8,
         "partition.recipe.epochs": 1, "partition.recipe.min_steps": 4, "train_clean.epochs": 2, "train_clean.min_steps": 4, "second_look.rounds": 0,
     }  # fmt: skip
-    pipeline(tmp_path / "run", with_settings(read_params(PACKAGED), settings | {"preset": "default", "seed": 5, "poison.attack": "badnet"}))
-    monkeypatch.setattr(detectors, "ROOT", PACKAGED.parent)
-    made, truth = detectors.scene_of(tmp_path / "scene", settings, 5, "badnet")
+    params = with_settings(read_params(PACKAGED), settings | {"preset": "default", "seed": 5, "poison.attack": "badnet"})
+    pipeline(tmp_path / "run", params)
+    made, truth = detectors.scene_of(tmp_path / "scene", params)
     reference = read_json(tmp_path / "run" / "work" / "evaluate" / "evaluation.json")["no_defence"]
     store = open_store(tmp_path / "scene" / "data" / "store")
     seen = predict(made.model, torch.from_numpy(store.pixels(store.test))).argmax(1).numpy()
@@ -129,10 +129,9 @@ def test_the_network_is_the_reference_of_the_run(tmp_path, monkeypatch):
     assert truth["is_poisoned"].sum() == 10 and made.rate == 0.05
 
 
-def test_a_set_without_an_attack_has_false_alarms_only(tmp_path, monkeypatch):
+def test_a_set_without_an_attack_has_false_alarms_only(tmp_path):
     settings = {"ingest.source": "shapes", "ingest.shapes_train": 200, "ingest.shapes_test": 100, "network.width": 8, "train_clean.epochs": 1}
-    monkeypatch.setattr(detectors, "ROOT", PACKAGED.parent)
-    made, truth = detectors.scene_of(tmp_path, settings, 5, "none")
+    made, truth = detectors.scene_of(tmp_path, with_settings(read_params(PACKAGED), settings | {"seed": 5, "poison.attack": "none"}))
     assert made.rate == 0 and not truth["is_poisoned"].any()
     flagged = np.arange(200) < 10
     assert detectors.judge(detectors.Found(flagged * 1.0, flagged), made.labels, truth) == {

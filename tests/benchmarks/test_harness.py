@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.rows import ROOT
 from benchmarks.speed import floors, harness, stages
 from meca.augment import generator
 from meca.engine import Recipe
@@ -72,7 +73,7 @@ def test_a_row_has_the_schema_and_its_provenance(bench: harness.Bench):
     bench.row("micro", "c", "img/s", 5.0, busy=0.95)
     first, second = map(json.loads, bench.out.read_text().splitlines())
     wanted = {"name", "unit", "value", "floor", "ratio_to", "ratio", "ratio_low", "ratio_high", "n"}
-    wanted |= {"command", "commit", "date", "hardware", "torch", "seed", "seconds"}
+    wanted |= {"command", "commit", "date", "hardware", "torch", "seed", "seconds", "dirty", "code_sha256", "params_sha256", "threads", "load"}
     assert wanted <= set(first) and wanted <= set(second)
     assert first["value"] == 1235 and first["ratio_to"] == "b" and first["contended"] is True
     assert second["ratio"] is None and second["contended"] is False and second["quick"] is True
@@ -88,7 +89,7 @@ before = harness.peak_mib("cpu")
 torch.ones(2**24).sum().item()  # 64 MiB
 print(harness.peak_mib("cpu") - before)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=harness.ROOT, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     assert float(done.stdout) > 50
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability import integration
-from benchmarks.reliability.operations import ROOT
+from benchmarks.rows import ROOT
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.services.test_x" name="test_good[1]" time="1.5"><properties><property name="value" value="2.25"/></properties></testcase>

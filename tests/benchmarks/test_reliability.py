@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import rows
 from benchmarks.reliability import corpus as reliability
-from benchmarks.reliability import hostile, operations
+from benchmarks.reliability import hostile
 from tests.fuzz import targets
 from tests.fuzz.targets import Target
 from tests.hostile import corpus
@@ -25,8 +26,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_campaign_leaves_a_row_and_the_page_shows_every_case(three: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (operations, reliability):
-        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
     assert reliability.main(["--hostile"]) == 1, "one case did not end as expected"
     (row,) = (json.loads(line) for line in (tmp_path / "reliability.jsonl").read_text().splitlines())
     assert (row["name"], row["tried"], row["as_specified"], row["lost"]) == ("hostile-inputs", 2, 1, 0)
@@ -57,7 +57,7 @@ def test_fuzzing_leaves_a_row_that_counts_what_was_found(tmp_path: Path, monkeyp
         targets, "TARGETS", {name: Target(one, lambda: [b"nothing here"], words=(b"%",)) for name, one in (("a", fragile), ("b", len))}
     )
     monkeypatch.setattr(reliability, "FUZZ_SECONDS", 0.5)
-    monkeypatch.setattr(operations, "RESULTS", tmp_path)
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
     monkeypatch.setattr(reliability, "ROOT", tmp_path)
     assert reliability.main(["--fuzz"]) == 1
     (row,) = (json.loads(line) for line in (tmp_path / "reliability.jsonl").read_text().splitlines())

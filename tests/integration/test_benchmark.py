@@ -15,7 +15,8 @@ from meca.files import sha256_file
 from meca.params import read_params, with_settings
 from tasks import environment
 from tasks.cell import COLUMNS
-from tasks.grid import read_rows, work_folder
+from tasks.grid import work_folder
+from tasks.rows import read_rows
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow, pytest.mark.xdist_group("platform"), pytest.mark.filterwarnings("default")]
 

@@ -11,7 +11,8 @@ import pytest
 from meca.errors import MecaError, UsageError
 from tasks import environment, grid
 from tasks.cell import COLUMNS
-from tasks.grid import CellFailed, Grid, Plan, append, cells, data_of, newest, read_rows, work_folder
+from tasks.grid import CellFailed, Grid, Plan, cells, data_of, work_folder
+from tasks.rows import read_rows
 from tests.making import make_folder
 
 ONE = Plan(attacks=("badnet",), presets=("default",))
@@ -116,21 +117,6 @@ def test_a_plan_that_is_not_possible_is_refused_before_anything_runs(changes: di
         cells(Plan(**{"attacks": ("badnet",), **changes}))
 
 
-def test_rows_are_added_whole_and_the_last_of_a_cell_counts(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    for row in ({"key": "a", "n": 1}, {"key": "b", "n": 2}, {"key": "a", "n": 3}):
-        append(file, row)
-    assert [row["n"] for row in read_rows(file)] == [1, 2, 3]
-    assert {name: row["n"] for name, row in newest(read_rows(file)).items()} == {"a": 3, "b": 2}
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-    file.write_text('{"key": "a"}')  # somebody's editor took the last line end away
-    append(file, {"key": "b"})
-    assert len(read_rows(file)) == 2
-    file.write_text('{"key": "a"}\n{"key": ')
-    with pytest.raises(MecaError, match=r"rows.jsonl:2: expected a JSON object"):
-        read_rows(file)
-
-
 def test_a_saved_grid_comes_back_with_the_same_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path / "in" / "photos")
     monkeypatch.chdir(tmp_path / "in")
@@ -192,6 +178,41 @@ def test_a_cell_reuses_the_references_of_its_recipe(tmp_path: Path, monkeypatch:
     assert mine.missing() == [] and Grid(mine.plan, tmp_path / "rows.jsonl").missing() == []
     mine.tidy()
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_cells_wait_for_the_references_that_the_first_of_them_trains_and_a_failure_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Grid(Plan(attacks=("badnet", "blend")), tmp_path / "rows.jsonl")
+    trained: list[tuple[str, str, bool]] = []
+
+    def pretend(cell, folder):
+        attack, preset = cell.given["attack"], cell.params.preset
+        trained.append((attack, preset, json.loads((folder / "cell.json").read_text())["references"] is None))
+        if (attack, preset) == ("blend", "default"):
+            return 2, ["no luck"]
+        (folder / "row.json").write_text(json.dumps(dict.fromkeys(COLUMNS) | {"references": {"no_defence": {"acc": 0.9}, "oracle": {"acc": 0.8}}}))
+        return 0, []
+
+    monkeypatch.setattr(mine, "_subprocess", pretend)
+    told: list[tuple[str, bool]] = []
+    assert mine.measure(mine.missing(), 2, lambda cell, row: told.append((cell.name, isinstance(row, CellFailed)))) == 1
+    assert sorted(trained[:2]) == [("badnet", "default", True), ("blend", "default", True)]
+    assert sorted(trained[2:]) == [("badnet", "paper", False), ("blend", "paper", True)], "where none were trained they are now"
+    assert sorted(told) == sorted((cell.name, cell.name == "shapes compact blend 5 % default seed 1") for cell in mine.cells)
+    again: list[str] = []
+    monkeypatch.setattr(mine, "_subprocess", lambda cell, folder: (again.append(cell.name), pretend(cell, folder))[1])
+    assert mine.measure(mine.missing(), 2, lambda *_: None) == 1
+    assert again == ["shapes compact blend 5 % default seed 1"]
+
+
+def test_what_goes_wrong_beside_a_cell_stops_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Grid(Plan(attacks=("badnet", "blend"), presets=("default",)), tmp_path / "rows.jsonl")
+    monkeypatch.setattr(mine, "_subprocess", lambda cell, folder: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.raises(OSError, match="the disk is full"):
+        mine.measure(mine.missing(), 1, lambda *_: None)
+    with pytest.raises(CellFailed, match="was not started"):
+        mine.run(mine.cells[0].key)
 
 
 def test_the_program_of_a_cell_says_what_it_needs() -> None:
