@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -185,9 +186,11 @@ def test_cells_wait_for_the_references_that_the_first_of_them_trains_and_a_failu
 ) -> None:
     mine = Grid(Plan(attacks=("badnet", "blend")), tmp_path / "rows.jsonl")
     trained: list[tuple[str, str, bool]] = []
+    early = threading.Event()
 
     def pretend(cell, folder):
         attack, preset = cell.given["attack"], cell.params.preset
+        early.wait(0.2) if preset == "default" else early.set()
         trained.append((attack, preset, json.loads((folder / "cell.json").read_text())["references"] is None))
         if (attack, preset) == ("blend", "default"):
             return 2, ["no luck"]
@@ -196,7 +199,7 @@ def test_cells_wait_for_the_references_that_the_first_of_them_trains_and_a_failu
 
     monkeypatch.setattr(mine, "_subprocess", pretend)
     told: list[tuple[str, bool]] = []
-    assert mine.measure(mine.missing(), 2, lambda cell, row: told.append((cell.name, isinstance(row, CellFailed)))) == 1
+    assert mine.measure(mine.missing(), 4, lambda cell, row: told.append((cell.name, isinstance(row, CellFailed)))) == 1
     assert sorted(trained[:2]) == [("badnet", "default", True), ("blend", "default", True)]
     assert sorted(trained[2:]) == [("badnet", "paper", False), ("blend", "paper", True)], "where none were trained they are now"
     assert sorted(told) == sorted((cell.name, cell.name == "shapes compact blend 5 % default seed 1") for cell in mine.cells)

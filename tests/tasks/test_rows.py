@@ -44,7 +44,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a repository with one commit, of code and of rows."""
     monkeypatch.delenv("MECA_COMMIT", raising=False)
     monkeypatch.setattr(rows, "revision", revision.__wrapped__)
-    for name in ("code.py", "benchmarks/results/a.jsonl"):
+    for name in ("code.py", "params.yaml", "benchmarks/results/a.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("one\n")
     who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
@@ -64,8 +64,10 @@ def test_a_change_of_code_makes_dirty_and_a_new_row_does_not(repository: Path) -
     (repository / "sub folder" / "new code.py").write_text("new")
     assert rows.revision(repository) == {**clean, "dirty": True}
     (repository / "sub folder" / "new code.py").unlink()
-    (repository / "code.py").write_text("two\n")
-    assert rows.revision(repository) == {**clean, "dirty": True}
+    for name in ("code.py", "params.yaml"):
+        (repository / name).write_text("two\n")
+        assert rows.revision(repository) == {**clean, "dirty": True}
+        (repository / name).write_text("one\n")
 
 
 def test_without_a_history_nothing_is_invented(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
