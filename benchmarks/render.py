@@ -18,7 +18,8 @@ from benchmarks.quality.experiments import ABLATIONS, CUTS
 from benchmarks.reliability import hostile
 from benchmarks.rows import ROOT, read
 from benchmarks.speed import performance
-from meca.report.numbers import UNKNOWN, interval, percent, wilson
+from meca.metrics import wilson
+from meca.report.numbers import UNKNOWN, interval, percent
 from tasks import tables
 from tasks.rows import Row, cell, known, number, origins
 from tasks.tables import WEAK

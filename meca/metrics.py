@@ -26,8 +26,8 @@ BINS = 20  # of the histograms of a suspicion, over [0, 1]
 ROC_AT = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson interval of k successes in n trials (Wilson, 1927); (0, 1) where there was no trial."""
+def wilson(k: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Return the Wilson interval of k successes in n trials (Wilson, 1927), 95 % for the default z; (0, 1) where there was no trial."""
     if n == 0:
         return 0.0, 1.0
     q = k / n

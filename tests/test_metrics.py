@@ -19,6 +19,13 @@ def test_wilson_gives_the_intervals_of_the_reference(k: int, n: int, low: float,
     assert tuple(round(100 * end, digits) for end in wilson(k, n)) == (low, high)
 
 
+@pytest.mark.parametrize(("k", "n"), [(0, 7), (3, 7), (45, 9000), (27_000, 27_000)])
+def test_wilson_is_the_interval_of_95_percent_to_the_last_digits(k: int, n: int) -> None:
+    from scipy.stats import binomtest
+
+    assert wilson(k, n) == pytest.approx(tuple(binomtest(k, n).proportion_ci(0.95, "wilson")), rel=1e-12, abs=1e-15)
+
+
 @examples(derandomize=True, deadline=None)
 @given(n=st.integers(1, 10_000), share=st.floats(0, 1))
 def test_an_interval_contains_its_share_and_stays_within_bounds(n: int, share: float) -> None:
