@@ -21,7 +21,7 @@ from benchmarks.speed import performance
 from meca.metrics import wilson
 from meca.report.numbers import UNKNOWN, interval, percent
 from tasks import tables
-from tasks.rows import Row, cell, known, number, origins
+from tasks.rows import Row, cell, known, number, origins, table
 from tasks.tables import WEAK
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -69,26 +69,39 @@ def paper_rows(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
 
 def short(rows: Sequence[Row]) -> str:
     """Return the table for README.md: the default preset, a line per data set and attack."""
-    lines = [
-        "| data (training images) | attack | seeds | ACC (no defence, oracle) | ASR (no defence, oracle) | poison found | false alarms | verdict |",
-        "|:--|:--|--:|--:|--:|--:|--:|:--|",
-    ]
+    heads = (
+        "data (training images)",
+        "attack",
+        "seeds",
+        "ACC (no defence, oracle)",
+        "ASR (no defence, oracle)",
+        "poison found",
+        "false alarms",
+        "verdict",
+    )
+    lines: list[list[str]] = []
     shown = [row for row in rows if row["preset"] == "default" and "," not in row["experiment"]]  # no seeds of tuning, no ablations
     for (_, dataset, n_train, *_rest), group in _grouped(shown, _setting):
         for (attack, *_), found in _grouped(group, _arm):
-            lines.append(
-                f"| {cell(dataset)} ({n_train:,}) | {_attack(attack, found)} | {len(found)} "
-                f"| {percent(_mean(found, 'acc'))} ({percent(_mean(found, 'no_defence_acc'))}, {percent(_mean(found, 'oracle_acc'))}) "
-                f"| {percent(_asr(found))} ({percent(_mean(found, 'no_defence_asr'))}, {percent(_mean(found, 'oracle_asr'))}) "
-                f"| {percent(_mean(found, 'tpr'))} | {percent(_mean(found, 'fpr'), 2)} | {_verdicts(found)} |"
-            )
-    if len(lines) == 2:
+            acc, asr = percent(_mean(found, "acc")), percent(_asr(found))
+            lines.append([
+                f"{cell(dataset)} ({n_train:,})",
+                _attack(attack, found),
+                str(len(found)),
+                f"{acc} ({percent(_mean(found, 'no_defence_acc'))}, {percent(_mean(found, 'oracle_acc'))})",
+                f"{asr} ({percent(_mean(found, 'no_defence_asr'))}, {percent(_mean(found, 'oracle_asr'))})",
+                percent(_mean(found, "tpr")),
+                percent(_mean(found, "fpr"), 2),
+                _verdicts(found),
+            ])  # fmt: skip
+    if not lines:
         return "No row has been measured yet.\n"
-    note = f"\n{_WEAK_NOTE}\n" if any("†" in line for line in lines) else ""
-    return "\n".join(lines) + "\n" + note + "\nEvery figure with its command, hardware and seeds: [docs/results.md](docs/results.md).\n"
+    text = table(heads, lines, "llrrrrrl")
+    return text + _note(text) + "\nEvery figure with its command, hardware and seeds: [docs/results.md](docs/results.md).\n"
 
 
-_WEAK_NOTE = "† weak: without a defence it succeeds in less than half of the cases, so it is in no mean over attacks."
+def _note(text: str) -> str:
+    return "\n† weak: without a defence it succeeds in less than half of the cases, so it is in no mean over attacks.\n" if "†" in text else ""
 
 
 def quality(rows: Sequence[Row]) -> str:
@@ -108,28 +121,27 @@ def quality(rows: Sequence[Row]) -> str:
 
 
 def _quality_table(group: Sequence[Row]) -> str:
-    lines = [
-        "| attack | rate | preset | seeds | ACC | no defence | oracle | ASR | k of n | interval | no defence | oracle "
-        "| TPR | FPR | AUROC | verdict |",
-        "|:--|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|:--|",
-    ]
+    heads = ["attack", "rate", "preset", "seeds", "ACC", "no defence", "oracle", "ASR", "k of n", "interval", "no defence", "oracle"]
+    heads += ["TPR", "FPR", "AUROC", "verdict"]
+    lines: list[list[str]] = []
     arms = _grouped(group, _arm)
     for (attack, rate, preset), found in arms:
         k, n = _total(found, "asr_k"), _total(found, "asr_n")
-        lines.append(
-            f"| {_attack(attack, found)} | {percent(rate) if rate else UNKNOWN} | {cell(preset)} | {len(found)} | {_spread(found, 'acc')} "
-            f"| {_spread(found, 'no_defence_acc')} | {_spread(found, 'oracle_acc')} | {percent(_asr(found))} "
-            f"| {f'{k:,} of {n:,}' if n else UNKNOWN} | {interval(wilson(k, n)) if n else UNKNOWN} | {_spread(found, 'no_defence_asr')} "
-            f"| {_spread(found, 'oracle_asr')} | {_spread(found, 'tpr')} | {_spread(found, 'fpr', 2)} "
-            f"| {_plain_mean(found, 'auroc')} | {_verdicts(found)} |"
-        )
-    lines += _means(arms)
-    return "\n".join(lines) + "\n" + (f"\n{_WEAK_NOTE}\n" if any("†" in line for line in lines) else "")
+        asr = [percent(_asr(found)), *((f"{k:,} of {n:,}", interval(wilson(k, n))) if n else (UNKNOWN, UNKNOWN))]
+        lines.append([
+            *(_attack(attack, found), percent(rate) if rate else UNKNOWN, cell(preset), str(len(found))),
+            *(_spread(found, key) for key in ("acc", "no_defence_acc", "oracle_acc")),
+            *asr,
+            *(_spread(found, key) for key in ("no_defence_asr", "oracle_asr", "tpr")),
+            *(_spread(found, "fpr", 2), _plain_mean(found, "auroc"), _verdicts(found)),
+        ])  # fmt: skip
+    text = table(heads, [*lines, *_means(arms)], "lrlrrrrrrrrrrrrl")
+    return text + _note(text)
 
 
-def _means(arms: Sequence[tuple[tuple[Any, ...], list[Row]]]) -> list[str]:
+def _means(arms: Sequence[tuple[tuple[Any, ...], list[Row]]]) -> list[list[str]]:
     """Return a line per preset: the mean over the attacks that work."""
-    lines: list[str] = []
+    lines: list[list[str]] = []
     for preset in sorted({str(key[2]) for key, _ in arms}):
         strong = [found for (attack, _, name), found in arms if name == preset and attack != "none" and not _is_weak(found)]
         if len(strong) < 2:
@@ -142,11 +154,13 @@ def _means(arms: Sequence[tuple[tuple[Any, ...], list[Row]]]) -> list[str]:
         figures = {key: over(lambda found, key=key: _mean(found, key)) for key in ("acc", "tpr", "fpr", "auroc")}
         references = {key: over(lambda found, key=key: _mean(found, key)) for key in ("no_defence_acc", "oracle_acc", "no_defence_asr", "oracle_asr")}
         auroc = UNKNOWN if figures["auroc"] is None else f"{figures['auroc']:.3f}"
-        lines.append(
-            f"| *mean of {len(strong)} attacks* | | {cell(preset)} | | {percent(figures['acc'])} | {percent(references['no_defence_acc'])} "
-            f"| {percent(references['oracle_acc'])} | {percent(over(_asr))} | | | {percent(references['no_defence_asr'])} "
-            f"| {percent(references['oracle_asr'])} | {percent(figures['tpr'])} | {percent(figures['fpr'], 2)} | {auroc} | |"
-        )
+        lines.append([
+            *(f"*mean of {len(strong)} attacks*", "", cell(preset), ""),
+            *(percent(value) for value in (figures["acc"], references["no_defence_acc"], references["oracle_acc"], over(_asr))),
+            *("", ""),
+            *(percent(value) for value in (references["no_defence_asr"], references["oracle_asr"], figures["tpr"])),
+            *(percent(figures["fpr"], 2), auroc, ""),
+        ])  # fmt: skip
     return lines
 
 
@@ -212,9 +226,9 @@ def _table(title: str, rows: Sequence[Row], columns: Callable[[Row], dict[str, s
     sorted_rows = sorted(rows, key=lambda row: tuple(str(row.get(key)) for key in order))
     cells = [columns(row) for row in sorted_rows]
     heads = list(cells[0])
-    lines = [f"| {' | '.join(heads)} |", "|" + "|".join(":--" if head in ("name", "notes") else "--:" for head in heads) + "|"]
-    lines += [f"| {' | '.join(line[head] for head in heads)} |" for line in cells]
-    return f"## {title}\n\n" + "\n".join(lines) + "\n\n" + origins(rows)
+    lines = [[line[head] for head in heads] for line in cells]
+    align = "".join("l" if head in ("name", "notes") else "r" for head in heads)
+    return f"## {title}\n\n{table(heads, lines, align)}\n{origins(rows)}"
 
 
 def _speed_columns(row: Row) -> dict[str, str]:

@@ -14,10 +14,12 @@ import meca
 from meca.errors import MecaError
 from meca.files import atomic_write, canonical_json
 from meca.report.numbers import UNKNOWN
+from meca.report.text import plain
 
-__all__ = ["Row", "append", "cell", "identity", "known", "newest", "number", "origins", "provenance", "read_rows", "revision"]
+__all__ = ["Row", "append", "cell", "identity", "known", "newest", "number", "origins", "provenance", "read_rows", "revision", "table"]
 
 Row = dict[str, Any]
+LONGEST = 10_000  # characters of a cell
 ROOT = Path(meca.__file__).parents[1]
 
 # A file of rows
@@ -123,7 +125,24 @@ def revision(root: Path = ROOT) -> Row:
 
 def cell(value: Any) -> str:
     """Return text that cannot break a table."""
-    return UNKNOWN if value is None else " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return UNKNOWN if value is None else " ".join(plain(value, LONGEST).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
+    """Return a table in Markdown, without blanks that only line it up: one long cell would widen every line of a page.
+
+    Args:
+        heads: Of the columns.
+        lines: Cells that cannot break it, see `cell`.
+        align: A letter a column, `l` or `r`; the last one is that of all further columns.
+    """
+    from tabulate import DataRow, TableFormat, tabulate  # only here: a machine that only adds rows need not have it
+
+    sides = align.ljust(len(heads), align[-1])
+    ruler = f"|{'|'.join({'l': ':--', 'r': '--:'}[side] for side in sides)}|"
+    line = DataRow("|", "|", "|")
+    layout = TableFormat(None, lambda widths, aligns: ruler, None, None, line, line, padding=1, with_header_hide=None)  # pyright: ignore[reportArgumentType]
+    return tabulate(list(lines), heads, tablefmt=layout, stralign=None, disable_numparse=True) + "\n"
 
 
 def number(value: Any) -> str:

@@ -16,7 +16,7 @@ from meca.files import atomic_write
 from meca.metrics import BINS, ROC_AT
 from meca.report.numbers import UNKNOWN, percent
 from tasks.grid import EIGHT
-from tasks.rows import Row, cell, known, newest, origins, read_rows
+from tasks.rows import Row, cell, known, newest, origins, read_rows, table
 
 __all__ = ["FIGURES", "figures", "line", "render", "write"]
 
@@ -226,8 +226,7 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], text: int = 2) 
     """Return a table whose first `text` columns are words."""
     if not lines:
         return f"{NOT_RUN[0].upper()}{NOT_RUN[1:]}.\n"
-    ruler = "|".join([":--"] * text + ["--:"] * (len(heads) - text))
-    return "\n".join([f"| {' | '.join(heads)} |", f"|{ruler}|", *(f"| {' | '.join(each)} |" for each in lines)]) + "\n"
+    return table(heads, lines, "l" * text + "r")
 
 
 # The tables

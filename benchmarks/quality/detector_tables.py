@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from meca.metrics import ROC_AT
 from meca.report.numbers import UNKNOWN
-from tasks.rows import Row, cell, known, origins
+from tasks.rows import Row, cell, known, origins, table
 from tasks.tables import WEAK
 
 FALSE_ALARMS = 0.05  # the rate at which all are compared
@@ -40,12 +40,12 @@ def section(rows: Sequence[Row], quality: Sequence[Row]) -> str:
         parts.append(f"### {cell(experiment)}\n")
         for title, pick, scale in TABLES:
             heads = [f"{cell(attack)}{'' if attack in strong or attack == 'none' else ' †'}" for attack in attacks]
-            parts.append(f"{title}\n\n| detector | {' | '.join(heads)} | mean |\n|:--|{'--:|' * (len(attacks) + 1)}")
+            lines: list[list[str]] = []
             for name, found in every.items():
                 by_attack = [_mean([pick(row) for row in found if row["attack"] == attack]) for attack in attacks]
                 mean = _mean([values for attack, values in zip(attacks, by_attack, strict=True) if attack in strong and values is not None])
-                parts[-1] += f"\n| {cell(name)} | {' | '.join(_written(values, scale) for values in (*by_attack, mean))} |"
-            parts[-1] += "\n"
+                lines.append([cell(name), *(_written(values, scale) for values in (*by_attack, mean))])
+            parts.append(f"{title}\n\n{table(('detector', *heads, 'mean'), lines, 'lr')}")
         parts.append(origins(mine))
     return "\n".join(parts)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from meca.report.numbers import UNKNOWN
-from tasks.rows import Row, known
+from tasks.rows import Row, known, table
 from tasks.tables import WEAK
 
 WHOLE = ("cifar10-10k", "fashion-mnist-20k")
@@ -40,16 +40,16 @@ def section(rows: Iterable[Row]) -> str:
     found = list(goals(list(rows)))
     if not any(goal.runs for goal in found):
         return ""
-    lines = ["| data | what | goal | measured | runs | |", "|:--|:--|--:|--:|--:|:--|"]
+    lines: list[list[str]] = []
     for goal in found:
         sign, word = "≤" if goal.most else "≥", {None: "no row", True: "met", False: "**missed**"}[goal.met] + ", weak attack" * goal.weak
-        lines.append(f"| {goal.data} | {goal.what} | {sign} {goal.limit:g}{goal.unit} | {_written(goal)} | {goal.runs} | {word} |")
+        lines.append([goal.data, goal.what, f"{sign} {goal.limit:g}{goal.unit}", _written(goal), str(goal.runs), word])
     return (
         "## Goals\n\nPreset `default`, one configuration at a time; rows name the commit that they were measured with. Means are over "
         "attacks, of the means over seeds; only attacks count that succeed in at least half of the cases without a defence. Points are "
         "against the oracle of the same data, attack and seed; what is below zero is better than the oracle. A line on a single attack says "
         "so where that attack is weak: it proves nothing there. The cost is the seconds of the five "
-        "stages over those of `train_clean`, in one run.\n\n" + "\n".join(lines) + "\n"
+        "stages over those of `train_clean`, in one run.\n\n" + table(("data", "what", "goal", "measured", "runs", ""), lines, "llrrrl")
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.reliability.corpus import HOSTILE, WORDS
 from meca.report.numbers import UNKNOWN
-from tasks.rows import Row, cell, origins
+from tasks.rows import Row, cell, origins, table
 
 TITLES = {
     "images": "Pictures",
@@ -54,11 +54,11 @@ def page(found: Mapping[str, Row], campaigns: Sequence[Row]) -> str:
         f"{right} of {len(done)} that were tried ended as specified.\n",
     ]
     for module, title in TITLES.items():
-        lines = ["| case | threat | what it is | expected | outcome |", "|:--|:--|:--|:--|:--|"]
+        lines: list[list[str]] = []
         for case in MODULES[module]:
             row = found.get(case.id)
             outcome = UNKNOWN if row is None else "as specified" if row["as_specified"] else f"**{cell(row['outcome'])}**"
-            lines.append(f"| {case.id} | {case.threat} | {cell(case.what)} | {cell(case.expected)} | {outcome} |")
-        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
+            lines.append([case.id, case.threat, cell(case.what), cell(case.expected), outcome])
+        parts.append(f"## {title}\n\n" + table(("case", "threat", "what it is", "expected", "outcome"), lines, "l"))
     rows = [row for row in campaigns if row["name"] == "hostile-inputs"]
     return "\n".join(parts) + (f"\n{origins(rows)}" if rows else "")

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.quality.experiments import ABLATIONS, CUTS
 from meca.report.numbers import UNKNOWN, percent
-from tasks.rows import Row, cell, number, origins
+from tasks.rows import Row, cell, number, origins, table
 
 INTRODUCTION = """# Performance
 
@@ -117,7 +117,7 @@ def ablations(quality: Sequence[Row]) -> str:
 def _less(quality: Sequence[Row], names: Collection[str], introduction: str, same_commit: bool) -> str:
     shown = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {name}") for name in names)]
     less = list({(row["experiment"], row["attack"], row["seed"]): row for row in shown}.values())
-    lines: list[str] = []
+    lines: list[list[str]] = []
     seen = ", seeds that were looked at while tuning"  # where rows go whose seed was
 
     def of_whole(row: Row) -> tuple[Any, ...]:
@@ -132,14 +132,14 @@ def _less(quality: Sequence[Row], names: Collection[str], introduction: str, sam
             seconds = sum(row["stage_seconds"].get(stage, 0.0) for stage in ("partition", "enhance", "split"))
             asr = UNKNOWN if not row["asr_n"] else percent(row["asr_k"] / row["asr_n"])
             auroc = UNKNOWN if row["auroc"] is None else f"{row['auroc']:.4f}"
-            lines.append(
-                f"| {cell(name)} | {cell(attack)} | {seed} | {cell(words)} | {percent(row['tpr'])} | {percent(row['fpr'], 2)} | {auroc} "
-                f"| {percent(row['acc'])} | {asr} | {cell(row['verdict'])} | {number(round(seconds, 1))} |"
-            )
+            lines.append([
+                *(cell(name), cell(attack), str(seed), cell(words), percent(row["tpr"]), percent(row["fpr"], 2), auroc),
+                *(percent(row["acc"]), asr, cell(row["verdict"]), number(round(seconds, 1))),
+            ])  # fmt: skip
     if not lines:
         return ""
-    head = "| data | attack | seed | less | TPR | FPR | AUROC | ACC | ASR | verdict | s |\n|:--|:--|--:|:--|--:|--:|--:|--:|--:|:--|--:|\n"
-    return f"{introduction}\n{head}" + "\n".join(lines) + "\n\n" + origins(less)
+    heads = ("data", "attack", "seed", "less", "TPR", "FPR", "AUROC", "ACC", "ASR", "verdict", "s")
+    return f"{introduction}\n{table(heads, lines, 'llrlrrrrrlr')}\n{origins(less)}"
 
 
 def page(rows: Sequence[Row], quality: Sequence[Row] = ()) -> str:
@@ -151,12 +151,10 @@ def page(rows: Sequence[Row], quality: Sequence[Row] = ()) -> str:
         for group, (title, columns) in TABLES.items():
             found = [row for row in mine if row["group"] == group]
             if found:
-                lines = [f"| {' | '.join(columns)} |", "|" + ":--|" + "--:|" * (len(columns) - 1)]
-                lines += [f"| {' | '.join(show(row) for show in columns.values())} |" for row in found]
-                parts.append(f"### {title}\n\n" + "\n".join(lines) + "\n")
+                parts.append(f"### {title}\n\n" + table([*columns], [[show(row) for show in columns.values()] for row in found], "lr"))
         parts.append(origins(mine))
-    if table := cuts(quality):
-        parts.append(table)
+    if less := cuts(quality):
+        parts.append(less)
     return "\n".join(parts if rows else [*parts, "No row has been measured yet.\n"])
 
 

@@ -1,14 +1,17 @@
 """No row is lost or torn, and each says which code, parameters and commit it comes from."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from meca.errors import MecaError
 from tasks import rows
-from tasks.rows import append, identity, newest, origins, provenance, read_rows, revision
+from tasks.rows import append, cell, identity, newest, origins, provenance, read_rows, revision, table
 
 
 def test_rows_are_added_whole_and_the_last_of_a_cell_counts(tmp_path: Path) -> None:
@@ -88,3 +91,18 @@ def test_a_page_marks_the_commit_of_a_row_whose_code_differed_from_it() -> None:
     row = {"command": "x", "commit": "abc1234", "date": "2026-11-23", "seed": 1}
     assert "commit abc1234;" in origins([{**row, "dirty": False}, row])
     assert "commit abc1234, abc1234+;" in origins([{**row, "dirty": True}, row])
+
+
+def test_a_table_says_its_cells_as_they_are() -> None:
+    text = table(("name", "", "n"), [("a", "1.50", "2,000"), (cell("x|y\n<b>"), "", cell(None))], "llr")
+    assert text == "| name |  | n |\n|:--|:--|--:|\n| a | 1.50 | 2,000 |\n| x\\|y &lt;b> |  | – |\n"
+    assert table(("a", "b", "c"), [], "lr") == "| a | b | c |\n|:--|--:|--:|\n"
+
+
+@settings(deadline=None, derandomize=True)
+@example([["\x01", "", ""]])  # what the library takes for a line between two parts
+@given(st.lists(st.lists(st.text(), min_size=3, max_size=3), max_size=4))
+def test_no_text_breaks_a_table_or_drops_a_line_of_it(lines: list[list[str]]) -> None:
+    text = table(("a", "b", "c"), [[cell(value) for value in line] for line in lines], "l")
+    found = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.removesuffix("\n").split("\n")]
+    assert [[word[1:-1] for word in line] for line in found[2:]] == [[cell(value) for value in line] for line in lines]
