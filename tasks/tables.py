@@ -6,7 +6,6 @@ class than the target. What has no row is "not run", never a number.
 
 import html
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from meca.files import atomic_write
 from meca.metrics import BINS, ROC_AT
 from meca.report.numbers import UNKNOWN, percent
+from tasks.figures import PIXELS, drawn
 from tasks.grid import EIGHT
 from tasks.rows import Row, cell, known, newest, origins, read_rows, table
 
@@ -418,9 +418,16 @@ def _partition(rows: Sequence[Row]) -> str:
     return _table(("run", "partition rate", "seeds", "ACC/ASR"), lines, text=1)
 
 
-WIDTH, HEIGHT, ACROSS = 300, 210, 3
+WIDTH, HEIGHT, ACROSS = 300, 210, 3  # pixels of a panel, panels in a line
 INK, FAINT, CLEAN, POISON = "#1d252c", "#e1e5e8", "#1b4f80", "#c6431d"
+STYLE = {  # of matplotlib: keys of its rc file
+    "font.size": 8.5, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.labelpad": 1, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.titlesize": 8.5, "axes.titlelocation": "left", "axes.titlepad": 4, "axes.grid": True, "axes.grid.axis": "x",
+    "axes.axisbelow": True, "grid.color": FAINT, "xtick.color": INK, "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0,
+    "lines.linewidth": 1.5, "legend.frameon": False, "legend.labelcolor": "linecolor", "legend.handlelength": 1, "legend.borderpad": 0.1,
+}  # fmt: skip
 Curve = tuple[str, str, list[tuple[float, float]]]  # name, colour, points with both coordinates in [0, 1]
+Panel = tuple[str, list[Curve], Sequence[str], str]  # name, curves, what stands below the axis at even distances, what at its upper end
 
 
 def figures(rows: Sequence[Row]) -> dict[str, str]:
@@ -431,14 +438,14 @@ def figures(rows: Sequence[Row]) -> dict[str, str]:
     def steps(shares: Sequence[float], top: float) -> list[tuple[float, float]]:
         return [point for i, share in enumerate(shares) for point in ((edges[i], share / top), (edges[i + 1], share / top))]
 
-    histograms: list[tuple[str, list[Curve], Sequence[str], str]] = []
+    histograms: list[Panel] = []
     for name, found in separated:
         shares = {kind: _shares(found, "final", kind) for kind in ("clean", "poison")}
         top = max(max(each) for each in shares.values())
         curves = [(kind, colour, steps(shares[kind], top)) for kind, colour in (("clean", CLEAN), ("poison", POISON))]
         histograms.append((name, curves, ("0", "0.5", "1"), percent(top, 0)))
     # The square root of the rate of false alarms opens the part near zero, where a defence has to work.
-    rocs: list[tuple[str, list[Curve], Sequence[str], str]] = [
+    rocs: list[Panel] = [
         (
             name,
             [
@@ -450,7 +457,7 @@ def figures(rows: Sequence[Row]) -> dict[str, str]:
         )
         for name, found in separated
     ]
-    lines: list[tuple[str, list[Curve], Sequence[str], str]] = []
+    lines: list[Panel] = []
     for name, shares in swept:
         pairs = {share: [_plain(found, i) for i in (0, 1)] for share, found in shares.items()}
         curves = [
@@ -469,27 +476,23 @@ def _plain(rows: Sequence[Row], which: int) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _svg(title: str, axis: str, panels: Sequence[tuple[str, list[Curve], Sequence[str], str]]) -> str:
+def _svg(title: str, axis: str, panels: Sequence[Panel]) -> str:
     across, down = min(ACROSS, len(panels)), -(-len(panels) // ACROSS)
     width, height = WIDTH * across, 30 + HEIGHT * down
-    parts = [f'<text x="12" y="20" font-weight="bold">{html.escape(title)}</text>']
-    for i, (name, curves, ticks, top) in enumerate(panels):
-        left, upper = WIDTH * (i % ACROSS) + 46, 30 + HEIGHT * (i // ACROSS) + 40
-        w, h = WIDTH - 60, HEIGHT - 84
-        words = re.split(r" · ", html.unescape(name), maxsplit=1)
-        for j, text in enumerate(words):
-            parts.append(f'<text x="{left}" y="{upper - 24 + 13 * j}">{html.escape(text[:44])}</text>')
-        parts.append(f'<path d="M {left} {upper} v {h} h {w}" fill="none" stroke="{INK}"/>')
-        parts.append(f'<text x="{left - 4}" y="{upper + 9}" text-anchor="end">{top}</text>')
-        for j, tick in enumerate(ticks):
-            x = left + w * j / (len(ticks) - 1)
-            parts.append(f'<path d="M {x:g} {upper} v {h}" stroke="{FAINT}"/>')
-            parts.append(f'<text x="{x:g}" y="{upper + h + 14}" text-anchor="middle">{tick}</text>')
-        parts.append(f'<text x="{left + w / 2:g}" y="{upper + h + 28}" text-anchor="middle">{axis}</text>')
-        for j, (what, colour, points) in enumerate(curves):
-            drawn = " ".join(f"{left + w * min(1.0, max(0.0, x)):.1f},{upper + h * (1 - min(1.0, max(0.0, y))):.1f}" for x, y in points)
-            parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            parts.append(f'<text x="{left + w}" y="{upper + 12 + 13 * j}" text-anchor="end" fill="{colour}">{what}</text>')
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-    head += f'font-family="system-ui, -apple-system, \'Segoe UI\', Roboto, sans-serif" font-size="11" fill="{INK}">'
-    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="#ffffff"/>', *parts, "</svg>"]) + "\n"
+
+    def draw(figure: Any) -> None:
+        figure.text(12 / width, 1 - 20 / height, title, weight="bold")
+        for i, (name, curves, ticks, top) in enumerate(panels):
+            left, upper = WIDTH * (i % ACROSS) + 46, 30 + HEIGHT * (i // ACROSS) + 40
+            w, h = WIDTH - 68, HEIGHT - 84
+            axes = figure.add_axes((left / width, 1 - (upper + h) / height, w / width, h / height))
+            axes.spines["left"].set_gid(f"axis-{i}")
+            axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[j / (len(ticks) - 1) for j in range(len(ticks))], xticklabels=ticks, xlabel=axis)
+            axes.set(yticks=[1], yticklabels=[top])
+            shown = html.unescape(name).replace("\\|", "|")  # a name is written for a table
+            axes.set_title("\n".join(text[:44] for text in shown.split(" · ", 1)))
+            for what, colour, points in (curve for curve in curves if curve[2]):
+                axes.plot(*zip(*points, strict=True), color=colour, clip_on=False, label=what, gid=f"{what}-{i}")
+            axes.legend()
+
+    return drawn(draw, width / PIXELS, height / PIXELS, STYLE)

@@ -1,6 +1,5 @@
 """docs/performance.md and its picture, from the rows of speed.jsonl that have a group."""
 
-import html
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from typing import Any
 
 from benchmarks.quality.experiments import ABLATIONS, CUTS
 from meca.report.numbers import UNKNOWN, percent
+from meca.report.text import plain
+from tasks.figures import PIXELS, drawn
 from tasks.rows import Row, cell, number, origins, table
 
 INTRODUCTION = """# Performance
@@ -186,13 +187,24 @@ class Line:
     target: float | None = None
 
 
-WIDTH, LEFT, RIGHT, ROW = 940, 490, 40, 22
+WIDTH, LEFT, RIGHT, ROW, ABOVE, BELOW = 940, 490, 40, 22, 30, 30  # pixels: of the picture, beside the axes, of a line, above and below the lines
 INK, FAINT, OURS, AIM = "#1d252c", "#e1e5e8", "#1b4f80", "#c6431d"
+STYLE = {  # of matplotlib: keys of its rc file
+    "font.size": 8.5, "text.color": INK, "axes.grid": True, "axes.grid.axis": "x", "axes.axisbelow": True, "grid.color": FAINT, "xtick.color": INK,
+    "ytick.color": INK, "ytick.labelsize": 8, "xtick.major.size": 0, "xtick.minor.size": 0, "ytick.major.size": 0, "axes.spines.left": False,
+    "axes.spines.right": False, "axes.spines.top": False, "axes.spines.bottom": False, "legend.frameon": False, "legend.borderpad": 0,
+    "legend.handlelength": 1.2,
+}  # fmt: skip
+MARKS: dict[str, dict[str, Any]] = {
+    "measured, with its 95 % interval": {"marker": "o", "color": OURS, "markersize": 7},
+    "floor": {"marker": "|", "color": INK, "markersize": 11, "markeredgewidth": 1.5},
+    "target": {"marker": "D", "color": AIM, "markersize": 6.5, "markerfacecolor": "none", "markeredgewidth": 1.5},
+}
 
 
 def plot(rows: Sequence[Row]) -> str:
     """Return the picture as SVG; the same rows give the same bytes."""
-    parts, top = [], 34
+    panels: list[tuple[str, list[Line], float | None]] = []
     for hardware in _hardware(rows):
         mine = [row for row in rows if row.get("hardware") == hardware]
         ratios = [
@@ -200,47 +212,43 @@ def plot(rows: Sequence[Row]) -> str:
             for row in mine
             if row["group"] == "ratio"
         ]
-        parts, top = _panel(parts, top, f"{hardware}: times as fast as the usual loop", ratios, least=1.0)
+        panels.append((f"{hardware}: times as fast as the usual loop", ratios, 1.0))
         staged = [row for row in mine if row["group"] == "stage"]
         warm = [row for row in staged if row.get("state") == "warm"] or staged
         stages = [Line(str(row["name"]), row["value"], None, row.get("floor"), row.get("target")) for row in warm]
-        parts, top = _panel(parts, top, f"{hardware}: seconds of the stages", stages)
-    key = (
-        f'<circle cx="16" cy="16" r="5" fill="{OURS}"/><text x="26" y="20">measured, with its 95 % interval</text>'
-        f'<path d="M 262 9 v 14" stroke="{INK}" stroke-width="2"/><text x="270" y="20">floor</text>'
-        f'<path d="M 322 10 l 6 6 l -6 6 l -6 -6 z" fill="none" stroke="{AIM}" stroke-width="2"/><text x="334" y="20">target</text>'
-    )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top}" viewBox="0 0 {WIDTH} {top}" '
-    head += f'font-family="system-ui, -apple-system, \'Segoe UI\', Roboto, sans-serif" font-size="12" fill="{INK}">'
-    return "\n".join([head, f'<rect width="{WIDTH}" height="{top}" fill="#ffffff"/>', key, *parts, "</svg>"]) + "\n"
+        panels.append((f"{hardware}: seconds of the stages", stages, None))
+    panels = [panel for panel in panels if panel[1]]
+    height = ABOVE + sum(ABOVE + ROW * len(lines) + BELOW for _, lines, _ in panels)
+
+    def draw(figure: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        handles = [Line2D([], [], linestyle="", label=what, **mark) for what, mark in MARKS.items()]
+        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(6 / WIDTH, 1 - 8 / height), ncols=len(handles))
+        top = ABOVE
+        for title, lines, least in panels:
+            high = ROW * len(lines)
+            figure.text(12 / WIDTH, 1 - (top + 20) / height, plain(title), weight="bold")
+            place = (LEFT / WIDTH, 1 - (top + ABOVE + high) / height, (WIDTH - LEFT - RIGHT) / WIDTH, high / height)
+            _panel(figure.add_axes(place), lines, least)
+            top += ABOVE + high + BELOW
+
+    return drawn(draw, WIDTH / PIXELS, height / PIXELS, STYLE)
 
 
-def _panel(parts: list[str], top: int, title: str, lines: Sequence[Line], least: float | None = None) -> tuple[list[str], int]:
-    """Return the parts with those of a panel on a logarithmic axis added, and where the next one begins."""
-    if not lines:
-        return parts, top
+def _panel(axes: Any, lines: Sequence[Line], least: float | None) -> None:
+    """Draw lines below each other on a logarithmic axis, which reaches to `least` where the lines do not."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     seen = [x for line in lines for x in (line.value, line.floor, line.target, *(line.span or ()), least) if x]
     low, high = math.floor(math.log10(min(seen)) * 4) / 4, math.ceil(math.log10(max(seen)) * 4) / 4
-
-    def x(value: float) -> float:
-        return round(LEFT + (math.log10(max(value, 1e-9)) - low) / max(high - low, 0.25) * (WIDTH - LEFT - RIGHT), 1)
-
-    bottom = top + 30 + ROW * len(lines)
-    drawn = [f'<text x="12" y="{top + 18}" font-weight="bold">{html.escape(title)}</text>']
-    for exponent in range(math.floor(low), math.ceil(high) + 1):
-        for tick in (digit * 10.0**exponent for digit in (1, 2, 5)):
-            if 10**low * 0.999 <= tick <= 10**high * 1.001:
-                drawn.append(f'<path d="M {x(tick)} {top + 26} V {bottom}" stroke="{FAINT}"/>')
-                drawn.append(f'<text x="{x(tick)}" y="{bottom + 14}" text-anchor="middle" font-size="11">{tick:g}</text>')
-    for i, line in enumerate(lines):
-        y = top + 26 + ROW * i + ROW // 2
-        label = line.label if len(line.label) <= 84 else line.label[:83] + "…"
-        drawn.append(f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end" font-size="11">{html.escape(label)}</text>')
+    axes.set(xscale="log", xlim=(10**low, 10 ** max(high, low + 0.25)), ylim=(len(lines) - 0.5, -0.5))
+    axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(range(len(lines)), [plain(line.label, 84) for line in lines])
+    for y, line in enumerate(lines):
         if line.span:
-            drawn.append(f'<path d="M {x(line.span[0])} {y} H {x(line.span[1])}" stroke="{OURS}" stroke-width="3"/>')
-        if line.floor:
-            drawn.append(f'<path d="M {x(line.floor)} {y - 7} v 14" stroke="{INK}" stroke-width="2"/>')
-        if line.target:
-            drawn.append(f'<path d="M {x(line.target)} {y - 6} l 6 6 l -6 6 l -6 -6 z" fill="none" stroke="{AIM}" stroke-width="2"/>')
-        drawn.append(f'<circle cx="{x(line.value)}" cy="{y}" r="4.5" fill="{OURS}"/>')
-    return [*parts, *drawn], bottom + 30
+            axes.plot(line.span, (y, y), color=OURS, linewidth=2.2, clip_on=False)
+        for mark, value in zip(MARKS.values(), (line.value, line.floor, line.target), strict=True):
+            if value:
+                axes.plot(value, y, linestyle="", clip_on=False, **mark)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
@@ -130,6 +131,12 @@ def test_the_time_of_a_run_is_without_the_references_that_others_share():
     assert line[1:] == ["badnet", "default", "95.0 %", "1.00 %", "0.990", "10", "900"]
 
 
+def heights(picture, name):
+    """Return the heights of the points of a line of a picture."""
+    (group,) = [element for element in ElementTree.fromstring(picture).iter() if element.get("id") == name]
+    return [float(y) for y in re.findall(r"[ML] \S+ (\S+)", group[0].get("d"))]
+
+
 def test_the_figures_are_those_of_the_rows():
     text = tables.render([grid_row()], "x")
     assert table(text, "#### In the place of Fig. 4")[1][1:] == ["final", "100.0 %", "50.0 %"]
@@ -137,9 +144,11 @@ def test_the_figures_are_those_of_the_rows():
     drawn = tables.figures([grid_row()])
     assert set(drawn) == {"suspicion", "roc"} and drawn == tables.figures([grid_row()])
     # The last bin of poison holds all of it: the line ends at the upper edge, which is where the axis begins.
-    upper = re.search(r"M 46 (\d+) v", drawn["suspicion"])[1]
-    clean, poison = re.findall(r'points="([^"]+)"', drawn["suspicion"])
-    assert poison.split()[-1].endswith(f",{upper}.0") and not clean.split()[-1].endswith(f",{upper}.0")
+    upper = heights(drawn["suspicion"], "axis-0")[-1]
+    clean, poison = (heights(drawn["suspicion"], f"{kind}-0") for kind in ("clean", "poison"))
+    assert poison[-1] == upper and clean[-1] > upper and min(clean) > upper, "heights grow downwards"
+    partition = heights(drawn["roc"], "partition-0")
+    assert len(partition) == len(ROC_AT) and len({*partition}) == 1, "a TPR of 90 % everywhere is a level line"
 
 
 def test_text_in_a_row_breaks_neither_table_nor_picture():
@@ -147,6 +156,13 @@ def test_text_in_a_row_breaks_neither_table_nor_picture():
     text, drawn = tables.render(rows, "x"), tables.figures(rows)
     assert "<script" not in text and "a\\|b &lt;script>" in text and "Settings 1: k=" in text
     assert all("<script" not in picture and "<x>" not in picture for picture in drawn.values())
+    assert all("a|b <script>" in "".join(ElementTree.fromstring(picture).itertext()) for picture in drawn.values())
+
+
+@pytest.mark.parametrize("name", ["$x_1$ and $", "\x00\x1b[31m\u202e", "絵・ภาพ", "a & <b>"])
+def test_a_name_is_text_in_a_picture_whatever_it_is(name):
+    for picture in tables.figures([grid_row(dataset=name)]).values():
+        ElementTree.fromstring(picture)
 
 
 def test_rows_of_older_code_do_not_count_beside_newer_ones(tmp_path):
