@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from infra.local import services
 from infra.local.place import HOST, Place
@@ -88,9 +88,7 @@ def _picture(address: str, file: Path, folder: Path) -> None:
 
 
 def _ask(address: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        return json.load(reply)
+    return httpx.post(address, json=body, timeout=60, trust_env=False).raise_for_status().json()
 
 
 @contextlib.contextmanager
@@ -102,28 +100,24 @@ def _gateway(server: str, login: str) -> Generator[str]:
         def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
             headers = {name: self.headers[name] for name in ("Accept", "Content-Type", "User-Agent") if name in self.headers}
-            request = urllib.request.Request(f"http://{server}{self.path}", body, {**headers, "Authorization": header}, method=self.command)
-            try:
-                reply = urllib.request.urlopen(request, timeout=60)
-            except urllib.error.HTTPError as error:
-                reply = error
-            with reply:
-                answer = reply.read()
-                if self.path.split("?")[0].endswith("ui-settings"):  # Prefect's page asks for no password then, and comes through here
-                    told = json.loads(answer)
-                    answer = json.dumps({**told, "auth": None, "api_url": f"http://{self.headers['Host']}/api"}).encode()
-                self.send_response(reply.status)
-                self.send_header("Content-Type", reply.headers.get("Content-Type", "application/octet-stream"))
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                with contextlib.suppress(OSError):
-                    self.wfile.write(answer)
+            # Our own server's redirects are followed, with the login: it stays in this machine.
+            reply = client.request(self.command, f"http://{server}{self.path}", content=body, headers={**headers, "Authorization": header})
+            answer = reply.content
+            if self.path.split("?")[0].endswith("ui-settings"):  # Prefect's page asks for no password then, and comes through here
+                answer = json.dumps({**reply.json(), "auth": None, "api_url": f"http://{self.headers['Host']}/api"}).encode()
+            self.send_response(reply.status_code)
+            self.send_header("Content-Type", reply.headers.get("Content-Type", "application/octet-stream"))
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(answer)
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = pass_on  # noqa: N815
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Say nothing."""
 
+    client = httpx.Client(timeout=60, trust_env=False, follow_redirects=True)
     gateway = http.server.ThreadingHTTPServer((HOST, 0), Gateway)
     thread = threading.Thread(target=gateway.serve_forever, daemon=True)
     thread.start()
@@ -132,6 +126,7 @@ def _gateway(server: str, login: str) -> Generator[str]:
     finally:
         gateway.shutdown()
         gateway.server_close()
+        client.close()
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ import os
 import re
 import secrets
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+import httpx
 
 from tasks import environment
 
@@ -214,13 +213,6 @@ def _is_public(stranger: Any, bucket: str) -> bool:
     return True
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A password goes to the server it was meant for, wherever that one points."""
-
-    def redirect_request(self, *given: Any, **named: Any) -> None:
-        """Follow nothing."""
-
-
 class _Server:
     """An address, how to enter it, and the variables that say so."""
 
@@ -230,8 +222,7 @@ class _Server:
         self.shown = environment.without_secrets(self.base)
         self.login, self.variables = login, variables
         trust = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-        context = ssl.create_default_context(cafile=trust if trust and Path(trust).is_file() else None)
-        self.opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
+        self.trust = ssl.create_default_context(cafile=trust if trust and Path(trust).is_file() else None)
 
     def ask(self, path: str, method: str = "GET", body: Any = None, *, login: bool = True, hint: str = "") -> bytes:
         """Return an answer of success.
@@ -251,23 +242,22 @@ class _Server:
     def _open(self, path: str, method: str, body: Any, login: bool, hint: str) -> tuple[int, bytes]:
         if not self.base.startswith(("http://", "https://")):
             raise Trouble("is no http address", hint)
-        headers = {"Content-Type": "application/json", "User-Agent": PROBE, **({"Authorization": self.login} if login and self.login else {})}
+        headers = {"Content-Type": "application/json", "User-Agent": PROBE, "Accept-Encoding": "identity"}
+        headers |= {"Authorization": self.login} if login and self.login else {}
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, headers, method=method)  # noqa: S310 - the scheme is checked above
         try:
-            with self.opener.open(request, timeout=ANSWER) as reply:
-                return int(reply.status), reply.read(LARGEST)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read(LARGEST)
-        except TimeoutError:
+            # A password goes to the server it was meant for, wherever that one points: no redirect is followed.
+            with httpx.stream(method, self.base + path, content=data, headers=headers, timeout=ANSWER, verify=self.trust) as reply:
+                return reply.status_code, _beginning(reply)
+        except httpx.TimeoutException:
             raise Trouble(f"does not answer within {ANSWER:.0f} s", hint) from None
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, ssl.SSLCertVerificationError):
+        except httpx.ConnectError as error:
+            if _is_untrusted(error):
                 raise Trouble("its certificate is not trusted", "Name the file of your authority in REQUESTS_CA_BUNDLE or SSL_CERT_FILE.") from None
-            silent = isinstance(error.reason, TimeoutError)
-            raise Trouble(f"does not answer within {ANSWER:.0f} s" if silent else "does not answer", hint) from None
-        except (OSError, ValueError, HTTPException):
+            raise Trouble("does not answer", hint) from None
+        except ImportError:
+            raise Trouble("lies behind a proxy that cannot be used", "Look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY.") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
             raise Trouble("does not speak HTTP as expected", hint) from None
 
     def _meaning(self, status: int, answer: bytes, hint: str) -> tuple[str, str]:
@@ -280,6 +270,20 @@ class _Server:
         if 300 <= status < 400:
             return "points to another address", "Set the address that it points to, if you trust it."
         return f"answers with status {status}", hint if status >= 500 else STRANGER
+
+
+def _beginning(reply: httpx.Response) -> bytes:
+    """Return what an answer begins with, as it was sent: one that is packed grows without a limit."""
+    found = bytearray()
+    for part in reply.iter_raw():
+        found += part
+        if len(found) >= LARGEST:
+            break
+    return bytes(found[:LARGEST])
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    return error is not None and (isinstance(error, ssl.SSLCertVerificationError) or _is_untrusted(error.__cause__ or error.__context__))
 
 
 def _mlflow_login(address: str) -> str | None:

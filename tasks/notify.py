@@ -10,11 +10,12 @@ import logging
 import os
 import re
 import socket
+import ssl
 import threading
-import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPMessage
-from typing import IO, Any
+from typing import Any
+
+import httpx
 
 from meca.errors import Inconclusive
 from meca.report.text import plain
@@ -27,6 +28,8 @@ SCHEMA = "meca.notice/1"
 WAIT = 5.0  # seconds for each step of a request
 LONGEST = 10.0  # seconds for all of it; a server that answers a byte at a time holds no run up
 TRIES = 2
+SENDER = "meca-notify"  # the thread that sends
+HEADERS = {"Content-Type": "application/json", "User-Agent": "meca"}
 LENGTH = 1000  # characters of a message
 WORDS = {
     "failed": "{flow} {run} failed on {host}",
@@ -81,14 +84,14 @@ def post(address: str, notice: Mapping[str, Any]) -> bool:
     logger = logging.getLogger(__name__)
     taken: list[bool] = []
     why = ["no answer in time"]
+    body = json.dumps(notice).encode()
 
     def send() -> None:
         for _ in range(TRIES):
             try:
-                request = urllib.request.Request(  # noqa: S310 - the scheme is checked below
-                    address, json.dumps(notice).encode(), {"Content-Type": "application/json", "User-Agent": "meca"}, method="POST"
-                )
-                with urllib.request.build_opener(_NoRedirect).open(request, timeout=WAIT):
+                # A receiver that moves on is a wrong address: what is sent may be for its owner alone. So no redirect is followed.
+                with httpx.stream("POST", address, content=body, headers=HEADERS, timeout=WAIT, verify=ssl.create_default_context()) as reply:
+                    reply.raise_for_status()
                     taken.append(True)
                     return
             except Exception as error:  # whatever it is: the run goes on, and the message may hold the address
@@ -97,7 +100,8 @@ def post(address: str, notice: Mapping[str, Any]) -> bool:
     if not address.startswith(("http://", "https://")):
         logger.warning("The notice was not sent: expected MECA_WEBHOOK to be an http:// or https:// address.")
         return False
-    thread = threading.Thread(target=send, daemon=True, name="meca-notify")
+    logging.getLogger("httpx").addFilter(_not_ours)
+    thread = threading.Thread(target=send, daemon=True, name=SENDER)
     thread.start()
     thread.join(LONGEST)
     if not taken:
@@ -105,12 +109,9 @@ def post(address: str, notice: Mapping[str, Any]) -> bool:
     return bool(taken)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A receiver that moves on is a wrong address: what is sent may be for its owner alone."""
-
-    def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> None:
-        """Follow nothing."""
-        return None
+def _not_ours(record: logging.LogRecord) -> bool:
+    """Tell whether a record may be written: the library writes the address of each request, and of ours that is a secret."""
+    return record.threadName != SENDER
 
 
 def masked(text: Any) -> str:

@@ -23,7 +23,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from pathlib import Path
 
 from benchmarks.reliability import scene
 from benchmarks.reliability.faults import Campaign
+from infra.local.servers import answers
 
 NAMES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PREFECT_API_KEY",
@@ -158,10 +158,7 @@ def mlflow_server(room: Path, variables: Mapping[str, str]) -> Iterator[int]:
         process = subprocess.Popen(command, cwd=room, env=alone, stdout=log, stderr=log, process_group=0)
     try:
         deadline = time.monotonic() + 180
-        while True:
-            with suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
+        while not answers(f"http://127.0.0.1:{port}/health", 2):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"MLflow's server did not answer: {(room / 'server.log').read_text()[-2000:]}")
             time.sleep(0.5)

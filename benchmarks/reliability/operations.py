@@ -22,12 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import ROOT, provenance, speed, write
+from infra.local.servers import answers
 from meca.params import PACKAGED, Params, read_params, with_settings
 
 SMALL = {
@@ -81,10 +81,7 @@ def prefect_server(home: Path) -> Iterator[str]:
         )
     try:
         deadline = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
-                break
+        while not answers(f"http://127.0.0.1:{port}/api/health", 2):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"Prefect's server did not answer: {(home / 'log').read_text()[-2000:]}")
             time.sleep(0.3)

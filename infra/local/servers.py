@@ -1,9 +1,9 @@
 """MLflow's and Prefect's servers: on PostgreSQL, behind a password, with nothing reported home."""
 
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
+
+import httpx
 
 from infra.local.place import HOST, Place, write_private
 from infra.local.postgres import database
@@ -64,11 +64,9 @@ def prefect(place: Place) -> list[Program]:
 
 def answers(address: str, seconds: float = 3) -> bool:
     """Tell whether a server of this machine answers with a status of success; no proxy of the environment is asked."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(address, timeout=seconds) as reply:
-            return 200 <= reply.status < 300
-    except (OSError, ValueError, urllib.error.HTTPError):
+        return httpx.get(address, timeout=seconds, trust_env=False).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 

@@ -1,7 +1,10 @@
 """Servers that misbehave as no honest one does; the honest ones are in tests/services."""
 
+import datetime
+import gzip
 import http.server
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -58,9 +61,10 @@ def script(monkeypatch):
 OPEN_MLFLOW = {"/health": (200, b"OK", {}), "/version": (200, b"3.17.2", {}), "*": (200, b"{}", {})}
 
 
-def test_a_redirect_is_not_followed_with_the_password(script):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_with_the_password(script, status):
     address, answers, seen = script
-    answers.update({"*": (302, b"", {"Location": f"{address}/elsewhere"})})
+    answers.update({"*": (status, b"", {"Location": f"{address}/elsewhere"})})
     found = health.mlflow(address)
     assert not found.ok and "points to another address" in found.found
     assert [path for _, path, _ in seen] == ["/health"]
@@ -119,6 +123,64 @@ def test_what_speaks_no_http_is_a_finding(script, garbage):
     found = health.mlflow(address)
     assert not found.ok
     assert found.next
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
+def test_an_answer_is_read_up_to_a_limit_and_never_unpacked(script, monkeypatch, headers):
+    address, answers, _ = script
+    monkeypatch.setattr(health, "LARGEST", 1000)
+    packed = gzip.compress(bytes(10**6))
+    answers["*"] = (200, packed if headers else bytes(10**6), headers)
+    server = health._Server(address, None, "NAMES")
+    assert server.ask("/") == (packed if headers else bytes(10**6))[:1000]
+
+
+def serve_tls(tmp_path, script):
+    """Turn the server of answers into one with a certificate that nobody signed, and return its address and the certificate."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
+    built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False).sign(key, hashes.SHA256())
+    certificate, secret = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, secret)
+    handler = type("Scripted", (Script,), {"answers": script[1], "seen": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *_: None  # a client that turns away
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"https://localhost:{server.server_port}", certificate
+
+
+def test_a_certificate_counts_only_where_its_authority_is_named(script, monkeypatch, tmp_path):
+    script[1].update(OPEN_MLFLOW)
+    server, address, certificate = serve_tls(tmp_path, script)
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        found = health.mlflow(address)
+        assert not found.ok and "its certificate is not trusted" in found.found and "REQUESTS_CA_BUNDLE" in found.next
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        assert health.mlflow(address).ok
+        found = health.mlflow(address.replace("localhost", "127.0.0.1"))
+        assert not found.ok and "its certificate is not trusted" in found.found, "it is another server's"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_nobody_and_a_proxy_that_cannot_be_used_are_findings(script, monkeypatch):
+    assert "does not answer" in health.mlflow("http://127.0.0.1:9").found
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    found = health.mlflow("http://mlflow.example")
+    assert not found.ok and "a proxy that cannot be used" in found.found and "ALL_PROXY" in found.next
 
 
 def test_garbage_instead_of_json_is_a_finding(script):

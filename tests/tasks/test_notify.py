@@ -1,10 +1,12 @@
 """A notice arrives whole, holds no secret, and neither delays nor breaks what it tells of."""
 
 import json
+import logging
 import time
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from meca.errors import Inconclusive, MecaError
@@ -100,8 +102,19 @@ def test_a_receiver_that_fails_costs_seconds_and_nothing_else(monkeypatch, caplo
     assert "canary" not in caplog.text
 
 
-def test_a_notice_goes_nowhere_else(monkeypatch):
-    with receiver() as (elsewhere, taken), receiver(status=302, location=elsewhere) as (address, _):
+def test_the_address_is_in_no_log_however_much_is_logged(monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    with receiver() as (address, taken), receiver(status=500) as (broken, _):
+        assert notify.post(address + "/canary?token=canary", {"event": "failed"}) is True
+        assert notify.post(broken + "/canary?token=canary", {"event": "failed"}) is False
+        httpx.get(address + "?other", trust_env=False)
+    assert taken[0] == {"event": "failed"}
+    assert "canary" not in caplog.text and "?other" in caplog.text, "what others ask for is logged as before"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_notice_goes_nowhere_else(monkeypatch, status):
+    with receiver() as (elsewhere, taken), receiver(status=status, location=elsewhere) as (address, _):
         assert notify.post(address, {"event": "failed"}) is False
     assert taken == []
 
