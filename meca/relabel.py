@@ -1,10 +1,11 @@
 """`relabel_finetune`: what happens to the flagged samples, and a test of the final model that needs no truth.
 
 Rule 6 of the paper gives every flagged sample the label that the clean model sees in it. Preset `default` does so only where
-the clean model is confident and contradicts the given label; where it agrees with it (a clean-label attack) the picture would
-bring its trigger back under the label that the attacker wants, so such a sample is removed, unless it stood at the border.
+the clean model is confident and contradicts the given label. Where it agrees with it, the sample is clean, or of a clean-label attack and would bring
+its trigger back under the label that the attacker wants. Which of the two depends on how its class was proven (`meca.proofs`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from meca.engine import Recipe, as_input
 from meca.errors import check_fields
+from meca.proofs import CONFIRMED, Confirmed, Proof
 
 __all__ = ["RelabelParams", "Relabelled", "called", "everywhere", "relabel", "trigger_estimate", "unexplained"]
 
@@ -22,7 +24,7 @@ class RelabelParams:
 
     recipe: Recipe
     confidence: float  # of the clean model, in [0, 1], below which a flagged sample is removed; of two classes, of what is above one half
-    remove_above: float  # suspicion from which a flagged sample is removed although the clean model confirms its label
+    remove_above: float  # suspicion from which a flagged sample is removed although the clean model confirms its label, where its proof has a border
     probe: int  # samples of other classes in the leak test
 
     def __post_init__(self) -> None:
@@ -39,7 +41,9 @@ class Relabelled:
     changed: Tensor  # bool [n]
 
 
-def relabel(probabilities: Tensor, labels: Tensor, flagged: Tensor, suspicion: Tensor, params: RelabelParams) -> Relabelled:
+def relabel(
+    probabilities: Tensor, labels: Tensor, flagged: Tensor, suspicion: Tensor, proofs: Sequence[Proof | None], params: RelabelParams
+) -> Relabelled:
     """Decide what happens to each flagged sample; the others keep their label bit for bit.
 
     Args:
@@ -47,6 +51,7 @@ def relabel(probabilities: Tensor, labels: Tensor, flagged: Tensor, suspicion: T
         labels: int64 [n], as given.
         flagged: bool [n].
         suspicion: [n] in [0, 1], high is suspicious.
+        proofs: [n], how the class of each flagged sample was proven; None where a sample is not flagged.
         params: The rule.
     """
     confidence, seen = probabilities.max(1)
@@ -54,7 +59,11 @@ def relabel(probabilities: Tensor, labels: Tensor, flagged: Tensor, suspicion: T
     sure = confidence >= (0.5 + params.confidence / 2 if probabilities.shape[1] == 2 else params.confidence)
     agrees = seen == labels
     changed = flagged & sure & ~agrees
-    confirmed = flagged & sure & agrees & (suspicion < params.remove_above)
+
+    def said(word: Confirmed) -> Tensor:
+        return torch.tensor([proof is not None and CONFIRMED[proof] == word for proof in proofs], dtype=torch.bool, device=flagged.device)
+
+    confirmed = flagged & sure & agrees & (said("kept") | (said("border") & (suspicion < params.remove_above)))
     return Relabelled(labels=torch.where(changed, seen, labels), keep=~flagged | changed | confirmed, changed=changed)
 
 

@@ -15,8 +15,9 @@ with trusted ones of the same content, the difference is added to pictures of ot
 says what it sees: it has learnt the trigger, however rare. Only what they have in common survives the mean of many. As in the first look,
 what the content of the class explains does not count.
 
-In such a class all but the better half is flagged. That takes many clean samples
-along; `relabel_finetune` takes those back whose label the clean model confirms.
+In such a class all but the better half is flagged. That takes many clean samples along. Where many classes were put into it, poison has wrong
+labels, so `relabel_finetune` takes those back whose label the clean model confirms; where a common feature is the proof it does not, since the
+labels of the poison may be right (`meca.proofs`).
 
 Last, where every class is the target of one other (all-to-all), none of this helps: the poison of a class is of one other class, the trigger turns no
 other pictures to it, and all classes look alike. So the smaller cluster of each class, in the features of the network that was trained on
@@ -33,6 +34,7 @@ import numpy as np
 from meca.clusters import Pairs
 from meca.engine import Recipe
 from meca.errors import check_fields
+from meca.proofs import Proof
 from meca.split import Bools, Decision, Floats, Ints, SplitParams, caps_of, ranks
 
 __all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
@@ -41,8 +43,6 @@ Fit = Callable[[int, Bools], Floats]  # number of the round, samples to train on
 # Suspects, trusted samples, content of all samples: share of other pictures that are turned to each class.
 Carry = Callable[[Bools, Bools, Ints], Floats]
 Pair = Callable[[], Pairs]  # the smaller cluster of each class, and what it turns
-
-PAIRED = "paired-cluster"  # as a reason (docs/files.md, "Reasons")
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ def second_look(
     held = np.isin(labels, [f.label for f in proven])
     if pairs is None:
         flagged = held & (order >= params.kept)
-        # Ranks, not probabilities. Those of the flagged stay below the limit from which `relabel_finetune` removes what the clean model confirms:
-        # a picture of another class is not confirmed, and most of what is flagged here is clean.
-        suspicion = np.where(flagged, 0.5 + 0.3 * order, 0.4 * order)
+        suspicion = np.where(flagged, 0.5 + 0.5 * order, 0.4 * order)  # ranks, not probabilities
     else:
         flagged = held & pairs.small
         # Clusters are nearly pure, so what lies deep in one is removed, whatever the clean model says of it.
@@ -147,14 +145,15 @@ def second_look(
     caps = caps_of(flagged, labels, classes, split)
     target = max(proven, key=_strength)
     broken = next((cap for cap in caps if not cap["holds"]), None)
-    code, proof = _proof(target, len(proven), int(flagged.sum()))
+    code, sentence = _proof(target, len(proven), int(flagged.sum()))
     if broken is not None:
         verdict = "inconclusive"
         reason = f"{broken['name']} is {broken['value']:.3f}, beyond its limit {broken['limit']:.3f}: so much poison is not believed"
     else:
-        verdict, reason = "poisoned", proof
+        verdict, reason = "poisoned", sentence
     unproven = tuple(c for c in first.doubtful if not any(f.label == c for f in proven))
-    return Decision(verdict, reason, flagged, suspicion, target.label, caps, first.evidence, code, found, unproven)
+    proofs: dict[int, Proof] = {f.label: code for f in proven}
+    return Decision(verdict, reason, flagged, suspicion, target.label, caps, first.evidence, code, found, unproven, proofs)
 
 
 def _changed(pairs: Pairs, labels: Ints, classes: int, params: SecondLookParams) -> Bools:
@@ -171,14 +170,17 @@ def _strength(f: Foreign) -> float:
     return next((share for share in (f.paired, f.carried) if share is not None), f.share * f.spread)
 
 
-def _proof(target: Foreign, count: int, flagged: int) -> tuple[str, str]:
-    """Return the code and the sentence of a proof."""
+def _proof(target: Foreign, count: int, flagged: int) -> tuple[Proof, str]:
+    """Return the kind of a proof, which is its code in column `reasons` (docs/files.md, "Reasons"), and its sentence."""
     which = f"class {target.label}" if count == 1 else f"{count} classes"
     if target.paired is not None:
         sentence = f"small clusters in at least half of all classes turn pictures of one other class to their own, up to {target.paired:.0%} of them"
-        return PAIRED, f"{sentence}: a trigger that changes each class to another; the {flagged} samples of the clusters of {which} are flagged"
+        return (
+            "paired-cluster",
+            f"{sentence}: a trigger that changes each class to another; the {flagged} samples of the clusters of {which} are flagged",
+        )
     if target.carried is not None:
-        code = "common-feature"
+        code: Proof = "common-feature"
         sentence = f"what the least trusted samples of {which} have in common turns {target.carried:.0%} of other pictures to it"
     else:
         code = "foreign-content"

@@ -32,14 +32,15 @@ removed, beside one it is kept and named. A cap that is reached: inconclusive, t
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meca.errors import check_fields
+from meca.proofs import Proof
 
 __all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "caps_of", "evidence", "ranks"]
 
@@ -127,6 +128,7 @@ class Decision:
     code: str = "stands-apart"  # why a sample is flagged, a word of the column `reasons` (docs/files.md, "Reasons")
     foreign: Sequence[Any] = ()  # what the second look saw, see `meca.second_look.Foreign`
     doubtful: tuple[int, ...] = ()  # classes with a part that stands apart, but not enough for a proof; kept, unless the verdict is inconclusive
+    proofs: Mapping[int, Proof] = field(default_factory=dict[int, Proof])  # by class with flagged samples: how it was proven
 
 
 def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: bool = False) -> Evidence:
@@ -190,6 +192,7 @@ def by_two_clusters(
     """
     flagged, suspicion = np.zeros(len(labels), dtype=bool), np.zeros(len(labels))
     certain: list[Evidence] = []
+    proofs: dict[int, Proof] = {}
     doubtful: list[Evidence] = []
     rows = [np.flatnonzero(labels == c) for c in range(classes)]
     found: list[list[Evidence]] = []
@@ -222,6 +225,7 @@ def by_two_clusters(
         margin = _view(views, best.side, best.mirrored)[mine]
         if proven:
             certain.append(best)
+            proofs[c] = _proof(best, params)
             flagged[mine] = margin > best.threshold
             suspicion[mine] = 1 / (1 + np.exp(-np.clip(margin - best.threshold, -30, 30)))
         else:
@@ -232,7 +236,7 @@ def by_two_clusters(
     target = max(certain, key=lambda e: e.suspects).label if certain else None
     verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
     unproven = tuple(e.label for e in doubtful)
-    return Decision(verdict, reason, flagged, suspicion, target, caps, list(itertools.chain.from_iterable(found)), doubtful=unproven)
+    return Decision(verdict, reason, flagged, suspicion, target, caps, list(itertools.chain.from_iterable(found)), doubtful=unproven, proofs=proofs)
 
 
 def _view(margins: dict[str, Floats], side: str, mirrored: bool) -> Floats:
@@ -256,6 +260,12 @@ def ranks(values: Floats, labels: Ints) -> Floats:
 def _carries(e: Evidence, params: SplitParams) -> bool:
     least = params.end_flips if e.side == AGAIN else params.min_flips if e.apart else params.strong_flips
     return e.flips is not None and e.flips >= least
+
+
+def _proof(e: Evidence, params: SplitParams) -> Proof:
+    if not _carries(e, params):
+        return "foreign-heap"
+    return "end" if e.side == AGAIN else "difference"
 
 
 def _doubtful(e: Evidence, judged: list[Evidence], params: SplitParams) -> bool:
@@ -417,7 +427,10 @@ def by_misclassification(predicted: Ints, confidence: Floats, labels: Ints, clas
     counts = np.bincount(labels[flagged], minlength=classes)
     verdict = "poisoned" if flagged.any() else "no_evidence"
     reason = f"the enhanced model gives {int(flagged.sum())} of {len(labels)} samples their label"
-    return Decision(verdict, reason, flagged, confidence, int(counts.argmax()) if flagged.any() else None, [], [], "fitted-by-enhanced")
+    proofs: dict[int, Proof] = {int(c): "fitted-by-enhanced" for c in np.flatnonzero(counts)}
+    return Decision(
+        verdict, reason, flagged, confidence, int(counts.argmax()) if flagged.any() else None, [], [], "fitted-by-enhanced", proofs=proofs
+    )
 
 
 def caps_of(flagged: Bools, labels: Ints, classes: int, params: SplitParams) -> list[dict[str, Any]]:

@@ -9,10 +9,12 @@ import pyarrow as pa
 import torch
 
 from meca.engine import EngineParams, predict, prepare, train
+from meca.errors import MecaError
 from meca.files import canonical_json, read_json
 from meca.leak import carried, case
 from meca.metrics import share
 from meca.models import load_model, read_description, save_model
+from meca.proofs import CONFIRMED, Proof
 from meca.relabel import Relabelled, RelabelParams, relabel
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import EVERYTHING, epoch_notes, open_train, read_rows
@@ -25,13 +27,13 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
     """Write the final model, the final decisions and the final verdict."""
     params, device = ctx.params.group("relabel_finetune", RelabelParams), prepare(ctx.params.group("engine", EngineParams))
     _, images, labels = open_train(store, device)
-    earlier = read_rows(split / "decisions.parquet", ["verdict", "action", "new_label", "clean_pred", "reasons"], len(labels))
+    earlier = read_rows(split / "decisions.parquet", ["verdict", "action", "new_label", "clean_pred", "reasons", "suspicion", "proof"], len(labels))
     verdict: dict[str, Any] = read_json(split / "verdict.json")
     flagged = torch.tensor([word != "clean" for word in earlier["verdict"].to_pylist()], device=device.name)
     model, description = load_model(train_clean).to(device.name), read_description(train_clean)
     probabilities = predict(model, images).softmax(1)
     suspicion = torch.from_numpy(earlier["suspicion"].to_numpy().copy()).to(device.name)
-    decided = relabel(probabilities, labels, flagged, suspicion, params)
+    decided = relabel(probabilities, labels, flagged, suspicion, _proofs(earlier), params)
     if not torch.equal(decided.keep, ~flagged) and verdict["verdict"] != "inconclusive":
         with ctx.timed("train"):
             note = epoch_notes(ctx, "finetune", params.recipe.passes(int(decided.keep.sum())))
@@ -50,6 +52,15 @@ def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Pa
     actions: list[str] = final["action"].to_pylist()
     relabelled = actions.count("relabel")
     ctx.metrics = {"relabelled": relabelled, "kept": actions.count("keep") + relabelled, **leak}
+
+
+def _proofs(earlier: pa.Table) -> list[Proof | None]:
+    """Return how the class of each flagged sample was proven; a word that says nothing could hand poison back."""
+    proofs, words = earlier["proof"].to_pylist(), earlier["verdict"].to_pylist()
+    for row, (proof, word) in enumerate(zip(proofs, words, strict=True)):
+        if (word != "clean" or proof is not None) and proof not in CONFIRMED:
+            raise MecaError(f"Expected a proof of {', '.join(CONFIRMED)} for row {row}, which is flagged, got {proof!r}; run stage split again.")
+    return proofs
 
 
 def _leak(

@@ -212,6 +212,7 @@ def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predi
         "enhanced_pred": pa.nulls(n, pa.int64()) if predicted is None else pa.array(predicted),
         "clean_pred": pa.nulls(n, pa.int64()),
         "reasons": pa.array(reasons, pa.list_(pa.string())),
+        "proof": pa.array([decision.proofs[int(c)] if flag else None for c, flag in zip(labels, decision.flagged, strict=True)], pa.string()),
     }
     table = data_ids
     for name, values in columns.items():

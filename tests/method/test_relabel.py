@@ -1,7 +1,8 @@
 """`relabel_finetune`: clean labels stay bit for bit, and a planted trigger is recovered and carries over."""
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,13 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from meca.attacks.badnet import badnet
+from meca.proofs import CONFIRMED, Proof
 from meca.relabel import RelabelParams, called, everywhere, relabel, trigger_estimate, unexplained
 from tests.making import settings
 from tests.method.tiny import CLASSES, pictures
 
 PARAMS = settings().group("relabel_finetune", RelabelParams)
 
-sets = {"seed": st.integers(0, 999), "n": st.integers(1, 60), "confidence": st.floats(0, 1), "remove_above": st.floats(0, 1.1)}
+sets = {
+    "seed": st.integers(0, 999), "n": st.integers(1, 60), "confidence": st.floats(0, 1), "remove_above": st.floats(0, 1.1),
+    "proof": st.sampled_from(sorted(CONFIRMED)),
+}  # fmt: skip
 
 
 def rule(**changes: Any) -> RelabelParams:
@@ -30,12 +35,16 @@ def made(seed: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return probabilities, torch.randint(0, CLASSES, (n,), generator=rng), torch.rand(n, generator=rng) < 0.5, torch.rand(n, generator=rng)
 
 
+def by(proof: Proof, flagged: Tensor) -> list[Proof | None]:
+    return [proof if flag else None for flag in flagged.tolist()]
+
+
 @examples(derandomize=True, deadline=None)
 @given(**sets)
-def test_a_sample_that_is_not_flagged_keeps_its_label_and_its_place(seed: int, n: int, confidence: float, remove_above: float) -> None:
+def test_a_sample_that_is_not_flagged_keeps_its_label_and_its_place(seed: int, n: int, confidence: float, remove_above: float, proof: Proof) -> None:
     probabilities, labels, flagged, suspicion = made(seed, n)
     before = labels.clone()
-    found = relabel(probabilities, labels, flagged, suspicion, rule(confidence=confidence, remove_above=remove_above))
+    found = relabel(probabilities, labels, flagged, suspicion, by(proof, flagged), rule(confidence=confidence, remove_above=remove_above))
     assert torch.equal(labels, before)
     assert torch.equal(found.labels[~flagged], labels[~flagged]) and found.keep[~flagged].all() and not found.changed[~flagged].any()
     assert torch.equal(found.labels[~found.changed], labels[~found.changed])
@@ -44,10 +53,15 @@ def test_a_sample_that_is_not_flagged_keeps_its_label_and_its_place(seed: int, n
 
 @examples(derandomize=True, deadline=None)
 @given(**sets)
-def test_each_flagged_sample_is_judged_by_the_rule_one_by_one(seed: int, n: int, confidence: float, remove_above: float) -> None:
+def test_each_flagged_sample_is_judged_by_the_rule_one_by_one(seed: int, n: int, confidence: float, remove_above: float, proof: Proof) -> None:
     probabilities, labels, flagged, suspicion = made(seed, n)
-    found = relabel(probabilities, labels, flagged, suspicion, rule(confidence=confidence, remove_above=remove_above))
+    # Proofs belong to classes, and a set may have several.
+    proofs: list[Proof | None] = [
+        None if not flag else proof if label % 2 else "difference" for flag, label in zip(flagged.tolist(), labels.tolist(), strict=True)
+    ]
+    found = relabel(probabilities, labels, flagged, suspicion, proofs, rule(confidence=confidence, remove_above=remove_above))
     for i in range(n):
+        clears = {"foreign-content": True, "common-feature": False}.get(str(proofs[i]), float(suspicion[i]) < float(torch.tensor(remove_above)))
         seen = max(range(CLASSES), key=lambda c: float(probabilities[i, c]))
         expected = "keep"
         if bool(flagged[i]):
@@ -55,7 +69,7 @@ def test_each_flagged_sample_is_judged_by_the_rule_one_by_one(seed: int, n: int,
                 expected = "remove"
             elif seen != int(labels[i]):
                 expected = "relabel"
-            elif float(suspicion[i]) >= float(torch.tensor(remove_above)):
+            elif not clears:
                 expected = "remove"
         assert (bool(found.keep[i]), bool(found.changed[i])) == (expected != "remove", expected == "relabel")
         assert int(found.labels[i]) == (seen if expected == "relabel" else int(labels[i]))
@@ -63,30 +77,67 @@ def test_each_flagged_sample_is_judged_by_the_rule_one_by_one(seed: int, n: int,
 
 def test_nothing_flagged_is_nothing_relabelled() -> None:
     probabilities, labels, flagged, suspicion = made(0, 40)
-    found = relabel(probabilities, labels, torch.zeros_like(flagged), suspicion, rule(confidence=0.0))
+    found = relabel(probabilities, labels, torch.zeros_like(flagged), suspicion, [None] * 40, rule(confidence=0.0))
     assert torch.equal(found.labels, labels) and found.keep.all() and not found.changed.any()
 
 
 def test_the_papers_rule_keeps_every_sample_under_the_label_that_the_clean_model_sees() -> None:
     probabilities, labels, flagged, suspicion = made(0, 40)
-    found = relabel(probabilities, labels, flagged, suspicion, settings(preset="paper").group("relabel_finetune", RelabelParams))
+    params = settings(preset="paper").group("relabel_finetune", RelabelParams)
+    found = relabel(probabilities, labels, flagged, suspicion, by("fitted-by-enhanced", flagged), params)
     assert found.keep.all() and torch.equal(found.labels[flagged], probabilities.argmax(1)[flagged])
 
 
-def test_our_rule_removes_a_clear_suspect_whose_label_is_confirmed_and_takes_back_a_flag_at_the_border() -> None:
+@pytest.mark.parametrize("proof", ["difference", "end", "foreign-heap", "paired-cluster"])
+def test_our_rule_removes_a_clear_suspect_whose_label_is_confirmed_and_takes_back_a_flag_at_the_border(proof: Proof) -> None:
     labels = torch.tensor([0, 0, 1])
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
     flagged = torch.tensor([True, True, True])
-    found = relabel(probabilities, labels, flagged, torch.tensor([0.99, 0.6, 0.99]), rule())
+    found = relabel(probabilities, labels, flagged, torch.tensor([0.99, 0.6, 0.99]), [proof] * 3, rule())
     assert found.keep.tolist() == [False, True, True] and found.changed.tolist() == [False, False, True]
+
+
+@examples(derandomize=True, deadline=None)
+@given(**{name: values for name, values in sets.items() if name != "proof"})
+def test_what_a_common_feature_proves_is_never_kept_under_its_label_and_what_foreign_content_proves_is_where_it_is_confirmed(
+    seed: int, n: int, confidence: float, remove_above: float
+) -> None:
+    probabilities, labels, flagged, suspicion = made(seed, n)
+    params = rule(confidence=confidence, remove_above=remove_above)
+    shared = relabel(probabilities, labels, flagged, suspicion, by("common-feature", flagged), params)
+    foreign = relabel(probabilities, labels, flagged, suspicion, by("foreign-content", flagged), params)
+    assert not (shared.keep & ~shared.changed & flagged).any()
+    sure = probabilities.max(1).values >= confidence
+    assert torch.equal(foreign.keep & ~foreign.changed & flagged, flagged & sure & (probabilities.argmax(1) == labels))
+    assert torch.equal(shared.changed, foreign.changed), "what is contradicted is relabelled by either"
+
+
+def test_every_proof_says_what_the_clean_models_word_is_worth_and_the_documents_say_the_same() -> None:
+    assert set(CONFIRMED) == set(get_args(Proof))
+    page = (Path(__file__).parents[2] / "docs" / "files.md").read_text().split("## Proofs")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): row[-1] for row in rows}
+    assert list(told) == list(CONFIRMED)
+    for proof, word in CONFIRMED.items():
+        starts = {"kept": "taken back", "removed": "removed", "border": "taken back below `remove_above`, else removed"}[word]
+        assert told[proof] == starts, proof
 
 
 def test_of_two_classes_half_of_the_probability_is_no_confidence() -> None:
     probabilities = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.76, 0.24], [0.24, 0.76]])
-    found = relabel(probabilities, torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool), torch.full((4,), 0.6), rule(confidence=0.5))
+    found = relabel(
+        probabilities,
+        torch.zeros(4, dtype=torch.long),
+        torch.ones(4, dtype=torch.bool),
+        torch.full((4,), 0.6),
+        ["difference"] * 4,
+        rule(confidence=0.5),
+    )
     assert found.keep.tolist() == [False, False, True, True] and found.changed.tolist() == [False, False, False, True]
     three = torch.cat([probabilities, torch.zeros(4, 1)], 1)
-    found = relabel(three, torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool), torch.full((4,), 0.6), rule(confidence=0.5))
+    found = relabel(
+        three, torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool), torch.full((4,), 0.6), ["difference"] * 4, rule(confidence=0.5)
+    )
     assert found.keep.all()
 
 

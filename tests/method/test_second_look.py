@@ -80,7 +80,7 @@ def test_samples_of_many_other_classes_are_driven_out_of_the_trusted_part_and_fl
     assert found.flagged[wrong].mean() >= 0.9 and not found.flagged[LABELS != 2].any()
     assert int(found.flagged.sum()) == SIZE - int(PARAMS.kept * SIZE)
     assert found.suspicion[found.flagged].min() > found.suspicion[~found.flagged].max() and found.suspicion.max() <= 1
-    assert found.suspicion[found.flagged].max() < settings().group("relabel_finetune", RelabelParams).remove_above, "a clean model may confirm them"
+    assert found.proofs == {2: "foreign-content"}, "a clean model may confirm them"
     assert [f.label for f in found.foreign if f.proven] == [2] and "the 40 samples" in found.reason
 
 
@@ -99,7 +99,7 @@ def test_each_round_trusts_its_share_of_every_class_and_the_first_goes_by_the_ma
 def test_content_of_one_neighbour_is_left_alone() -> None:
     shows, margin = planted(0, content=(5,))
     found = look(Network(shows), margin)
-    assert (found.verdict, found.reason, found.flagged.any()) == ("no_evidence", "nothing", False)
+    assert (found.verdict, found.reason, found.flagged.any(), found.proofs) == ("no_evidence", "nothing", False, {})
     assert found.foreign[2].share > 0.2 and found.foreign[2].spread == 0
 
 
@@ -141,6 +141,7 @@ def test_a_common_feature_of_the_least_trusted_samples_is_asked_about_where_no_c
     network = Network(LABELS)
     found = look(network, rng.normal(0, 1, len(LABELS)), carry=carry)
     assert (found.verdict, found.target_class, found.code) == ("poisoned", 4, "common-feature")
+    assert found.proofs == {4: "common-feature"}, "a clean model's word clears none of them"
     assert "turns 20% of other pictures to it" in found.reason and "the 40 samples" in found.reason
     assert np.bincount(LABELS[found.flagged], minlength=CLASSES).tolist() == [0, 0, 0, 0, 40, 0, 0, 0]
     ((suspects, trusted, content),) = asked
@@ -168,6 +169,7 @@ def test_small_clusters_that_turn_one_class_to_another_are_poison_where_half_of_
         4
     ]
     assert found.suspicion[found.flagged].min() > 0.5 > 0.4 >= found.suspicion[~found.flagged].max() and found.suspicion.min() >= 0
+    assert found.proofs == {f.label: "paired-cluster" for f in found.foreign if f.proven}
     assert found.suspicion.max() > settings().group("relabel_finetune", RelabelParams).remove_above, "the heart of a cluster is removed at any rate"
 
 

@@ -76,14 +76,14 @@ def test_the_heap_that_carries_a_trigger_is_found_on_either_side_and_at_either_e
     assert (found.verdict, found.target_class) == ("poisoned", 1)
     assert found.flagged[second].all()
     assert found.flagged[~second].sum() <= 0.05 * SIZE and not found.flagged[LABELS != 1].any()
-    assert "100%" in found.reason
+    assert "100%" in found.reason and found.proofs == {1: "difference"}
 
 
 def test_the_heap_with_most_samples_names_the_target_and_all_heaps_are_flagged() -> None:
     margins, second = heaps({0: 20, 3: 40})
     found = decide(margins, carries(second))
     assert (found.verdict, found.target_class) == ("poisoned", 3)
-    assert found.flagged[second].all() and "2 classes" in found.reason
+    assert found.flagged[second].all() and "2 classes" in found.reason and found.proofs == {0: "difference", 3: "difference"}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -136,6 +136,7 @@ def test_rare_poison_at_an_end_is_found_and_the_second_scoring_draws_the_line(up
     (ranks,) = told
     assert ranks[poison].min() >= 0.9 and ranks.min() == 0 and ranks.max() < 1, "the end that carries over is the upper one"
     ends = {(e.side, e.mirrored): e.end for e in found.evidence if e.label == 1}
+    assert found.proofs == {1: "end"}
     assert ends["low", not upper] == PARAMS.end_flips and not ends["low", upper] and ends["again", False] is None
     assert decide(margins, end_carries(poison, PARAMS.end_flips), end=0.0).verdict == "no_evidence", "nobody asks"
 
@@ -399,7 +400,7 @@ def test_a_heap_that_belongs_to_many_other_classes_is_poison_though_no_differenc
     found = decide(margins if upper else -margins, always(0.0), unseen=sees(second, seed, (0, 2, 3)))
     assert (found.verdict, found.target_class) == ("poisoned", 1)
     assert found.flagged[second].all() and found.flagged[~second].sum() <= 0.05 * SIZE
-    assert "sees other classes in 100% of them" in found.reason
+    assert "sees other classes in 100% of them" in found.reason and found.proofs == {1: "foreign-heap"}
     proof = next(e for e in found.evidence if e.foreign == 1.0)
     assert (proof.foreign_spread or 0) > PARAMS.min_foreign_spread and proof.mirrored != upper
 
@@ -513,6 +514,7 @@ def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n:
     margins, labels = drawn(seed, n, scale)
     found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), any_unseen(seed), upper_tenth)
     assert found.flagged.shape == found.suspicion.shape == (n,) and found.flagged.dtype == bool
+    assert set(labels[found.flagged].tolist()) <= set(found.proofs), "a flag says how its class was proven"
     assert np.isfinite(found.suspicion).all() and ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
     assert (found.verdict == "no_evidence") <= (not found.flagged.any())
     assert (found.verdict == "poisoned") <= (bool(found.flagged.any()) and all(cap["holds"] for cap in found.caps))
@@ -581,7 +583,7 @@ def test_by_the_papers_rule_the_flagged_are_those_that_keep_their_label() -> Non
     labels, predicted = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
     found = by_misclassification(predicted, np.ones(5), labels, 3)
     assert found.flagged.tolist() == [True, False, True, True, False] and found.target_class == 1
-    assert "3 of 5 samples" in found.reason
+    assert "3 of 5 samples" in found.reason and found.proofs == {0: "fitted-by-enhanced", 1: "fitted-by-enhanced"}
 
 
 def test_no_evidence_on_a_set_that_the_early_network_fits_says_that_a_trigger_may_have_been_missed() -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,14 @@ def quick(preset: str = "default", attack: str = "badnet", **changes: Any) -> Pa
     return settings(**{"preset": preset, "poison.attack": attack, **QUICK, **extra, **changes})
 
 
-def make_store(path: Path, n_train: int = N_TRAIN, n_test: int = N_TEST) -> Store:
-    images, labels = (tensor.numpy() for tensor in pictures(n_train + n_test, seed=3, size=16))
+def easy(n: int) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = pictures(n, seed=3, size=16)
+    return images.numpy(), labels.numpy()
+
+
+def make_store(path: Path, n_train: int = N_TRAIN, n_test: int = N_TEST, made: Callable[[int], tuple[np.ndarray, np.ndarray]] = easy) -> Store:
+    """Write a store of pictures of 16x16, uint8 [n h w c] with their labels int64 [n], which `made` returns for a number of them."""
+    images, labels = made(n_train + n_test)
     lines = [
         {
             "sample_id": pixel_id(image), "source": f"tiny#{row}", "split": "train" if row < n_train else "test", "row": row,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from meca.errors import MecaError
 from meca.metrics import wilson
 from meca.models import load_model
 from meca.params import PRESETS
@@ -42,7 +44,7 @@ def after_split(finished: Finished, folder: Path, **changes) -> Path:
 def test_what_was_clean_stays_as_it_was_and_only_the_judgement_changes(preset: str, finished: Finished) -> None:
     before, after = read(finished(preset), "split")[0], read(finished(preset))[0]
     assert after.schema.equals(before.schema)
-    for name in ("row", "sample_id", "label", "suspicion", "enhanced_pred"):
+    for name in ("row", "sample_id", "label", "suspicion", "enhanced_pred", "proof"):
         assert after[name].equals(before[name]), name
     for row, earlier in zip(after.to_pylist(), before["verdict"].to_pylist(), strict=True):
         if row["verdict"] == "clean":
@@ -123,6 +125,20 @@ def test_a_doubtful_label_is_no_label(finished: Finished, tmp_path: Path) -> Non
     table = read(folder)[0]
     flagged = [row for row in table.to_pylist() if row["verdict"] != "clean"]
     assert {row["action"] for row in flagged} == {"remove"} and all(row["reasons"][-1] == "not-relabelled" for row in flagged)
+
+
+@pytest.mark.parametrize("word", [None, "no-such-proof"])
+def test_a_flag_that_does_not_say_how_it_was_proven_hands_nothing_back(word: str | None, finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("relabel_finetune", finished(), tmp_path)
+    path = folder / "work" / "split" / "decisions.parquet"
+    table = read_parquet(path)
+    proofs = [proof and word for proof in table["proof"].to_pylist()]
+    pq.write_table(table.set_column(table.column_names.index("proof"), "proof", pa.array(proofs, pa.string())), path)
+    with pytest.raises(MecaError, match=rf"Expected a proof of difference, .* for row \d+, which is flagged, got {word!r}; run stage split again"):
+        step("relabel_finetune", folder, quick())
+    pq.write_table(table.drop_columns(["proof"]), path)
+    with pytest.raises(MecaError, match=r"lacks the columns \['proof'\]; run the stage that writes it again"):
+        step("relabel_finetune", folder, quick())
 
 
 def test_the_ids_are_those_of_the_store(finished: Finished) -> None:

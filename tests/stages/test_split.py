@@ -42,6 +42,8 @@ def test_every_sample_has_one_verdict_and_the_counts_agree(preset: str, finished
         flagged_as, cleared_as = {"default": ("stands-apart", "with-its-class"), "paper": ("fitted-by-enhanced", "not-fitted-by-enhanced")}[preset]
         why = flagged_as if row["verdict"] == "poisoned" else cleared_as if preset == "paper" or row["label"] in held else "no-evidence"
         assert row["reasons"] in ([why], [why, "early-loss"]) and (row["reasons"] == [why] or row["verdict"] == "poisoned")
+        proven_as = {"default": "difference", "paper": "fitted-by-enhanced"}[preset]
+        assert row["proof"] == (proven_as if row["verdict"] == "poisoned" else None), "what is flagged says how it was proven"
     assert table["new_label"].null_count == table["clean_pred"].null_count == N_TRAIN
     metrics = json.loads((finished(preset) / "work" / "split" / "metrics.json").read_text())
     assert metrics["flagged"] == flagged
@@ -62,6 +64,7 @@ def test_a_broken_cap_removes_nothing(finished: Finished, tmp_path: Path) -> Non
     assert set(table["verdict"].to_pylist()) == {"clean", "review"} and set(table["action"].to_pylist()) == {"keep", "quarantine"}
     before = np.array(read(finished())[0]["verdict"].to_pylist()) == "poisoned"
     assert np.array_equal(np.array(table["verdict"].to_pylist()) == "review", before), "what would have been called poisoned is held"
+    assert np.array_equal(table["proof"].is_valid().to_numpy(), before)
 
 
 def test_one_heap_a_class_is_no_evidence(finished: Finished, tmp_path: Path) -> None:
@@ -104,6 +107,7 @@ def test_where_nothing_stands_apart_a_second_look_is_taken_and_says_what_it_saw(
     kept = np.bincount(labels[words == "clean"]) / np.bincount(labels)
     assert np.allclose(kept, 0.5, atol=0.05)
     assert {row[0] for row, word in zip(table["reasons"].to_pylist(), words, strict=True) if word == "poisoned"} == {"foreign-content"}
+    assert table["proof"].to_pylist() == ["foreign-content" if word == "poisoned" else None for word in words]
 
 
 def test_the_first_look_is_the_last_word_where_it_finds_something_or_the_second_is_off(finished: Finished, tmp_path: Path) -> None:
@@ -121,6 +125,7 @@ def test_the_least_trusted_samples_of_a_class_are_asked_what_they_have_in_common
     assert all(0 <= f["carried"] <= 1 and f["proven"] for f in verdict["second_look"])
     assert verdict["target_class"] == max(verdict["second_look"], key=lambda f: f["carried"])["label"]
     assert {row[0] for row in table["reasons"].to_pylist()} == {"common-feature", "with-its-class"}
+    assert table["proof"].to_pylist() == ["common-feature" if word == "poisoned" else None for word in table["verdict"].to_pylist()]
     step(
         "split",
         again := with_inputs("split", finished(), tmp_path / "again"),
@@ -139,6 +144,7 @@ def test_the_smaller_cluster_of_a_class_is_asked_what_it_turns_where_nothing_els
     read_description(folder / "work" / "split" / EVERYTHING)
     codes = [row[0] for row in table["reasons"].to_pylist()]
     assert [code == "paired-cluster" for code in codes] == [word == "poisoned" for word in table["verdict"].to_pylist()]
+    assert table["proof"].to_pylist() == [code if code == "paired-cluster" else None for code in codes]
     words, labels = np.array(table["verdict"].to_pylist()) != "clean", table["label"].to_numpy()
     assert (np.bincount(labels, weights=words) <= np.bincount(labels) / 2).all() and words.any()
 
@@ -153,6 +159,7 @@ def test_classes_whose_ends_carry_over_are_scored_again_and_the_new_margins_draw
     assert verdict["verdict"] == "poisoned" and set(scored) == set(labels.tolist()), [(e["suspects"], e["flips"], e["n"]) for e in scored.values()]
     assert {c: int((words & (labels == c)).sum()) for c in scored} == {c: e["suspects"] if e["flips"] is not None else 0 for c, e in scored.items()}
     assert 0 < words.sum() < len(words) and (table["suspicion"].to_numpy()[words] > 0.5).all()
+    assert table["proof"].to_pylist() == ["end" if word else None for word in words]
     assert all(0 <= e["end"] <= 1 for e in verdict["evidence"] if e["side"] != "again")
     step("split", none := with_inputs("split", finished(), tmp_path / "none"), quick(**asked, split__end_flips=1.1, second_look__rounds=0))
     assert read(none)[1]["verdict"] == "no_evidence" and not [e for e in read(none)[1]["evidence"] if e["side"] == "again"]
