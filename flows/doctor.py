@@ -36,7 +36,7 @@ Check = dict[str, Any]
 def examine() -> list[Check]:
     """Return a line per check: `name`, `ok` (false where meca cannot work like this), `found`, `warnings`, `next` (step)."""
     environment.prepare()
-    checks: tuple[Callable[[], Check], ...] = (_python, _packages, _devices, _sandbox, _disk, _data, _dvc)
+    checks: tuple[Callable[[], Check], ...] = (_python, _packages, _devices, _sandbox, _disk, _seals, _data, _dvc)
     return [*(check() for check in checks), *_servers(), _runs(), _telemetry()]
 
 
@@ -94,6 +94,15 @@ def _sandbox() -> Check:
 def _disk() -> Check:
     free = shutil.disk_usage(Path()).free
     return _check("disk", free >= SPACE, f"{free / 2**30:.1f} GiB free here" + ("" if free >= SPACE else f", less than {SPACE / 2**30:.0f}"))
+
+
+def _seals() -> Check:
+    from meca import state
+
+    why = state.lasts()
+    return _check(
+        "seals", True, "none that last: every run begins anew" if why else "a run knows what an earlier one of this user left", [why] if why else []
+    )
 
 
 def _data() -> Check:

@@ -97,9 +97,9 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
             seconds = None
             if not _is_ours(folder, name, now, say) or not _finished(module, paths, params, receipt):
                 receipt.unlink(missing_ok=True)
-                seconds = execute(module, paths, params, receipt, progress, folder / ".meca")["seconds"]
-                # A kill before this line costs the stage once more.
-                state.seal_file(receipt, *_seal_name(folder, name, now), seals=_seals(folder, name))
+                record = execute(module, paths, params, None, progress, folder / ".meca")
+                state.write(receipt, canonical_json(record).encode(), *_seal_name(folder, name, now), seals=_seals(folder, name))
+                seconds = record["seconds"]
             if told:
                 told(name, seconds)
     return read_json(folder / "published" / "summary.json")

@@ -23,7 +23,7 @@ from pathlib import Path
 from meca.errors import UsageError
 from meca.files import atomic_write, open_plain, sync
 
-__all__ = ["fits", "lasts", "of_checkpoint", "read", "seal", "seal_file", "write"]
+__all__ = ["fits", "lasts", "of_checkpoint", "read", "seal", "write"]
 
 SIZE = 32  # bytes of the secret
 LIMIT = 4 * 2**30  # bytes of what is read back at most: no checkpoint is larger
@@ -75,12 +75,6 @@ def write(path: Path, data: bytes, *name: str, seals: Path | None = None) -> Non
     """
     _add(seals or _beside(path), seal(data, *name))
     atomic_write(path, data)
-
-
-def seal_file(path: Path, *name: str, seals: Path | None = None) -> None:
-    """Seal a file that is there already; arguments as `write`."""
-    with open_plain(path) as file:
-        _add(seals or _beside(path), _seal(hashlib.file_digest(file, "sha256").hexdigest(), name))
 
 
 def read(path: Path, *name: str, seals: Path | None = None) -> bytes | None:

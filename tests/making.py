@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from meca import pipeline, state
-from meca.files import atomic_write, canonical_json, sha256_tree
+from meca.files import canonical_json, sha256_tree
 from meca.params import PACKAGED, Params, read_params, with_settings
 from meca.readers import IngestParams, read_source
 from meca.stages import publish
@@ -150,7 +150,7 @@ def seal_run(run: Path) -> Path:
     for name, (_, writes) in pipeline.STEPS.items():
         receipt = pipeline._receipt(run, name)  # pyright: ignore[reportPrivateUsage]
         outputs = {"out" if len(writes) == 1 else Path(path).name: sha256_tree(run / path) for path in writes if (run / path).exists()}
-        atomic_write(receipt, canonical_json({"params": read_params(PACKAGED).tree, "outputs": outputs}))
-        names = pipeline._seal_name(run, name, now)  # pyright: ignore[reportPrivateUsage]
-        state.seal_file(receipt, *names, seals=pipeline._seals(run, name))  # pyright: ignore[reportPrivateUsage]
+        record = canonical_json({"params": read_params(PACKAGED).tree, "outputs": outputs}).encode()
+        names, seals = pipeline._seal_name(run, name, now), pipeline._seals(run, name)  # pyright: ignore[reportPrivateUsage]
+        state.write(receipt, record, *names, seals=seals)
     return run

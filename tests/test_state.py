@@ -141,8 +141,8 @@ def test_a_file_is_believed_with_its_seal_alone(secret: Path, tmp_path: Path) ->
     assert state.read(tmp_path / "y", "kind", "place") == b"one", "the name is what callers say, not the path"
     file.write_bytes(b"two")
     assert state.read(file, "kind", "place") is None
-    state.seal_file(file, "kind", "place", seals=tmp_path / "seals" / "x")
-    assert state.read(file, "kind", "place") is None and state.read(file, "kind", "place", seals=tmp_path / "seals" / "x") == b"two"
+    state.write(file, b"three", "kind", "place", seals=tmp_path / "seals" / "x")
+    assert state.read(file, "kind", "place") is None and state.read(file, "kind", "place", seals=tmp_path / "seals" / "x") == b"three"
 
 
 @pytest.mark.parametrize("of", ["x", "x.seal"])
