@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from meca.errors import InputRefused
+from meca.errors import InputRefused, MecaError, system_failure
 from meca.readers.files import NotRegular, read_capped
 from meca.report.text import plain
 from tasks import environment, remote
@@ -79,7 +79,7 @@ def places(file: Path) -> Places:
     if root is None:
         left_out.append(f"{plain(file.name, 100)} lies in no DVC repository")
     else:
-        folder = root / ".dvc" / Path(theirs.cache.get("dir") or "cache").expanduser()
+        folder = root / ".dvc" / _expanded(theirs.cache.get("dir") or "cache")
         if Path(os.path.realpath(folder)).is_relative_to(root):
             found.append(_local("the cache", folder, root))
         else:
@@ -144,8 +144,8 @@ def _sections(file: Path) -> dict[str, dict[str, str]]:
         return {}
     try:
         lines = read_capped(file, MAX_FILE).decode("utf-8").splitlines()
-        if any(len(line) > MAX_LINE for line in lines):
-            raise ValueError(f"it has a line of more than {MAX_LINE} characters")
+        if any(len(line) > MAX_LINE or "\0" in line for line in lines):
+            raise ValueError(f"it has a line of more than {MAX_LINE} characters, or a NUL")
         parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#",), default_section="\0")
         parser.read_string("\n".join(line.strip() for line in lines))
     except NotRegular as problem:
@@ -166,7 +166,10 @@ def _address(given: Mapping[str, str]) -> dict[str, str]:
         Wrong: It leads to a storage that such a remote may not name, or one whose objects have other names.
     """
     url = given["url"]
-    parts = urlsplit(url if "://" in url else "")
+    try:
+        parts = urlsplit(url if "://" in url else "")
+    except ValueError:
+        raise Wrong("is not read: its address is none") from None
     if parts.scheme and parts.scheme != "file":
         if parts.scheme not in SCHEMES:
             allowed = ", ".join(f"{scheme}://" for scheme in SCHEMES)
@@ -182,7 +185,7 @@ def _remote(name: str, address: Mapping[str, Any], base: Path) -> Place:
     """Return a remote; a relative path is one below `base`."""
     url = str(address["url"])
     if "://" not in url or url.startswith("file://"):
-        return _local(name, base / Path(url.removeprefix("file://")).expanduser())
+        return _local(name, base / _expanded(url.removeprefix("file://")))
 
     @cache
     def connected() -> Any:
@@ -195,7 +198,7 @@ def _remote(name: str, address: Mapping[str, Any], base: Path) -> Place:
     @contextlib.contextmanager
     def begun(digest: str) -> Generator[Read]:
         file = None
-        with remote.explained("pull"):
+        with _used(name):
             storage, path = connected()
             try:
                 file = storage.open(storage.join(path, "files", "md5", digest[:2], digest[2:]), "rb", block_size=BLOCK)
@@ -207,13 +210,32 @@ def _remote(name: str, address: Mapping[str, Any], base: Path) -> Place:
             raise FileNotFoundError
 
         def read(size: int) -> bytes:
-            with remote.explained("pull"):  # not what happens to the copy, which is of this machine
+            with _used(name):  # not what happens to the copy, which is of this machine
                 return file.read(size)
 
         with file:
             yield read
 
     return Place(name, begun)
+
+
+@contextlib.contextmanager
+def _used(name: str) -> Generator[None]:
+    """Turn what a storage raises into a sentence: for an address that somebody made up, its libraries raise anything."""
+    try:
+        with remote.explained("pull"):
+            yield
+    except MecaError:
+        raise
+    except Exception as error:
+        if system_failure(error):
+            raise
+        said = plain(environment.without_secrets(str(error)), 200)
+        raise MecaError(f"{name[0].upper()}{name[1:]} cannot be used: {type(error).__name__}: {said}") from None
+
+
+def _expanded(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises where there is no such user
 
 
 def _local(name: str, folder: Path, root: Path | None = None) -> Place:

@@ -36,6 +36,7 @@ MAX_LIST = 256 * 2**20  # bytes of the list of a folder's files, about two milli
 CHUNK = 2**20
 SPARE = 64 * 2**20  # bytes of the disk that stay free
 THREADS = 16  # small objects wait for the network, not for a core
+AT_ONCE = 4096  # objects in the queue of the threads: a million would take gigabytes there
 MD5 = "[0-9a-f]{32}"
 # A line of the list as DVC writes it. Possessive, so that a long one is not tried in all its parts.
 LINE = re.compile(rf'\{{"md5": "({MD5})", "relpath": ("(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-f]{{4}}){{1,4096}}+")\}}')
@@ -281,15 +282,16 @@ class _Pull:
 
     def fetch_all(self, names: Mapping[str, str], progress: Progress | None) -> dict[str, int]:
         """Fetch every object once and return its size by MD5."""
-        wanted = {digest: name for name, digest in names.items()}
+        wanted = [*{digest: name for name, digest in names.items()}.items()]
         sizes: dict[str, int] = {}
         with ThreadPoolExecutor(THREADS) as pool:
-            jobs = {pool.submit(self.fetch, digest, name): digest for digest, name in wanted.items()}
             try:
-                for job in as_completed(jobs):
-                    sizes[jobs[job]] = job.result()
-                    if progress and (len(sizes) % 100 == 0 or len(sizes) == len(jobs)):
-                        progress("pull", len(sizes), len(jobs), self.file.name)
+                for start in range(0, len(wanted), AT_ONCE):
+                    jobs = {pool.submit(self.fetch, *each): each[0] for each in wanted[start : start + AT_ONCE]}
+                    for job in as_completed(jobs):
+                        sizes[jobs[job]] = job.result()
+                        if progress and (len(sizes) % 100 == 0 or len(sizes) == len(wanted)):
+                            progress("pull", len(sizes), len(wanted), self.file.name)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

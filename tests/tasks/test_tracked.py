@@ -405,6 +405,17 @@ CONFIGS: dict[str, tuple[str | bytes, type[MecaError], str]] = {
     "worktree": ("    remote = store\n['remote \"store\"']\n    url = s3://b/x\n    worktree = Yes\n", MecaError, "worktree"),
     "a secret in the address": ("    remote = store\n['remote \"store\"']\n    url = https://a:geheim@b/x\n", MecaError, "more than host and path"),
     "a query": ("    remote = store\n['remote \"store\"']\n    url = http://host/x?delete=\n", MecaError, "more than host and path"),
+    "no address": ("    remote = store\n['remote \"store\"']\n    url = http://[x/y\n", MecaError, "its address is none"),
+    "no host": ("    remote = store\n['remote \"store\"']\n    url = s3:///x\n", MecaError, "more than host and path"),
+    "no endpoint": (
+        "    remote = store\n['remote \"store\"']\n    url = s3://b/x\n    endpointurl = a b\n", MecaError, "The remote 'store' cannot be used",
+    ),
+    "another login": (
+        "    remote = store\n['remote \"store\"']\n    url = http://a/x\n    auth = digest\n", MecaError, "The remote 'store' cannot be used",
+    ),
+    "no such profile": ("    remote = store\n['remote \"store\"']\n    url = s3://b/x\n    profile = nobody\n", MecaError, "dvc pull failed"),
+    "nobody's home": ("    remote = store\n['remote \"store\"']\n    url = ~nobody-of-that-name/x\n", MecaError, "and is not there"),
+    "NUL": ("    remote = a\0b\n", InputRefused, "or a NUL"),
     "no url": ("    remote = store\n['remote \"store\"']\n    profile = x\n", MecaError, "the remote 'store' has no url there"),
     "no remote": ("", MecaError, "no remote is configured there"),
     "cache elsewhere": ("[cache]\n    dir = ../../home\n", MecaError, "lies outside of it and is not read"),
