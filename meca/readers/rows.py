@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from meca.errors import InputRefused, UsageError
 from meca.readers.files import open_regular, text
@@ -97,9 +96,8 @@ def columns_of(path: Path) -> list[str]:
 def _names(path: Path) -> list[str]:
     kind = SUFFIXES.get(path.suffix.lower())
     if kind == "parquet":
-        with open_regular(path) as file, pq.ParquetFile(file) as table:
-            schema: pa.Schema = table.schema_arrow
-            return [field.name for field in schema if not _matching([field.name], PATHS, LIKE_PATHS) or _is_text(field.type)]
+        with Table(path, text(path.name)) as table:
+            return [field.name for field in table.schema if not _matching([field.name], PATHS, LIKE_PATHS) or _is_text(field.type)]
     if kind is None:
         return []
     with open_regular(path) as file:
