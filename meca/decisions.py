@@ -8,6 +8,7 @@ is not understood, or that says other than another line, refuses the whole file.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from meca.compute import pc
 from meca.errors import InputRefused, UsageError
 from meca.report.text import plain
 from meca.verdicts import SCHEMA, count
@@ -70,15 +73,15 @@ def parse(data: bytes) -> list[Decision]:
         InputRefused: A line is no decision; the message has the numbers of the lines.
     """
     decisions: list[Decision] = []
-    problems: list[str] = []
-    for number, line in enumerate(data.split(b"\n"), 1):
+    problems = _Problems()
+    for number, line in enumerate(io.BytesIO(data), 1):  # one at a time: a list of all lines may be larger than the file
         if not line.strip():
             continue
         try:
-            decisions.append(_parse_line(number, line))
+            decisions.append(_parse_line(number, line.removesuffix(b"\n")))
         except ValueError as error:
-            problems.append(f"line {number}: {error}")
-    _refuse(problems)
+            problems.add(number, error)
+    problems.refuse()
     if not decisions:
         raise InputRefused("Expected one JSON object a line, the file of decisions holds none.")
     return decisions
@@ -148,49 +151,87 @@ def resolve(verdicts: pa.Table, class_names: Sequence[str], decisions: Sequence[
     Raises:
         InputRefused: A line names no sample or no class, cannot be done, or says other than an earlier line.
     """
-    names = ("sample_id", "source", "label", "verdict")
-    rows = list(zip(*(verdicts[name].to_pylist() for name in names), strict=True))
-    by_source = {row[1]: at for at, row in enumerate(rows)}
+    sources = pa.array(sorted({each.source for each in decisions if each.source is not None}), pa.string())
+    ids = pa.array(sorted({each.sample_id or "" for each in decisions if each.source is None}), pa.string())
+    named = pc.or_(pc.is_in(verdicts["source"], value_set=sources), pc.is_in(verdicts["sample_id"], value_set=ids))
+    places = np.flatnonzero(named.to_numpy())
+    about = verdicts.select(["sample_id", "source", "label", "verdict"]).take(pa.array(places, pa.int64()))
+    rows = dict(zip(places.tolist(), zip(*(column.to_pylist() for column in about.columns), strict=True), strict=True))
+    by_source = {row[1]: at for at, row in rows.items()}
     by_id: dict[str, list[int]] = {}
-    for at, row in enumerate(rows):
+    for at, row in rows.items():
         by_id.setdefault(row[0], []).append(at)
+    numbers = {name: label for label, name in reversed(list(enumerate(class_names)))}
     found: dict[int, dict[str, Any]] = {}
     lines: dict[int, int] = {}
-    problems: list[str] = []
+    said: dict[tuple[Any, ...], str] = {}  # what came of a line about all copies of an image: the same line again changes nothing
+    problems = _Problems()
+
+    def one(decision: Decision) -> None:
+        label = _label(decision.new_label, class_names, numbers)
+        for at in _rows(decision, by_source, by_id, rows):
+            _, source, given, verdict = rows[at]
+            name = plain(source, 80)
+            if verdict == "quarantined" and decision.action != "remove":
+                raise ValueError(f"{name!r} cannot be read, so it can only be removed")
+            if label is not None and label == given:
+                raise ValueError(f"{name!r} has the label {label} already; say keep")
+            if at not in found:
+                values = (decision.action, label, decision.who, decision.action, decision.when, decision.why)
+                found[at], lines[at] = dict(zip(DECISION_COLUMNS, values, strict=True)), decision.line
+            elif (found[at]["action"], found[at]["new_label"]) != (decision.action, label):
+                raise ValueError(f"contradicts line {lines[at]} about {name!r}")
+
     for decision in decisions:
+        same = (decision.sample_id, decision.action, decision.new_label)
+        if decision.source is None and same in said:
+            if said[same]:
+                problems.add(decision.line, said[same])
+            continue
         try:
-            label = _label(decision.new_label, class_names)
-            for at in _rows(decision, by_source, by_id, rows):
-                _, source, given, verdict = rows[at]
-                name = plain(source, 80)
-                if verdict == "quarantined" and decision.action != "remove":
-                    raise ValueError(f"{name!r} cannot be read, so it can only be removed")
-                if label is not None and label == given:
-                    raise ValueError(f"{name!r} has the label {label} already; say keep")
-                if at not in found:
-                    values = (decision.action, label, decision.who, decision.action, decision.when, decision.why)
-                    found[at], lines[at] = dict(zip(DECISION_COLUMNS, values, strict=True)), decision.line
-                elif (found[at]["action"], found[at]["new_label"]) != (decision.action, label):
-                    raise ValueError(f"contradicts line {lines[at]} about {name!r}")
+            one(decision)
+            why = ""
         except ValueError as error:
-            problems.append(f"line {decision.line}: {error}")
-    _refuse(problems)
+            why = str(error)
+            problems.add(decision.line, error)
+        if decision.source is None:
+            said[same] = why
+    problems.refuse()
     return found
 
 
-def _label(given: int | str | None, class_names: Sequence[str]) -> int | None:
+class _Problems:
+    """What is wrong with lines: the first ones in words, of the others the number."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.more = 0
+
+    def add(self, line: int, why: object) -> None:
+        if len(self.said) < SHOWN:
+            self.said.append(f"line {line}: {why}")
+        else:
+            self.more += 1
+
+    def refuse(self) -> None:
+        if self.said:
+            more = f"; {self.more} more" if self.more else ""
+            raise InputRefused(f"The decisions were refused: {'; '.join(self.said)}{more}.")
+
+
+def _label(given: int | str | None, class_names: Sequence[str], numbers: Mapping[str, int]) -> int | None:
     if given is None:
         return None
     if isinstance(given, str):
-        if given not in class_names:
+        if given not in numbers:
             raise ValueError(f"there is no class {plain(given, 60)!r}; known are {plain(', '.join(class_names[:20]), 300)}")
-        return list(class_names).index(given)
+        return numbers[given]
     if not 0 <= given < len(class_names):
         raise ValueError(f"expected a new label in 0..{len(class_names) - 1}, got {plain(given, 40)}")
     return given
 
 
-def _rows(decision: Decision, by_source: Mapping[str, int], by_id: Mapping[str, list[int]], rows: Sequence[tuple[Any, ...]]) -> list[int]:
+def _rows(decision: Decision, by_source: Mapping[str, int], by_id: Mapping[str, list[int]], rows: Mapping[int, tuple[Any, ...]]) -> list[int]:
     if decision.source is not None:
         at = by_source.get(decision.source)
         if at is None:
@@ -204,12 +245,6 @@ def _rows(decision: Decision, by_source: Mapping[str, int], by_id: Mapping[str, 
     if decision.action == "keep" and len({rows[at][2] for at in copies}) > 1:
         raise ValueError("its copies have different labels: name each by its source")
     return copies
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        more = f"; {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise InputRefused(f"The decisions were refused: {'; '.join(problems[:SHOWN])}{more}.")
 
 
 def decide(verdicts: pa.Table, class_names: Sequence[str], decisions: Sequence[Decision], inconclusive: bool = False) -> pa.Table:
@@ -253,10 +288,10 @@ def describe(verdicts: pa.Table, data: bytes) -> dict[str, Any]:
         verdicts: What `decide` returned.
         data: The bytes of decisions.jsonl.
     """
-    decided = [action for action in verdicts["review_decision"].to_pylist() if action is not None]
+    decisions = verdicts["review_decision"]
     return {
-        "samples": len(decided),
-        **{word: decided.count(action) for action, word in WORDS.items()},
-        "reviewers": sorted({who for who in verdicts["reviewer"].to_pylist() if who is not None}),
+        "samples": len(decisions) - decisions.null_count,
+        **{word: pc.sum(pc.equal(decisions, action)).as_py() or 0 for action, word in WORDS.items()},
+        "reviewers": sorted(pc.unique(verdicts["reviewer"]).drop_null().to_pylist()),
         "sha256": hashlib.sha256(data).hexdigest(),
     }

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import meca.decisions as decisions_module
 from meca.decisions import DECISION_COLUMNS, decide, describe, parse, resolve
 from meca.errors import InputRefused
 from meca.verdicts import SCHEMA, count
@@ -157,3 +158,75 @@ def test_whatever_is_decided_the_sum_holds_and_the_rest_stays(chosen: dict[str, 
             assert all(old[name] == new[name] for name in DECISION_COLUMNS)
         elif old["source"] != "e":
             assert (new["action"], new["new_label"]) == (chosen[old["source"]][0], 2 if chosen[old["source"]][0] == "relabel" else None)
+
+
+def naive(table: pa.Table, decisions: list[Any]) -> dict[int, dict[str, Any]] | list[int]:
+    """Return what `resolve` does, or the numbers of the lines that it refuses, row by row and line by line."""
+    found: dict[int, dict[str, Any]] = {}
+    wrong: list[int] = []
+    for decision in decisions:
+        rows = [
+            (at, row)
+            for at, row in enumerate(table.to_pylist())
+            if (row["source"] == decision.source if decision.source is not None else row["sample_id"] == decision.sample_id)
+        ]
+        label = NAMES.index(decision.new_label) if isinstance(decision.new_label, str) else decision.new_label
+        bad = not rows or (decision.source is None and decision.action == "keep" and len({row["label"] for _, row in rows}) > 1)
+        for at, row in rows:
+            bad |= row["verdict"] == "quarantined" and decision.action != "remove"
+            bad |= label is not None and row["label"] == label
+            bad |= at in found and (found[at]["action"], found[at]["new_label"]) != (decision.action, label)
+            if bad:
+                break
+            values = (decision.action, label, decision.who, decision.action, decision.when, decision.why)
+            found.setdefault(at, dict(zip(DECISION_COLUMNS, values, strict=True)))
+        if bad:
+            wrong.append(decision.line)
+    return wrong or found
+
+
+CHOICES = st.sampled_from(
+    [{"action": "keep"}, {"action": "remove"}, *({"action": "relabel", "new_label": label} for label in (0, 1, 2, "cat", "dog", "7"))]
+)
+WHAT = st.sampled_from([*({"source": name} for name in "abcdef"), *({"source": ..., "sample_id": name} for name in "ABCDE")])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(WHAT, CHOICES, st.sampled_from("RS")), min_size=1, max_size=8))
+def test_lines_are_resolved_as_one_after_the_other(drawn: list[tuple[dict[str, Any], dict[str, Any], str]]) -> None:
+    decisions = parse(lines(*({**what, **choice, "who": who} for what, choice, who in drawn)))
+    expected = naive(verdicts(), decisions)
+    try:
+        assert resolve(verdicts(), NAMES, decisions) == expected
+    except InputRefused as problem:
+        assert isinstance(expected, list), problem
+        assert f"The decisions were refused: line {expected[0]}: " in str(problem)
+
+
+def test_the_same_line_about_all_copies_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines times copies: a file of 600 kB would take a minute."""
+    n, looks, rows_of = 300, 0, decisions_module._rows  # pyright: ignore[reportPrivateUsage]
+
+    def rows(*given: Any) -> list[int]:
+        nonlocal looks
+        found = rows_of(*given)
+        looks += len(found)
+        return found
+
+    monkeypatch.setattr(decisions_module, "_rows", rows)
+    table = pa.table({"sample_id": ["A"] * n, "source": [f"{at:05}" for at in range(n)], "label": [0] * n, "verdict": ["clean"] * n})
+    found = resolve(table, NAMES, parse(lines(*[{"source": ..., "sample_id": "A", "action": "remove"}] * n)))
+    assert len(found) == looks == n and {values["action"] for values in found.values()} == {"remove"}
+    with pytest.raises(InputRefused, match=f"line 1: .*already; say keep; .*{n - 5} more"):
+        resolve(table, NAMES, parse(lines(*[{"source": ..., "sample_id": "A", "action": "relabel", "new_label": 0}] * n)))
+    assert looks == 2 * n
+
+
+def test_problems_are_counted_and_the_first_are_named() -> None:
+    with pytest.raises(InputRefused, match=r"line 1: .*line 5: .*; 95 more\.$"):
+        parse(b"x\n" * 100)
+
+
+def test_lines_end_where_they_end() -> None:
+    line = lines({}).strip()
+    assert [decision.line for decision in parse(b"\n\r\n" + line + b"\r\n" + line)] == [3, 4]
