@@ -314,20 +314,28 @@ def verify(
     as_json: Json = False,
 ) -> int:
     """Check hashes and accounting of a published folder, and with --key its signature. Needs no network, no account and no torch."""
-    from meca.verification import verify as check
+    from meca.verification import ATTESTATION, REPORT, examine
 
     if attestation is not None and key is None:
         raise UsageError("Expected --key beside --attestation: without a key nothing can be said about a signature.")
-    mismatches = [str(found) for found in check(_folder(out), key, attestation)]
-    signature = "unchecked" if key is None else "invalid" if mismatches else "valid"
+    found = examine(_folder(out), key, attestation)
+    mismatches = found.mismatches
+    # A script that asks for the signature alone must not take a folder that differs for one that was signed.
+    signature = "contents-differ" if found.signature == "valid" and mismatches else found.signature
     if as_json:
         _json({"verified": not mismatches, "mismatches": mismatches, "signature": signature})
-    else:
-        _say(*mismatches, f"{len(mismatches)} mismatches in {out}." if mismatches else f"Everything in {out} is as it was published.")
-        if signature == "valid":
-            _say("It was signed with the given key.")
-        elif key is None and (out / "attestation.json").exists():
-            _say("It carries a signature, which was not checked: give the signer's public key with --key.")
+        return POISONED if mismatches else DONE
+    _say(*mismatches, f"{len(mismatches)} mismatches in {out}." if mismatches else f"Everything in {out} is as it was published.")
+    if signature == "invalid":
+        _say("The signature does not hold, so nothing else was looked at.")
+    elif signature == "contents-differ":
+        _say("The statement was signed with the given key, but the folder is not what was signed.")
+    elif signature == "valid":
+        _say("It was signed with the given key.")
+    elif ATTESTATION in found.not_listed:
+        _say("It carries a signature, which was not checked: give the signer's public key with --key.")
+    if key is None and REPORT in found.not_listed and not mismatches:
+        _say(f"{REPORT} was not checked: only a signature says which page was published.")
     return POISONED if mismatches else DONE
 
 

@@ -16,7 +16,7 @@ from meca.compute import pc
 if TYPE_CHECKING:
     from meca.store import Store
 
-__all__ = ["as_tag", "at_size", "beside", "is_reduced", "judged_at", "notice", "of_store", "of_verdicts", "pixels"]
+__all__ = ["as_tag", "at_size", "beside", "is_reduced", "judged_at", "notice", "of_store", "of_verdicts", "on_their_side", "pixels"]
 
 LYING = r"(?m)^orientation:[5-8]$"  # EXIF orientations that change places of height and width
 
@@ -40,17 +40,36 @@ def judged_at(side: tuple[int, int], heights: NDArray[np.int64], widths: NDArray
 def of_store(store: "Store") -> dict[str, Any]:
     """Return `judged_at` of the readable training images of a store."""
     lines = store.readable.slice(0, store.info.n_train)
-    return judged_at((store.info.height, store.info.width), *_upright(lines, "notes"))
+    return judged_at((store.info.height, store.info.width), *_upright(lines, on_their_side(lines["notes"].combine_chunks())))
 
 
-def of_verdicts(verdicts: pa.Table, side: tuple[int, int]) -> dict[str, Any]:
-    """Return `judged_at` of what was judged of verdicts.parquet; `side` is height and width of the store, in pixels."""
-    return judged_at(side, *_upright(verdicts.filter(pc.not_equal(verdicts["verdict"], "quarantined")), "reasons"))
+def of_verdicts(verdicts: pa.Table, lies: NDArray[np.bool_], side: tuple[int, int]) -> dict[str, Any]:
+    """Return `judged_at` of what was judged of verdicts.parquet.
+
+    Args:
+        verdicts: Its columns `verdict`, `width` and `height`.
+        lies: What `on_their_side` says of its column `reasons`.
+        side: Height and width of the store, in pixels.
+    """
+    judged = pc.not_equal(verdicts["verdict"], "quarantined").to_numpy()
+    heights, widths = _upright(verdicts, lies)
+    return judged_at(side, heights[judged], widths[judged])
 
 
-def _upright(lines: pa.Table, notes: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return heights and widths as the networks see the images, int64 [n] each; the column `notes` says which lay on their side."""
-    lies = pc.fill_null(pc.match_substring_regex(pc.binary_join(lines[notes], "\n"), LYING), False).to_numpy()
+def on_their_side(notes: pa.Array) -> NDArray[np.bool_]:
+    """Return which images lie on their side, by a list of notes for each, whose texts may stand in a dictionary; bool [n]."""
+    texts = notes.values
+    if pa.types.is_dictionary(texts.type):
+        told = pc.match_substring_regex(texts.dictionary, LYING).take(texts.indices)
+    else:
+        told = pc.match_substring_regex(texts, LYING)
+    before = np.concatenate([[0], np.cumsum(pc.fill_null(told, False).to_numpy(zero_copy_only=False))])
+    ends = notes.offsets.to_numpy()
+    return before[ends[1:]] > before[ends[:-1]]
+
+
+def _upright(lines: pa.Table, lies: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return heights and widths as the networks see the images, int64 [n] each."""
     height, width = (pc.fill_null(lines[name], 0).to_numpy().astype(np.int64) for name in ("height", "width"))
     return np.where(lies, width, height), np.where(lies, height, width)
 

@@ -12,24 +12,25 @@ import binascii
 import contextlib
 import hashlib
 import importlib.util
-import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meca import __version__
+from meca.compute import pc
 from meca.errors import InputRefused, MecaError, UsageError
-from meca.files import atomic_write, canonical_json, sha256_file, sync
+from meca.files import atomic_write, canonical_json, sync
+from meca.foreign import Folder, Missing, Unfit, parse_object, read_object
 from meca.report.text import plain
-from meca.store import read_parquet
-from meca.verification import ATTESTATION, read_object, verify
+from meca.verification import ATTESTATION, MANIFEST, REPORT, Contents, look
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-__all__ = ["check", "key_id", "make_keys", "read_private_key", "read_public_key", "sign"]
+__all__ = ["Statement", "check", "key_id", "make_keys", "read_private_key", "read_public_key", "sign"]
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -50,6 +51,7 @@ FACTS = (
     "decisions",
 )
 MAX_KEY = 64 * 2**10  # bytes
+MAX_STATEMENT = 16 * 2**20  # bytes of attestation.json; the names of all reviewers stand in it
 MAX_SIGNATURES = 16
 
 
@@ -69,10 +71,12 @@ def sign(folder: Path, key: "Ed25519PrivateKey", attestation: Path | None = None
     file = attestation or folder / ATTESTATION
     if attestation is not None:
         _check_place(attestation, folder)
-    if wrong := verify(folder):
+    with Folder(folder) as opened:
+        wrong, contents = look(opened)
+    if contents is None:
         raise InputRefused(f"Not signed, because {folder} is not as it was published: {wrong[0]}")
     time = (now or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    payload = canonical_json(_statement(folder, time), indent=None).encode()
+    payload = canonical_json(_statement(contents, time), indent=None).encode()
     name = key_id(key.public_key())
     signature = {"keyid": name, "sig": base64.b64encode(key.sign(_encoding(PAYLOAD_TYPE, payload))).decode()}
     envelope = {"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(payload).decode(), "signatures": [signature]}
@@ -95,23 +99,106 @@ def _check_place(file: Path, folder: Path) -> None:
 def check(folder: Path, key: "Ed25519PublicKey", attestation: Path | None = None) -> list[str]:
     """Return what does not hold about the signature of a published folder, a sentence each.
 
-    It says that the manifest is the one that was signed. That the folder holds what the manifest lists is for `verify` to say.
+    It says by hash that manifest, model and page are those that were signed. That the folder holds what the manifest lists, and
+    that the statement says of it what it holds, is for `verify` to say.
 
     Args:
         folder: A published folder.
         key: The only key that is trusted.
         attestation: The file of the envelope; `attestation.json` in the folder if None.
     """
-    file = attestation or folder / ATTESTATION
-    if not file.is_file() or file.is_symlink():
-        return [f"{file.name} is missing: this folder is not signed."]
     try:
-        statement = _open(read_object(file), key, file.name)
-        return list(_compare(folder, statement, file.name))
+        with Folder(folder) as opened:
+            return list(Statement.read(opened, key, attestation).changed(opened, opened.sha256(MANIFEST)))
     except MecaError as error:
         return [str(error)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return [f"{file.name} lacks what meca writes into it ({type(error).__name__}: {error})."]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What the holder of a key has signed about a published folder."""
+
+    name: str  # of the file that it stands in
+    subjects: Mapping[str, str]  # SHA-256 by name
+    predicate: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Folder, key: "Ed25519PublicKey", attestation: Path | None = None) -> "Statement":
+        """Return the statement about a folder; of the folder itself nothing but `attestation.json` is opened.
+
+        Args:
+            folder: A published folder.
+            key: The only key that is trusted.
+            attestation: The file of the envelope; `attestation.json` in the folder if None.
+
+        Raises:
+            MecaError: There is none, or the key did not sign it.
+        """
+        name = attestation.name if attestation else ATTESTATION
+        try:
+            if attestation is None:
+                data = folder.read(name, MAX_STATEMENT)
+            else:
+                with Folder(attestation.parent) as place:
+                    data = place.read(name, MAX_STATEMENT)
+        except Missing as problem:
+            raise Missing(f"{str(problem).rstrip('.')}: this folder is not signed.") from None
+        try:
+            statement = _open(parse_object(data, name), key, name)
+            subjects = {str(subject["name"]): str(subject["digest"]["sha256"]) for subject in statement["subject"]}
+            predicate = statement["predicate"]
+            _of_predicate(predicate)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise Unfit(f"{name} lacks what meca writes into it ({type(error).__name__}: {plain(error, 100)}).") from None
+        return cls(name, subjects, predicate)
+
+    def covers(self, subject: str, digest: str) -> bool:
+        """Tell whether this is what was signed."""
+        return self.subjects.get(subject) == digest
+
+    def changed(self, folder: Folder, manifest: str) -> Iterator[str]:
+        """Yield which files are not those that were signed. They are hashed and not parsed; `manifest` is the hash of manifest.json."""
+        actual = {MANIFEST: manifest}
+        for subject in sorted({*self.subjects, MANIFEST, *([REPORT] if folder.holds(REPORT) else [])} - {"data"}):
+            try:
+                digest = actual.get(subject) or folder.sha256(subject)
+            except Missing:
+                yield f"{plain(subject)} is signed, but it is not there."
+                continue
+            except Unfit as problem:
+                yield str(problem)
+                continue
+            yield from self._compare(subject, digest)
+
+    def contradicted(self, contents: Contents) -> Iterator[str]:
+        """Yield where the statement says other than a folder whose files match."""
+        actual = _subjects(contents)
+        if actual != self.subjects:  # what the statement says about other files would only repeat that they are others
+            for subject in sorted(self.subjects.keys() | actual.keys()):
+                if subject not in actual:
+                    yield f"{plain(subject)} is signed, but it is not there."
+                else:
+                    yield from self._compare(subject, actual[subject])
+            return
+        expected = _statement(contents, "")["predicate"]
+        for field, given, wanted in zip(("properties", "meca", "policies"), _of_predicate(self.predicate), _of_predicate(expected), strict=True):
+            if given == wanted:
+                continue
+            if field == "policies":
+                yield f"The parameters that the statement in {self.name} names are not those of the folder."
+            else:
+                yield f"The field {field} of the statement in {self.name} is not what the folder says."
+
+    def _compare(self, subject: str, digest: str) -> Iterator[str]:
+        if subject not in self.subjects:
+            yield f"{plain(subject)} is not covered by the signature in {self.name}."
+        elif self.subjects[subject] != digest:
+            signed = plain(self.subjects[subject][:12])
+            yield f"{plain(subject)} was changed after it was signed: expected SHA-256 {signed}, got {digest[:12]}."
+
+
+def _of_predicate(predicate: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    return predicate["properties"], predicate["meca"], predicate["verifier"]["policies"]
 
 
 def _encoding(payload_type: str, payload: bytes) -> bytes:
@@ -142,7 +229,7 @@ def _open(envelope: Mapping[str, Any], key: "Ed25519PublicKey", name: str) -> di
         if expected in given:
             raise MecaError(f"{name} was changed after it was signed: its signature does not fit its content.")
         raise MecaError(f"{name} was signed with another key: expected the key {expected[:12]}, got {', '.join(each[:12] for each in given)}.")
-    statement = json.loads(payload)
+    statement = parse_object(payload, f"The statement in {name}")
     for field, wanted in (("_type", STATEMENT), ("predicateType", PREDICATE)):
         if statement[field] != wanted:
             raise MecaError(f"{name} holds a statement with {field} {plain(statement[field], 80)!r}, expected {wanted!r}.")
@@ -156,46 +243,26 @@ def _decoded(text: Any, name: str) -> bytes:
         raise MecaError(f"{name} is no DSSE envelope: payload and signatures must be base64.") from None
 
 
-def _compare(folder: Path, statement: Mapping[str, Any], name: str) -> Iterator[str]:
-    signed = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
-    actual = _subjects(folder)
-    for subject in sorted(signed.keys() | actual.keys()):
-        if subject not in actual:
-            yield f"{subject} is signed, but it is not there."
-        elif subject not in signed:
-            yield f"{subject} is not covered by the signature in {name}."
-        elif signed[subject] != actual[subject]:
-            yield f"{subject} was changed after it was signed: expected SHA-256 {str(signed[subject])[:12]}, got {actual[subject][:12]}."
-    if signed == actual:  # what the statement says about other files would only repeat that they are others
-        expected = _statement(folder, statement["predicate"]["timeCreated"])["predicate"]
-        for field in ("properties", "meca"):
-            if statement["predicate"][field] != expected[field]:
-                yield f"The field {field} of the statement in {name} is not what the folder says."
-        if statement["predicate"]["verifier"]["policies"] != expected["verifier"]["policies"]:
-            yield f"The parameters that the statement in {name} names are not those of the folder."
-
-
-def _subjects(folder: Path) -> dict[str, str]:
+def _subjects(contents: Contents) -> dict[str, str]:
     """Return SHA-256 by name. That of `data` is the manifest's `sanitized_sha256`: over name and hash of each file below it."""
-    files = [folder / "manifest.json", *sorted((folder / "model").glob("*")), folder / "report.html"]
-    found = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files if file.is_file() and not file.is_symlink()}
-    root = read_object(folder / "manifest.json")["sanitized_sha256"]
-    return found if root is None else {**found, "data": str(root)}
+    files = {name: digest for name, digest in contents.manifest["files"].items() if name.startswith("model/")}
+    page = {} if contents.report_sha256 is None else {REPORT: contents.report_sha256}
+    root = contents.manifest["sanitized_sha256"]
+    return {MANIFEST: contents.manifest_sha256, **files, **page, **({} if root is None else {"data": str(root)})}
 
 
-def _statement(folder: Path, time: str) -> dict[str, Any]:
-    summary = read_object(folder / "summary.json")
-    verdicts = read_parquet(folder / "verdicts.parquet")
-    actions = zip(verdicts["verdict"].to_pylist(), verdicts["action"].to_pylist(), strict=True)
+def _statement(contents: Contents, time: str) -> dict[str, Any]:
+    summary, verdicts = contents.summary, contents.verdicts
     properties = ["MECA_SCANNED", FOUND[summary["verdict"]]]
     # A person may have kept what meca holds for poison; then this is not claimed.
-    if summary["verdict"] == "poisoned" and not any(verdict == "poisoned" and action == "keep" for verdict, action in actions):
+    kept = pc.and_(pc.equal(verdicts["verdict"], "poisoned"), pc.equal(verdicts["action"], "keep"))
+    if summary["verdict"] == "poisoned" and not pc.any(kept, min_count=0).as_py():
         properties.append("MECA_POISON_REMOVED")
     if summary["decisions"] is not None:
         properties.append("MECA_DECIDED_BY_PERSON")
     return {
         "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(_subjects(folder).items())],
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(_subjects(contents).items())],
         "predicateType": PREDICATE,
         "predicate": {
             "verifier": {"id": f"urn:meca:{__version__}", "policies": [{"name": "params", "digest": {"sha256": summary["params_sha256"]}}]},

@@ -22,9 +22,10 @@ from typing import Any
 
 from meca.errors import Inconclusive, InputRefused, MecaError, UsageError
 from meca.files import canonical_json, sha256_file
+from meca.foreign import read_object
 from meca.progress import Progress
 from meca.report.text import plain
-from meca.verification import read_object, verify
+from meca.verification import verify
 from tasks import s3
 
 __all__ = ["Published", "publish", "published_folder"]

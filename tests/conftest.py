@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MECA_THREADS", "1")
@@ -15,6 +16,9 @@ os.environ.setdefault("MECA_DEVICE", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     STATE = tempfile.TemporaryDirectory(prefix="meca-tests-")  # removed when this process ends
     os.environ["MECA_STATE_DIR"] = f"{STATE.name}/state"
+
+settings.register_profile("meca", deadline=None)  # the cores are shared: a test never fails because it took long
+settings.load_profile("meca")
 
 # A job in the background of a shell inherits "ignore" for SIGINT, and hands it on to every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flows import cli
-from meca.judged import as_tag, notice, of_store, of_verdicts
+from meca.judged import as_tag, notice, of_store, of_verdicts, on_their_side
 from meca.params import PACKAGED, read_params
 from meca.report import page
 from meca.report.console import verdict_lines
@@ -158,7 +158,7 @@ def test_inspect_knows_no_size_where_no_image_can_be_read(tmp_path: Path, capsys
     root = pictures(tmp_path / "in", [(48, 48)])
     for file in root.rglob("*.png"):
         file.write_bytes(b"no image")
-    assert cli.run(["inspect", str(root), "--json"]) == 0
+    assert cli.run(["inspect", str(root), "--json"]) == 3  # `clean` will refuse it
     assert json.loads(capsys.readouterr().out)["judged_at"] == {"height": 32, "width": 32, "largest": None, "images_reduced": 0}
 
 
@@ -179,4 +179,10 @@ def test_what_was_reduced_is_counted_upright_and_of_what_was_judged(lines: list[
     upright = [(w, h) if turned >= 5 else (h, w) for h, w, turned, out in lines if not out]
     largest = {"height": max(h for h, _ in upright), "width": max(w for _, w in upright)} if upright else None
     n = sum(h > height or w > width for h, w in upright)
-    assert of_verdicts(table, (height, width)) == {"height": height, "width": width, "largest": largest, "images_reduced": n}
+    listed = table["reasons"].combine_chunks()
+    lies = on_their_side(listed)
+    assert lies.tolist() == [turned >= 5 and not out for _, _, turned, out in lines]
+    # As Parquet's reader hands them out where texts repeat.
+    shared = pa.ListArray.from_arrays(listed.offsets, listed.values.dictionary_encode())
+    assert on_their_side(shared).tolist() == lies.tolist()
+    assert of_verdicts(table, lies, (height, width)) == {"height": height, "width": width, "largest": largest, "images_reduced": n}

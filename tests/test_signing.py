@@ -22,7 +22,7 @@ from meca import pipeline, signing
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import sha256_file
 from meca.signing import PAYLOAD_TYPE, check, key_id, make_keys, read_private_key, read_public_key, sign
-from meca.verification import listing, root_of, verify
+from meca.verification import examine, listing, root_of, verify
 from tests.making import make_cleaned, make_folder, seal_run
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
@@ -132,8 +132,20 @@ def change_behind_the_manifest(out: Path) -> None:
 
 
 WRONG: list[tuple[str, Callable[[Path], object], str]] = [
+    ("a pipe", lambda f: ((f / "attestation.json").unlink(), os.mkfifo(f / "attestation.json")), "attestation.json is a named pipe"),
+    ("a key twice", lambda f: (f / "attestation.json").write_text('{"payload": "", "payload": ""}'), "attestation.json is not JSON as meca"),
+    ("a large one", lambda f: os.truncate(f / "attestation.json", 2**24 + 1), "attestation.json is larger than 16 MiB"),
+    ("no manifest", lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+    ("a manifest unsigned", lambda f: restate(f, lambda s: s["subject"].pop(1)), "manifest.json is not covered by the signature"),
+    ("a page that is a pipe", lambda f: ((f / "report.html").unlink(), os.mkfifo(f / "report.html")), "report.html is a named pipe"),
+    ("a name that leads out", lambda f: restate(f, lambda s: s["subject"][0].update(name="../x")), "'../x' is no name inside the folder"),
+    ("no predicate", lambda f: restate(f, lambda s: s.update(predicate=[])), "attestation.json lacks what meca writes into it (TypeError"),
     ("unsigned", lambda f: (f / "attestation.json").unlink(), "attestation.json is missing: this folder is not signed"),
-    ("a link", lambda f: ((f / "attestation.json").rename(f.parent / "a"), (f / "attestation.json").symlink_to(f.parent / "a")), "is not signed"),
+    (
+        "a link",
+        lambda f: ((f / "attestation.json").rename(f.parent / "a"), (f / "attestation.json").symlink_to(f.parent / "a")),
+        "attestation.json is a link",
+    ),
     ("no JSON", lambda f: (f / "attestation.json").write_text("x"), "attestation.json is not JSON"),
     ("no envelope", lambda f: (f / "attestation.json").write_text("{}"), "attestation.json is no DSSE envelope: expected payloadType"),
     ("no base64", change_envelope(payload="%"), "attestation.json is no DSSE envelope: payload and signatures must be base64"),
@@ -164,6 +176,38 @@ def test_what_is_wrong_is_said(change: Callable[[Path], object], sentence: str, 
     change(out)
     _, public = pem(tmp_path, KEY, "key")
     assert any(sentence in found for found in verify(out, public)), verify(out, public)
+
+
+FAILS: dict[str, Callable[[Path], object]] = {
+    "unsigned": lambda f: (f / "attestation.json").unlink(),
+    "other key": lambda f: sign(f, OTHER),
+    "payload changed": flip,
+    "no statement": lambda f: seal(f, b"[]"),
+}
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_where_the_signature_fails_nothing_else_is_looked_at(name: str, out: Path, tmp_path: Path) -> None:
+    FAILS[name](out)
+    (out / "manifest.json").unlink()
+    os.mkfifo(out / "manifest.json")
+    (out / "verdicts.parquet").write_bytes(b"x")
+    found = examine(out, pem(tmp_path, KEY, "key")[1])
+    assert found.signature == "invalid" and len(found.mismatches) == 1 and "attestation.json" in found.mismatches[0]
+
+
+def test_a_manifest_that_was_not_signed_is_not_parsed(out: Path, tmp_path: Path) -> None:
+    (out / "manifest.json").write_text("{" * 100)
+    (out / "summary.json").write_text("x")
+    found = examine(out, pem(tmp_path, KEY, "key")[1])
+    assert found.signature == "valid"
+    assert [said.split(":")[0] for said in found.mismatches] == ["manifest.json was changed after it was signed"]
+
+
+def test_a_table_that_was_not_signed_is_not_parsed(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meca.verification._verdicts", lambda data: pytest.fail("parsed"))
+    (out / "verdicts.parquet").write_bytes(b"x")
+    assert [said.split(":")[0] for said in verify(out, pem(tmp_path, KEY, "key")[1])] == ["verdicts.parquet was changed"]
 
 
 def test_a_key_that_an_envelope_only_names_signs_nothing(out: Path) -> None:
@@ -318,8 +362,26 @@ def test_signing_and_checking_by_command(out: Path, keys: tuple[str, str], tmp_p
     assert json.loads(capsys.readouterr().out)["signature"] == "unchecked"
     assert cli.run(["verify", str(out), "--key", public, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"verified": True, "mismatches": [], "signature": "valid"}
-    assert cli.run(["verify", str(out), "--key", pem(tmp_path, OTHER, "other")[1].as_posix(), "--json"]) == 1
+    other = pem(tmp_path, OTHER, "other")[1].as_posix()
+    assert cli.run(["verify", str(out), "--key", other, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["signature"] == "invalid"
+    assert cli.run(["verify", str(out), "--key", other]) == 1
+    assert "The signature does not hold, so nothing else was looked at." in capsys.readouterr().out
+    (out / "README.md").write_text("x")
+    assert cli.run(["verify", str(out), "--key", public, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["signature"] == "contents-differ"
+    assert cli.run(["verify", str(out), "--key", public]) == 1
+    assert "signed with the given key, but the folder is not what was signed" in capsys.readouterr().out
+
+
+def test_a_page_that_nobody_checked_is_named(out: Path, keys: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = "report.html was not checked: only a signature says which page was published."
+    (out / "report.html").write_text("trust me")
+    assert cli.run(["verify", str(out)]) == 0 and said in capsys.readouterr().out
+    (out / "report.html").unlink()
+    assert cli.run(["verify", str(out)]) == 0 and said not in capsys.readouterr().out
+    (out / "report.html").write_text("the page of the run")
+    assert cli.run(["verify", str(out), "--key", keys[1]]) == 0 and said not in capsys.readouterr().out
 
 
 def test_a_statement_may_stand_elsewhere(out: Path, keys: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

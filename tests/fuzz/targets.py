@@ -18,13 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from meca import verification
 from meca.decisions import parse
 from meca.errors import InputRefused, UsageError
+from meca.files import canonical_json
+from meca.foreign import Unfit, parse_object
 from meca.params import PACKAGED, read_params
 from meca.readers import FORMATS, IngestParams, detect, open_format, read_source
 from meca.readers.files import clean_name, inside
 from meca.store import open_store
+from meca.verdicts import SCHEMA
 from tests.hostile import archives, cifar, idx, images, lists, webdataset
 from tests.hostile import parquet as tables
 from tests.hostile.parts import folder, good, picture, saved, write
@@ -126,6 +131,25 @@ def _decisions(data: bytes) -> None:
             assert decision.who.strip() and decision.why.strip() and (decision.source or decision.sample_id)
     except InputRefused as problem:
         assert str(problem)
+
+
+def _judged(data: bytes) -> None:
+    try:
+        verification._verdicts(data)  # pyright: ignore[reportPrivateUsage]
+    except InputRefused as problem:
+        assert str(problem)
+
+
+def _json(data: bytes) -> None:
+    try:
+        canonical_json(parse_object(data, "x")).encode(errors="surrogatepass")
+    except Unfit as problem:
+        assert str(problem)
+
+
+def _judgements() -> list[bytes]:
+    rows = [{"sample_id": f"{at:064}", "source": f"{at}.png", "split": "train", "label": at % 2, "reasons": ["x"]} for at in range(9)]
+    return [tables.packed(pa.Table.from_pylist(rows, schema=SCHEMA), compression=kind, row_group_size=5) for kind in ("none", "zstd")]
 
 
 def _name(data: bytes) -> None:
@@ -293,6 +317,8 @@ TARGETS: dict[str, Target] = {
         words=(b"&a ", b"*a", b"!!python/name:os.system", b"<<: ", b"? ", b"- ", b": ", b".nan", b"017", b"2026-02-31"),
     ),
     "decisions": Target(_decisions, _decision_lines, words=(*JSON_WORDS, b'"action"', b'"relabel"', b'"new_label"')),
+    "verdicts": Target(_judged, _judgements),
+    "json": Target(_json, lambda: [b'{"files": {"a/b.png": "00"}, "sanitized_sha256": null, "n": [1.5, true]}'], words=JSON_WORDS),
     "name": Target(
         _name, lambda: [b"images/0.png", b"a/b/../c", "é/\u202e.png".encode()], words=(b"../", b"\\", b"\0", b"C:", b"file://", b"\xff", b"\x1b")
     ),
