@@ -63,7 +63,7 @@ check: install ## formatting, lint, types, imports, computed files
 	$(BIN)/pyright
 	$(BIN)/pyright --project tests
 	$(BIN)/lint-imports
-	$(BIN)/python -m tasks.closure --check
+	$(BIN)/python -m tasks.dvc.closure --check
 	$(BIN)/python -m benchmarks.render --check
 
 format: install ## write what `check` asks for
@@ -79,7 +79,7 @@ lock: install ## resolve the versions anew
 	  --constraint requirements.lock infra/servers.in --output-file infra/servers.lock
 
 closure: install ## the code each stage depends on, written into dvc.yaml
-	$(BIN)/python -m tasks.closure
+	$(BIN)/python -m tasks.dvc.closure
 
 results: install ## docs/results.md, docs/performance.md and the README's table from the measured rows
 	$(BIN)/python -m benchmarks.render

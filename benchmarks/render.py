@@ -20,9 +20,9 @@ from benchmarks.rows import ROOT, read
 from benchmarks.speed import performance
 from meca.metrics import wilson
 from meca.report.numbers import UNKNOWN, interval, percent
-from tasks import tables
-from tasks.rows import Row, cell, known, number, origins, table
-from tasks.tables import WEAK
+from tasks.benchmark import tables
+from tasks.benchmark.rows import Row, cell, known, number, origins, table
+from tasks.benchmark.tables import WEAK
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 

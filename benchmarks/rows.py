@@ -15,8 +15,8 @@ from typing import Any
 
 from meca.files import sha256_file
 from meca.params import Params
-from tasks.rows import Row, append, identity, newest, read_rows
-from tasks.rows import provenance as origin
+from tasks.benchmark.rows import Row, append, identity, newest, read_rows
+from tasks.benchmark.rows import provenance as origin
 
 __all__ = ["CELL", "KEYS", "PROVENANCE", "RESULTS", "ROOT", "code_digest", "conclude", "provenance", "read", "speed", "write"]
 

@@ -1,6 +1,6 @@
 """The benchmark as a Prefect flow: a task for each cell of a grid that has no row yet, as many at a time as there are cores.
 
-Which cells there are, what they depend on and where rows go is `tasks.grid`; Prefect starts them and shows them. Started
+Which cells there are, what they depend on and where rows go is `tasks.benchmark.grid`; Prefect starts them and shows them. Started
 again, it measures what is missing.
 """
 
@@ -21,8 +21,9 @@ from prefect.futures import wait  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from meca.errors import MecaError, UsageError  # noqa: E402
-from tasks import notify, server, slots, summary, tables, zombies  # noqa: E402
-from tasks.grid import Grid, Plan, work_folder  # noqa: E402
+from tasks.benchmark import tables  # noqa: E402
+from tasks.benchmark.grid import Grid, Plan, work_folder  # noqa: E402
+from tasks.prefect import dead_runs, notify, server, slots, summary  # noqa: E402
 
 __all__ = ["benchmark", "run"]
 
@@ -40,7 +41,7 @@ def cell(name: str, key: str, grid: Any) -> str:
     name="benchmark",
     flow_run_name="{results}",
     persist_result=False,
-    on_running=[zombies.mark],
+    on_running=[dead_runs.mark],
     on_completion=[notify.completed],
     on_failure=[notify.failed],
     on_crashed=[notify.crashed],

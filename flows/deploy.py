@@ -21,7 +21,7 @@ from typing import Any
 
 import meca
 from meca.errors import MecaError, UsageError
-from meca.report.text import plain
+from meca.text import plain
 from tasks import environment
 
 __all__ = ["DEAD", "Options", "install", "main"]
@@ -58,7 +58,7 @@ def install(options: Options) -> list[str]:
     pool = plan["work_pools"][options.pool]
     from prefect.client.orchestration import get_client
 
-    from tasks import server
+    from tasks.prefect import server
 
     server.reach(5)
     with _explained(), get_client(sync_client=True) as client:
@@ -73,7 +73,7 @@ def _plan(options: Options) -> dict[str, Any]:
     """Return infra/prefect.yaml with what the options replace."""
     import yaml
 
-    from tasks.slots import server_url
+    from tasks.prefect.slots import server_url
 
     if server_url() is None:
         raise UsageError("Expected the address of a Prefect server in PREFECT_API_URL, found none; `make services` starts one.")
@@ -192,7 +192,7 @@ def _automations(client: Any, options: Options) -> list[str]:
     from prefect.events.schemas.events import ResourceSpecification
     from prefect.states import StateType
 
-    from tasks import notify
+    from tasks.prefect import notify
 
     ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
     wanted = [
@@ -245,7 +245,7 @@ def _block(address: str) -> Any:
     """Keep the address for notices on the server and return the block's id."""
     from prefect.blocks.webhook import Webhook
 
-    from tasks import notify
+    from tasks.prefect import notify
 
     saved: Any = Webhook(url=address).save(notify.BLOCK, overwrite=True)  # pyright: ignore[reportArgumentType]
     return saved

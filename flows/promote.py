@@ -18,8 +18,9 @@ from prefect import flow, tags  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 
 from meca.errors import Inconclusive, MecaError  # noqa: E402
-from meca.report.text import plain  # noqa: E402
-from tasks import notify, registry, server, summary, zombies  # noqa: E402
+from meca.text import plain  # noqa: E402
+from tasks.mlflow import registry  # noqa: E402
+from tasks.prefect import dead_runs, notify, server, summary  # noqa: E402
 
 __all__ = ["promote", "run"]
 
@@ -27,7 +28,7 @@ __all__ = ["promote", "run"]
 @flow(
     name="promote",
     persist_result=False,
-    on_running=[zombies.mark],
+    on_running=[dead_runs.mark],
     on_completion=[notify.completed],
     on_failure=[notify.failed],
     on_crashed=[notify.crashed],
@@ -48,7 +49,7 @@ def promote(why: str = "") -> dict[str, Any]:
 
 
 def run(workspace: Path = Path(), why: str = "") -> dict[str, Any]:
-    """Run the flow in a workspace and return what `tasks.registry.promote` says.
+    """Run the flow in a workspace and return what `tasks.mlflow.registry.promote` says.
 
     Raises:
         Inconclusive: A gate does not hold.

@@ -28,9 +28,12 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from meca.errors import MecaError  # noqa: E402
 from meca.params import read_params  # noqa: E402
-from meca.report.text import plain  # noqa: E402
-from tasks import fetch, notify, remote, server, slots, summary, tracking, zombies  # noqa: E402
-from tasks.stage import Pipeline, StageFailed  # noqa: E402
+from meca.text import plain  # noqa: E402
+from tasks.dvc import remote  # noqa: E402
+from tasks.dvc.stage import Pipeline, StageFailed  # noqa: E402
+from tasks.mlflow import tracking  # noqa: E402
+from tasks.prefect import dead_runs, notify, server, slots, summary  # noqa: E402
+from tasks.s3 import origin as fetch  # noqa: E402
 
 __all__ = ["run", "sanitize"]
 
@@ -76,7 +79,7 @@ def publish_set(folder: Path, url: str) -> dict[str, Any]:
     """Bring the sanitized set to a bucket, the pointer last."""
     from dataclasses import asdict
 
-    from tasks.publishing import publish  # boto3 takes a second to import
+    from tasks.s3.upload import publish  # boto3 takes a second to import
 
     return asdict(publish(folder, url))
 
@@ -86,7 +89,7 @@ def publish_set(folder: Path, url: str) -> dict[str, Any]:
     flow_run_name=lambda: summary.data_name(read_params(Path("params.yaml"))),
     task_runner=cast(Any, ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE)),
     persist_result=False,
-    on_running=[zombies.mark],
+    on_running=[dead_runs.mark],
     on_completion=[notify.completed],
     on_failure=[notify.failed],
     on_crashed=[notify.crashed],

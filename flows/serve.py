@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--push", action="store_true", help="send the results to the DVC remote after each run")
     arguments = parser.parse_args()
     environment.prepare()
-    from tasks.slots import server_url
+    from tasks.prefect.slots import server_url
 
     if server_url() is None:
         print("meca: Expected the address of a Prefect server in PREFECT_API_URL, found none; `make services` starts one.", file=sys.stderr)

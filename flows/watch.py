@@ -23,9 +23,11 @@ from prefect.deployments import run_deployment  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 
 from meca.errors import MecaError, UsageError  # noqa: E402
-from meca.report.text import plain  # noqa: E402
-from tasks import fetch, notify, remote, server, zombies  # noqa: E402
-from tasks.slots import server_url  # noqa: E402
+from meca.text import plain  # noqa: E402
+from tasks.dvc import remote  # noqa: E402
+from tasks.prefect import dead_runs, notify, server  # noqa: E402
+from tasks.prefect.slots import server_url  # noqa: E402
+from tasks.s3 import origin as fetch  # noqa: E402
 
 __all__ = ["DEPLOYMENT", "run", "watch"]
 
@@ -42,7 +44,7 @@ def look() -> str | None:
     return fetch.difference(Path())
 
 
-@flow(name="watch", persist_result=False, on_running=[zombies.mark], on_failure=[notify.failed], on_crashed=[notify.crashed])
+@flow(name="watch", persist_result=False, on_running=[dead_runs.mark], on_failure=[notify.failed], on_crashed=[notify.crashed])
 def watch(deployment: str = DEPLOYMENT) -> dict[str, Any]:
     """Start a deployment if the origin of the workspace (the working directory) holds something else than was last fetched.
 

@@ -97,7 +97,7 @@ def prefect_services(arguments: Sequence[str]) -> None:
 
 def worker(arguments: Sequence[str]) -> None:
     """Become a worker of the pool, in the workspace, which is made where it is missing."""
-    from tasks import workspace
+    from tasks.dvc import workspace
 
     place = Path(_place("MECA_WORKSPACE"))
     if not (place / "dvc.yaml").is_file():

@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from meca import state
-from meca.decisions import DECISIONS
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import (
     atomic_write,
@@ -35,6 +34,7 @@ from meca.files import (
 )
 from meca.params import Params, with_settings
 from meca.progress import Progress
+from meca.release.decisions import DECISIONS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -107,8 +107,8 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
 
 def _say_size(store: Path, progress: Progress) -> None:
     """Say before hours of work, also of a resumed run, that images are judged at less than their size."""
-    from meca.judged import notice, of_store
-    from meca.store import open_store
+    from meca.data.judged import notice, of_store
+    from meca.data.store import open_store
 
     if said := notice(of_store(open_store(store, verify=False))):
         progress.say(f"Warning: {said}")
@@ -158,7 +158,7 @@ def apply(run: Path, decisions: Path, out: Path | None = None, key: "Ed25519Priv
 
     Args:
         run: A workspace, or the output of `clean`.
-        decisions: A file as `meca.decisions` reads it.
+        decisions: A file as `meca.release.decisions` reads it.
         out: The folder to write; if None the output of `clean` itself.
         key: Signs the folder before it appears.
 
@@ -167,11 +167,11 @@ def apply(run: Path, decisions: Path, out: Path | None = None, key: "Ed25519Priv
         InputRefused: The decisions do not fit the set; the message has the numbers of the lines.
         MecaError: The run is not what its stages wrote.
     """
-    from meca.decisions import decide, parse, read
+    from meca.data.store import open_store, read_parquet
     from meca.params import read_params
+    from meca.release.decisions import decide, parse, read
+    from meca.release.verification import verify
     from meca.stages.publish import PublishParams, write
-    from meca.store import open_store, read_parquet
-    from meca.verification import verify
 
     folder = find_run(run)
     out = _place_of(run, folder, out).resolve()
@@ -224,7 +224,7 @@ def _place_of(run: Path, folder: Path, out: Path | None) -> Path:
 
 def _sign(folder: Path, key: "Ed25519PrivateKey | None") -> None:
     if key is not None:
-        from meca.signing import sign  # needs `cryptography`, which a run without a key does not
+        from meca.release.signing import sign  # needs `cryptography`, which a run without a key does not
 
         sign(folder, key)
 
@@ -241,11 +241,11 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
     """
     import numpy as np
 
-    from meca.compute import pc
+    from meca.data.columns import pc
+    from meca.data.store import open_store
+    from meca.data.writers import Entries, write_sanitized
     from meca.stages import ingest, poison
     from meca.stages.runtime import execute
-    from meca.store import open_store
-    from meca.writers import Entries, write_sanitized
 
     refuse_planted(out)
     _check_out(source, out, _ours_poisoned)

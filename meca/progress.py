@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from meca.report.text import plain
+from meca.text import plain
 
 __all__ = ["Progress"]
 

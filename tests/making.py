@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from meca import pipeline, state
+from meca.data.readers import IngestParams, read_source
+from meca.data.store import Store, open_store
 from meca.files import canonical_json, sha256_tree
 from meca.params import PACKAGED, Params, read_params, with_settings
-from meca.readers import IngestParams, read_source
 from meca.stages import publish
 from meca.stages.runtime import execute
-from meca.store import Store, open_store
 
 NAMES = ["cat", "dog", "émeu"]
 

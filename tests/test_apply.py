@@ -15,12 +15,12 @@ import pytest
 
 from flows import cli
 from meca import files, pipeline
+from meca.data.store import read_parquet
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import sha256_tree
-from meca.store import read_parquet
-from meca.verification import listing, root_of, verify
+from meca.release.verification import listing, root_of, verify
+from tests.data.readers.test_readers import make_batches, make_idx
 from tests.making import make_cleaned, make_folder, make_shards, seal_run
-from tests.readers.test_readers import make_batches, make_idx
 
 CHANGED = {0: ("poisoned", "remove", None), 1: ("poisoned", "relabel", 2), 2: ("review", "quarantine", None)}
 DECIDED = [

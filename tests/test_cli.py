@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows import cli, demo, doctor
+from flows import cli
+from flows.cli import demo, doctor
 from meca import pipeline
+from meca.data.store import read_parquet
 from meca.errors import Inconclusive, InputRefused, MecaError
 from meca.report.console import evaluation_lines, verdict_lines
-from meca.store import read_parquet
+from tests.data.readers.test_archives import make_tar
+from tests.data.readers.test_lists import make_list
+from tests.data.readers.test_readers import make_idx
+from tests.data.readers.test_webdataset import make_web
 from tests.making import ingest, make_folder, make_shards
-from tests.readers.test_archives import make_tar
-from tests.readers.test_lists import make_list
-from tests.readers.test_readers import make_idx
-from tests.readers.test_webdataset import make_web
 from tests.report.fixture import make_run
 
 HEAVY = {"numpy", "pyarrow", "torch", "prefect", "mlflow", "dvc", "boto3", "matplotlib", "PIL", "jinja2", "pandas", "sklearn"}

@@ -9,7 +9,7 @@ import yaml
 
 from meca.params import PRESETS, read_params
 from meca.stages.runtime import describe
-from tasks.closure import closure, rewrite, stage_module
+from tasks.dvc.closure import closure, rewrite, stage_module
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_the_import_closure_of_a_stage_lies_within_its_deps(name):
 
 
 def test_dvc_yaml_is_what_the_closure_writes():
-    assert rewrite(ROOT, TEXT) == TEXT, "run `python -m tasks.closure`"
+    assert rewrite(ROOT, TEXT) == TEXT, "run `python -m tasks.dvc.closure`"
 
 
 def test_only_evaluate_depends_on_the_truth():

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from meca import files
+from meca.data.store import write_array
 from meca.errors import MecaError, UsageError, system_failure
 from meca.files import atomic_write, copy_folder, fresh_folder, lock, need_room, own_folder, refuse_foreign, replace_folder, sha256_tree
-from meca.store import write_array
 
 ROOT = Path(__file__).parents[1]
 LIMITED = """
@@ -105,7 +105,7 @@ def test_no_size_of_the_disk_lets_a_short_array_pass(tmp_path: Path) -> None:
     """`np.save` fails this: what the C library holds in its buffer at the end may be lost without a word."""
     program = LIMITED + (
         "import numpy as np\n"
-        "from meca.store import write_array\n"
+        "from meca.data.store import write_array\n"
         "path, array = Path(sys.argv[1]), np.arange(14000, dtype=np.uint8).reshape(70, 200)\n"
         "for limit in (0, 127, 128, 200, 4096, 8192, 8300, 12288, 12500, 14000, 14127):\n"
         "    allow(limit)\n"
@@ -154,7 +154,7 @@ def test_no_file_is_written_in_a_way_that_can_lose_a_failure() -> None:
             unguarded = called == "open" and not descriptor and id(node) not in guarded and any(set(word) & set("wxa+") for word in words[-1:])
             if lossy or mapped or unguarded:
                 found.append(f"{file.relative_to(ROOT)}:{node.lineno} {called}")
-    assert found == [f"meca/readers/__init__.py:{_opened_by_the_collector()} open"] * 2
+    assert found == [f"meca/data/readers/__init__.py:{_opened_by_the_collector()} open"] * 2
 
 
 def _opened_by_the_collector() -> int:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flows import cli
-from meca.judged import as_tag, notice, of_store, of_verdicts, on_their_side
+from meca.data.judged import as_tag, notice, of_store, of_verdicts, on_their_side
+from meca.data.store import Store
 from meca.params import PACKAGED, read_params
+from meca.release.verification import verify
 from meca.report import page
 from meca.report.console import verdict_lines
-from meca.store import Store
-from meca.verification import verify
-from tasks import summary
+from tasks.prefect import summary
 from tests.making import encode, ingest, pixels, publish_store
 
 CLASSES = ("cat", "dog")

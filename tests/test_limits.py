@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from meca.data.readers import _Collector
+from meca.data.readers.source import Found
+from meca.data.store import open_store
 from meca.errors import MecaError
 from meca.files import sha256_tree
-from meca.readers import _Collector
-from meca.readers.source import Found
 from meca.stages.runtime import Context, execute
-from meca.store import open_store
 from tests.making import make_folder, params, settings
 from tests.test_pipeline import stage
 
@@ -62,7 +62,7 @@ def test_a_process_without_descriptors_blames_no_sample() -> None:
     program = """
 import os, resource, sys
 from pathlib import Path, PurePosixPath
-from meca.readers.files import read_below, read_capped
+from meca.data.readers.files import read_below, read_capped
 here = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))
 held = [os.open(here, os.O_RDONLY) for _ in range(8 - len(os.listdir("/proc/self/fd")) + 1)]
@@ -103,8 +103,8 @@ def test_two_runs_on_one_input_that_write_elsewhere_share_no_checkpoints(tmp_pat
 
 def test_a_shrunken_set_has_the_pixels_of_its_rows(tmp_path: Path) -> None:
     """`rewrite` writes row by row: dropped rows are missing, changed ones have the new pixels, all others their own."""
-    from meca.readers import read_source
-    from meca.store import rewrite
+    from meca.data.readers import read_source
+    from meca.data.store import rewrite
 
     read_source(params(source="shapes"), 0, tmp_path / "old")
     old = open_store(tmp_path / "old")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from meca.data.readers import IngestParams
 from meca.errors import UsageError
 from meca.params import PACKAGED, Params, read_params, with_settings
-from meca.readers import IngestParams
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,11 +19,11 @@ from PIL import Image
 
 from flows import cli
 from meca import pipeline, state
+from meca.data.store import open_store
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import canonical_json, sha256_tree
 from meca.params import read_params, with_settings
 from meca.progress import Progress
-from meca.store import open_store
 
 ROOT = Path(__file__).parents[1]
 CODE = ("${", "meca/", "tasks/", "flows/")

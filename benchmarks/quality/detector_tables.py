@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from meca.metrics import ROC_AT
 from meca.report.numbers import UNKNOWN
-from tasks.rows import Row, cell, known, origins, table
-from tasks.tables import WEAK
+from tasks.benchmark.rows import Row, cell, known, origins, table
+from tasks.benchmark.tables import WEAK
 
 FALSE_ALARMS = 0.05  # the rate at which all are compared
 DETECTORS = ("spectral", "clusters", "isolation", "transforms", "scaling")

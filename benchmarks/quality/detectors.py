@@ -40,14 +40,14 @@ from torch import Tensor, nn
 from benchmarks.quality.detector_tables import FALSE_ALARMS
 from benchmarks.quality.experiments import CIFAR, DIGITS, SHAPES, Experiments, chosen
 from benchmarks.rows import RESULTS, ROOT, provenance
-from meca.augment import generator
-from meca.clusters import smaller_clusters
-from meca.engine import Recipe, as_input, features, predict, train
+from meca.method.clusters import smaller_clusters
 from meca.metrics import ROC_AT, detection, separation
 from meca.models import Description, NetworkParams, build
 from meca.params import Params
-from tasks.grid import Cell
-from tasks.rows import Row, append, identity, newest, read_rows
+from meca.training.augment import generator
+from meca.training.engine import Recipe, as_input, features, predict, train
+from tasks.benchmark.grid import Cell
+from tasks.benchmark.rows import Row, append, identity, newest, read_rows
 
 FILE = RESULTS / "detectors.jsonl"
 NAMED_BY = ("experiment", "attack", "seed")
@@ -230,11 +230,11 @@ def _rotated(images: Tensor, rng: torch.Generator) -> Tensor:
 
 def scene_of(folder: Path, params: Params) -> tuple[Scene, dict[str, Any]]:
     """Make the poisoned set of a cell in `folder`, and return what detectors see, and the truth for `judge`."""
+    from meca.data.store import open_store, read_parquet
     from meca.files import read_json
     from meca.pipeline import paths_of
     from meca.stages.runtime import execute
     from meca.stages.tensors import describe_network
-    from meca.store import open_store, read_parquet
 
     seed = params.seed
     for name in ("ingest", "poison"):

@@ -5,7 +5,7 @@
     python -m benchmarks.quality --again                    measure anew; the newest row counts
     python -m benchmarks.quality --cuts                     what each saving of work, and each departure from the paper, does
 
-Here stand plans; `tasks.grid` runs them. What has a row is not run again, with whatever code it was measured: `code_sha256` says it.
+Here stand plans; `tasks.benchmark.grid` runs them. What has a row is not run again, with whatever code it was measured: `code_sha256` says it.
 Nothing here sees the truth; `evaluate` does. Seed 0 is for tuning and never reported; docs/log.md says which other rows were looked at
 while numbers were set. Runs of the same data, attack and seed share their references: same recipe, same bytes.
 """
@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.rows import CELL, RESULTS, ROOT
 from meca.params import PRESETS
-from tasks.grid import EIGHT, Cell, CellFailed, Grid, Plan, cells
-from tasks.rows import Row
-from tasks.tables import line
+from tasks.benchmark.grid import EIGHT, Cell, CellFailed, Grid, Plan, cells
+from tasks.benchmark.rows import Row
+from tasks.benchmark.tables import line
 
 FILE = RESULTS / "quality.jsonl"
 SEEDS = (1, 2, 3)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from meca.report.numbers import UNKNOWN
-from tasks.rows import Row, known, table
-from tasks.tables import WEAK
+from tasks.benchmark.rows import Row, known, table
+from tasks.benchmark.tables import WEAK
 
 WHOLE = ("cifar10-10k", "fashion-mnist-20k")
 SEEDS = 3

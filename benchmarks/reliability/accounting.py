@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.rows import ROOT, conclude
+from meca.data.store import open_store, png_bytes, read_parquet
 from meca.files import canonical_json
 from meca.params import Params, read_params, with_settings
-from meca.store import open_store, png_bytes, read_parquet
 
 CLASSES = 10
 SIDE = 8  # pixels

@@ -200,10 +200,10 @@ def campaign(room: Path) -> Campaign:
         (work / ".odd.meca").write_text("a file where the folder of the run should be")
         runs.meca("clean that fails", "clean", str(data), "-o", str(work / "odd"))
         runs.meca("doctor", "doctor", MLFLOW_TRACKING_URI=nowhere)
-        runs.run("tracking to nowhere", *module, "tasks.stage", "track", "--force", cwd=place, MLFLOW_TRACKING_URI=nowhere)
+        runs.run("tracking to nowhere", *module, "tasks.dvc.stage", "track", "--force", cwd=place, MLFLOW_TRACKING_URI=nowhere)
         runs.meca("promotion to nowhere", "promote", str(place), MLFLOW_TRACKING_URI=nowhere)
         away = {"MECA_REMOTE_URL": "s3://bucket/prefix", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
-        push = "from tasks import remote; remote.push()"
+        push = "from tasks.dvc import remote; remote.push()"
         runs.meca("publication to nowhere", "publish", str(work / "out"), "s3://bucket/prefix", **away, AWS_DEFAULT_REGION="eu-west-1")
         runs.meca("what was kept, to nowhere", "track", str(place), MLFLOW_TRACKING_URI=nowhere)
         runs.run("remote that is away", sys.executable, "-c", push, cwd=place, **away, AWS_DEFAULT_REGION="eu-west-1")

@@ -351,8 +351,8 @@ def at_once(commands: Sequence[Sequence[str]], place: Place) -> list[tuple[int, 
 
 def moving(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Campaign]]:
     """Add, edit, delete and swap files while stage `ingest` reads them: what it has is whole, and what vanished is named."""
-    from meca.readers.shapes import CLASS_NAMES, generate
-    from meca.store import png_bytes
+    from meca.data.readers.shapes import CLASS_NAMES, generate
+    from meca.data.store import png_bytes
 
     images, labels = generate(400, arguments.seed, scene.SIDE)
     campaign, vanished = Campaign(), 0
@@ -373,7 +373,7 @@ def moving(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Cam
 
 
 def _while_it_moves(folder: Path, contents: dict[str, set[bytes]], rng: random.Random) -> tuple[str | None, int]:
-    from meca.store import open_store
+    from meca.data.store import open_store
 
     (folder / "params.json").write_text(json.dumps(_params_of(folder / "source").tree))
     place = Place("ingest", folder, (), ("data/ingested",), None, {}, {})
@@ -441,9 +441,10 @@ BITS, WHOLE = 200, 2  # a kind; so many of a kind of the run are followed by a w
 
 def bits(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Campaign]]:
     """Change one drawn bit of a drawn file; `meca verify` has to name the file, a run has to derive the stage anew, a checkpoint must not be used."""
-    from meca import pipeline, signing
+    from meca import pipeline
     from meca.params import PACKAGED, read_params, with_settings
-    from meca.verification import verify
+    from meca.release import signing
+    from meca.release.verification import verify
 
     campaign, rng, room = Campaign(), random.Random(arguments.seed), room.resolve()
     source, secret, public = scene.make_data(room / "source"), room / "key.pem", room / "key.pub"
@@ -510,7 +511,7 @@ def _checkpoints(room: Path, rng: random.Random) -> Iterator[tuple[str, str | No
     """Change one bit of a checkpoint: the training has to begin anew."""
     import torch
 
-    from meca.engine import Recipe, Trainer, resume, save_checkpoint
+    from meca.training.engine import Recipe, Trainer, resume, save_checkpoint
 
     file, recipe = room / "model.safetensors", Recipe(1, 0, 16, 0.1, 0.9, 0.0, 0.0, "none", 0)
     trainer = Trainer(torch.nn.Linear(500, 4), recipe, 10)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.reliability.corpus import HOSTILE, WORDS
 from meca.report.numbers import UNKNOWN
-from tasks.rows import Row, cell, origins, table
+from tasks.benchmark.rows import Row, cell, origins, table
 
 TITLES = {
     "images": "Pictures",

@@ -143,7 +143,7 @@ def stages(room: Path, clock: Clock, rng: random.Random) -> Campaign:
 
 def dvc(room: Path, clock: Clock, rng: random.Random) -> Campaign:
     """Kill `dvc repro`: the parent, its children, the group."""
-    from tasks.workspace import create
+    from tasks.dvc.workspace import create
 
     source = str(scene.make_data(room / "source"))
     settings = {**scene.TINY, "ingest.source": source, "ingest.watch": source}

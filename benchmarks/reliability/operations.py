@@ -97,8 +97,8 @@ def prefect_server(home: Path) -> Iterator[str]:
 
 def overhead(room: Path, repeats: int) -> None:
     """Measure the flow over the bare stage programs, each on a workspace of its own."""
-    from tasks.stage import Pipeline
-    from tasks.workspace import create
+    from tasks.dvc.stage import Pipeline
+    from tasks.dvc.workspace import create
 
     times: dict[str, list[float]] = {"bare": [], "server": [], "ephemeral": []}
     with prefect_server(room / "server") as address:
@@ -137,7 +137,7 @@ def stage_command(workspace: Path, name: str) -> list[str]:
 
 def idle(room: Path) -> None:
     """Count what runs where nothing has changed: repro twice, the flow twice, repro after the flow; and the MLflow runs."""
-    from tasks.workspace import create
+    from tasks.dvc.workspace import create
 
     place = create(room / "idle", SMALL | FEW)
     program(place, "dvc", "repro")
@@ -175,7 +175,7 @@ def mlflow_runs(workspace: Path) -> int:
 def kill(room: Path, times: int) -> None:
     """Kill `train_clean` at `times` moments of its training, start it again, and compare every byte."""
     from meca.files import sha256_tree
-    from tasks.workspace import create
+    from tasks.dvc.workspace import create
 
     started = time.perf_counter()
     settings = SMALL | FEW | {"ingest.shapes_train": 2000, "train_clean.epochs": 12}
@@ -214,7 +214,7 @@ def kill(room: Path, times: int) -> None:
 def twice(room: Path) -> None:
     """Run every stage of the method a second time on the same input, and compare every byte of its output."""
     from meca.files import sha256_tree
-    from tasks.workspace import create
+    from tasks.dvc.workspace import create
 
     started = time.perf_counter()
     place = create(room / "twice", SMALL | FEW)
@@ -248,7 +248,7 @@ def inspect(room: Path, repeats: int) -> None:
     """Time `meca inspect` from start to end, imports and all."""
     import numpy as np
 
-    from meca.store import png_bytes
+    from meca.data.store import png_bytes
 
     n, draw = 20_000, np.random.default_rng(0)
     for at in range(n):

@@ -33,9 +33,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.reliability.accounting import final, scores, step
 from benchmarks.rows import ROOT, conclude
+from meca.data.store import pixel_id, read_parquet
 from meca.files import canonical_json
 from meca.params import Params, read_params, with_settings
-from meca.store import pixel_id, read_parquet
 
 N = 600  # samples of each format
 NAMES = [

@@ -65,7 +65,7 @@ def make_data(folder: Path) -> Path:
     import pyarrow.parquet as pq
     from PIL import Image
 
-    from meca.readers.shapes import CLASS_NAMES, generate
+    from meca.data.readers.shapes import CLASS_NAMES, generate
 
     folder.mkdir(parents=True)
     features = {"image": {"_type": "Image"}, "label": {"names": list(CLASS_NAMES), "_type": "ClassLabel"}}

@@ -38,7 +38,7 @@ def soak(room: Path, runs: int) -> tuple[dict[str, Any], list[float], list[float
     """Make the runs and return the columns of the row, and for each run its seconds and those beside its stages."""
     from infra.local import process, services
     from infra.local.place import Place
-    from tasks.workspace import create
+    from tasks.dvc.workspace import create
 
     folder = room / "services"
     services.start(folder, free_ports=True)

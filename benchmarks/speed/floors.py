@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.harness import Ceilings, ceilings, default_params, describe, network
-from meca.engine import Recipe, prepare
-from meca.enhance import SIDES, EnhanceParams
+from meca.method.enhance import SIDES, EnhanceParams
+from meca.method.partition import PartitionParams
+from meca.method.relabel import RelabelParams
 from meca.models import DetectorParams, NetworkParams
 from meca.params import Params
-from meca.partition import PartitionParams
-from meca.relabel import RelabelParams
+from meca.training.engine import Recipe, prepare
 
 H200 = Ceilings(790e12, 4.3e12, {}, cached=False)
 NETWORKS = (

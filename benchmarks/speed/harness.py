@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rows import RESULTS, provenance
-from meca.augment import generator
-from meca.engine import Device, EngineParams, prepare
 from meca.models import Description, NetworkParams, build
 from meca.params import PACKAGED, Params
-from tasks.rows import append
+from meca.training.augment import generator
+from meca.training.engine import Device, EngineParams, prepare
+from tasks.benchmark.rows import append
 
 FILE = RESULTS / "speed.jsonl"
 CONTENDED = 0.9  # of the threads: below this share of their time the process was waiting for the cores

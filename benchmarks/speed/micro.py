@@ -10,10 +10,10 @@ import torch
 from benchmarks.speed.floors import TARGETS, Cost, cost
 from benchmarks.speed.harness import MEAN, STD, Bench, Repeated, describe, network, random_set
 from benchmarks.speed.peers import EPS, RECIPE, PilSet
-from meca.augment import crop_flip, draw, generator
-from meca.engine import Recipe, Trainer, as_input, predict
+from meca.method.scoring import consistency, patch_masks, ranks, score
 from meca.models import Normalize
-from meca.scoring import consistency, patch_masks, ranks, score
+from meca.training.augment import crop_flip, draw, generator
+from meca.training.engine import Recipe, Trainer, as_input, predict
 
 STEP = Recipe(1, 0, 64, 0.05, 0.9, 5e-4, label_smoothing=0.1, augment="none", padding=3)
 FAR = 0.02  # of a loss

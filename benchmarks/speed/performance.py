@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.quality.experiments import ABLATIONS, CUTS
 from meca.report.numbers import UNKNOWN, percent
-from meca.report.text import plain
-from tasks.figures import PIXELS, drawn
-from tasks.rows import Row, cell, number, origins, table
+from meca.text import plain
+from tasks.benchmark.rows import Row, cell, number, origins, table
+from tasks.mlflow.figures import PIXELS, drawn
 
 INTRODUCTION = """# Performance
 

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.speed.harness import Bench, default_params, describe, exponent, network, random_set
 from benchmarks.speed.peers import EPS, RECIPE
-from meca.augment import generator
-from meca.engine import train
-from meca.enhance import EnhanceParams, two_outputs
-from meca.scoring import patch_masks, score
+from meca.method.enhance import EnhanceParams, two_outputs
+from meca.method.scoring import patch_masks, score
+from meca.training.augment import generator
+from meca.training.engine import train
 
 WIDTH = 16
 LIMIT = 1.05

@@ -32,15 +32,15 @@ from torch import Tensor, nn
 from benchmarks.speed.floors import STAGES, passes, stage_cost, target, works_with
 from benchmarks.speed.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
 from benchmarks.speed.peers import RECIPE
-from meca.augment import generator
-from meca.engine import Device, Recipe, features, predict, side_by_side, train
-from meca.enhance import SIDES, EnhanceParams, suspects_first, two_outputs
+from meca.method.enhance import SIDES, EnhanceParams, suspects_first, two_outputs
+from meca.method.partition import PartitionParams, choose, main_axis, signals, suspicion
+from meca.method.relabel import RelabelParams, called, relabel
+from meca.method.scoring import patch_masks, score
+from meca.method.split import SplitParams, by_two_clusters
 from meca.models import DetectorParams, build
 from meca.params import Params
-from meca.partition import PartitionParams, choose, main_axis, signals, suspicion
-from meca.relabel import RelabelParams, called, relabel
-from meca.scoring import patch_masks, score
-from meca.split import SplitParams, by_two_clusters
+from meca.training.augment import generator
+from meca.training.engine import Device, Recipe, features, predict, side_by_side, train
 
 FLAGGED = 0.05
 TARGET_CLASS = 1
@@ -229,7 +229,7 @@ def program_memory(bench: Bench, n: int) -> None:
 
 def _write_store(path: Path, n: int) -> int:
     """Write a store of random pictures and return the bytes of its pixels."""
-    from meca.store import pixel_id, write_store
+    from meca.data.store import pixel_id, write_store
 
     images, labels = (tensor.numpy() for tensor in random_set(n))
     line = {"split": "train", "class_name": "", "width": 32, "height": 32, "mode": "RGB", "format": "raw", "bytes": 0, "offset": -1}

@@ -1,4 +1,4 @@
-"""The attacks, by name. An attack is its triggers and a rule for carriers and labels; `meca.poisoning` chooses the samples.
+"""The attacks, by name. An attack is its triggers and a rule for carriers and labels; `meca.attacks.poisoning` chooses the samples.
 
 Every view maps uint8 [b h w c] to new uint8 [b h w c] and leaves its input as it was. What it draws for an image depends on
 the seed and the image's row alone; a test view draws nothing for an image.

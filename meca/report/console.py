@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from meca.report.numbers import interval, percent
-from meca.report.text import plain
+from meca.text import plain
 
 __all__ = ["accounting_line", "attack_lines", "evaluation_lines", "inspection_lines", "verdict_lines"]
 
 
 def inspection_lines(found: Mapping[str, Any]) -> list[str]:
-    """Return what `meca inspect` saw (the fields of `meca.inspection.Inspection`)."""
+    """Return what `meca inspect` saw (the fields of `meca.data.inspection.Inspection`)."""
 
     def commonest(counts: Mapping[str, int]) -> str:
         return ", ".join(f"{plain(name)} ({n})" for name, n in list(counts.items())[:6]) + (f", {len(counts) - 6} more" if len(counts) > 6 else "")

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from meca.data.judged import at_size, beside, of_store
+from meca.data.store import Store, open_store, read_parquet
 from meca.errors import MecaError
 from meca.files import read_json
-from meca.judged import at_size, beside, of_store
 from meca.report import plots
 from meca.report.numbers import count, interval, percent
 from meca.report.pictures import Estimate, block_features, diverging, estimate_trigger, nearest, picture, shown
-from meca.report.text import plain
-from meca.store import Store, open_store, read_parquet
+from meca.text import plain
 
 __all__ = ["MAX_BYTES", "Pictures", "Run", "build", "read_run", "render", "with_verdicts"]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from meca.augment import generator
-from meca.engine import EngineParams, predict, prepare, side_by_side
-from meca.enhance import SIDES, EnhanceParams, TwoOutputs, suspects_first, two_outputs, unlearn
+from meca.data.store import write_parquet
+from meca.method.enhance import SIDES, EnhanceParams, TwoOutputs, suspects_first, two_outputs, unlearn
+from meca.method.partition import PartitionParams, choose, signals, suspicion
 from meca.models import load_model, read_description, save_model
-from meca.partition import PartitionParams, choose, signals, suspicion
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table
-from meca.store import write_parquet
+from meca.training.augment import generator
+from meca.training.engine import EngineParams, predict, prepare, side_by_side
 
 GROUPS = ("seed", "preset", "engine", "partition", "enhance")
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meca.augment import generator
-from meca.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
 from meca.errors import MecaError
 from meca.files import canonical_json, read_json
 from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, detection, separation
 from meca.models import NetworkParams, build, load_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
+from meca.training.augment import generator
+from meca.training.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
 
 GROUPS = ("seed", "preset", "engine", "network", "train_clean", "evaluate")
 

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from meca.decoder.pool import Decoder
-from meca.readers import IngestParams, read_source
+from meca.data.decoder.pool import Decoder
+from meca.data.readers import IngestParams, read_source
 from meca.stages.runtime import Context, main
 
 GROUPS = ("seed", "ingest")

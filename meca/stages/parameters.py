@@ -1,19 +1,19 @@
 """All groups of params.yaml that stages read, so that a wrong number shows before the first hour of work and not after it."""
 
-from meca.engine import EngineParams, Recipe
-from meca.enhance import EnhanceParams
+from meca.attacks.poisoning import PoisonParams
+from meca.data.readers import IngestParams
 from meca.errors import UsageError
+from meca.method.enhance import EnhanceParams
+from meca.method.partition import PartitionParams
+from meca.method.relabel import RelabelParams
+from meca.method.second_look import SecondLookParams
+from meca.method.split import SplitParams
 from meca.models import DetectorParams, NetworkParams
 from meca.params import Params
-from meca.partition import PartitionParams
-from meca.poisoning import PoisonParams
-from meca.readers import IngestParams
-from meca.relabel import RelabelParams
 from meca.report.page import Pictures
-from meca.second_look import SecondLookParams
-from meca.split import SplitParams
 from meca.stages.evaluate import EvaluateParams
 from meca.stages.publish import PublishParams
+from meca.training.engine import EngineParams, Recipe
 
 __all__ = ["READERS", "validate"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meca.augment import generator
-from meca.engine import EngineParams, features, prepare, train
+from meca.data.store import write_parquet
+from meca.method.partition import PartitionParams, choose, main_axis, signals, suspicion
 from meca.models import DetectorParams, NetworkParams, build, save_model
-from meca.partition import PartitionParams, choose, main_axis, signals, suspicion
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table
-from meca.store import write_parquet
+from meca.training.augment import generator
+from meca.training.engine import EngineParams, features, prepare, train
 
 GROUPS = ("seed", "preset", "engine", "network", "detector", "partition")
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from meca import __version__
 from meca.attacks import ATTACKS, Draws
+from meca.attacks.poisoning import Plan, PoisonParams, Selection, long_tail, plan
 from meca.attacks.wanet import control_grid
+from meca.data.store import Store, open_store, rewrite, write_array, write_parquet
 from meca.errors import InputRefused
 from meca.files import canonical_json, copy_folder
-from meca.poisoning import Plan, PoisonParams, Selection, long_tail, plan
 from meca.stages.runtime import Context, main
-from meca.store import Store, open_store, rewrite, write_array, write_parquet
 
 GROUPS = ("seed", "poison")
 OUTPUTS = ("store", "truth")

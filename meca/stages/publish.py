@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from meca.compute import pc
-from meca.decisions import DECISIONS, describe
+from meca.data.columns import pc
+from meca.data.store import Store, open_store, read_parquet, write_parquet
+from meca.data.writers import Entries, format_of, write_sanitized
 from meca.errors import MecaError, UsageError
 from meca.files import canonical_json, read_json
 from meca.params import Params
-from meca.report.text import plain
+from meca.release.decisions import DECISIONS, describe
+from meca.release.verdicts import build, summarize
+from meca.release.verification import listing, root_of
 from meca.stages.runtime import Context, code_digest, main
-from meca.store import Store, open_store, read_parquet, write_parquet
-from meca.verdicts import build, summarize
-from meca.verification import listing, root_of
-from meca.writers import Entries, format_of, write_sanitized
+from meca.text import plain
 
 # The summary names the numbers behind the result, so all of them are read.
 GROUPS = (
@@ -96,7 +96,7 @@ def write(
     Args:
         out: An empty folder.
         store: What was judged.
-        verdicts: A line for every training sample (`meca.verdicts.SCHEMA`).
+        verdicts: A line for every training sample (`meca.release.verdicts.SCHEMA`).
         verdict: The final verdict.json. Where it is inconclusive, samples are published only if a person decided.
         params: Name and licence for the card.
         facts: What `summarize` wants to know of the run.

@@ -8,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from meca.engine import EngineParams, predict, prepare, train
+from meca.data.store import write_array, write_parquet
 from meca.errors import MecaError
 from meca.files import canonical_json, read_json
-from meca.leak import carried, case
+from meca.method.leak import carried, case
+from meca.method.proofs import CONFIRMED, Proof
+from meca.method.relabel import Relabelled, RelabelParams, relabel
 from meca.metrics import share
 from meca.models import load_model, read_description, save_model
-from meca.proofs import CONFIRMED, Proof
-from meca.relabel import Relabelled, RelabelParams, relabel
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import EVERYTHING, epoch_notes, open_train, read_rows
-from meca.store import write_array, write_parquet
+from meca.training.engine import EngineParams, predict, prepare, train
 
 GROUPS = ("seed", "preset", "engine", "relabel_finetune")
 

@@ -30,7 +30,7 @@ from meca.errors import MecaError, system_failure
 from meca.files import atomic_write, canonical_json, fresh_folder, lock, own_folder, refuse_foreign, replace_folder, sha256_file, sha256_tree
 from meca.params import Params, read_params
 from meca.progress import Progress
-from meca.report.text import plain
+from meca.text import plain
 
 __all__ = ["Context", "code_digest", "describe", "execute", "main", "stage_key"]
 

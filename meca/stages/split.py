@@ -10,20 +10,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from meca.augment import generator
-from meca.clusters import Pairs, changed_pairs
-from meca.engine import EngineParams, Recipe, features, predict, prepare, side_by_side, train
-from meca.enhance import SIDES, EnhanceParams, two_outputs
+from meca.data.store import open_store, write_parquet
 from meca.files import canonical_json, read_json
+from meca.method.clusters import Pairs, changed_pairs
+from meca.method.enhance import SIDES, EnhanceParams, two_outputs
+from meca.method.partition import PartitionParams
+from meca.method.relabel import called, everywhere, trigger_estimate, unexplained
+from meca.method.second_look import SecondLookParams, second_look
+from meca.method.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.metrics import share
 from meca.models import build, load_model, read_description, save_model
-from meca.partition import PartitionParams
-from meca.relabel import called, everywhere, trigger_estimate, unexplained
-from meca.second_look import SecondLookParams, second_look
-from meca.split import Decision, SplitParams, by_misclassification, by_two_clusters
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import EVERYTHING, column, open_train, scores_table
-from meca.store import open_store, write_parquet
+from meca.training.augment import generator
+from meca.training.engine import EngineParams, Recipe, features, predict, prepare, side_by_side, train
 
 GROUPS = ("seed", "preset", "engine", "partition", "enhance", "split", "second_look", "train_clean")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from meca.augment import generator
-from meca.engine import EngineParams, Recipe, prepare, train
 from meca.models import NetworkParams, build, save_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, read_rows
+from meca.training.augment import generator
+from meca.training.engine import EngineParams, Recipe, prepare, train
 
 GROUPS = ("seed", "preset", "engine", "network", "train_clean")
 

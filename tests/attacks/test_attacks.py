@@ -17,12 +17,12 @@ from meca.attacks.fragile_grid import fragile_grid
 from meca.attacks.patches import tiles
 from meca.attacks.physical import photographed, physical
 from meca.attacks.pictures import quarters, swirl, waves
+from meca.attacks.poisoning import PoisonParams
 from meca.attacks.sig import sig
 from meca.attacks.tact import cover_classes
 from meca.attacks.two_targets import checkered, two_targets
 from meca.attacks.wanet import control_grid, wanet, wanet_cover
 from meca.attacks.warps import affine, bicubic, reflected, sampled
-from meca.poisoning import PoisonParams
 from tests.making import settings
 
 PARAMS = settings().group("poison", PoisonParams)

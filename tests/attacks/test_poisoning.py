@@ -11,8 +11,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from meca.attacks import ATTACKS
+from meca.attacks.poisoning import Plan, PoisonParams, Selection, long_tail, plan
 from meca.errors import InputRefused, UsageError
-from meca.poisoning import Plan, PoisonParams, Selection, long_tail, plan
 from tests.making import settings
 
 PARAMS = settings().group("poison", PoisonParams)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.quality import detector_tables, detectors
-from meca.engine import predict
+from meca.data.store import open_store
 from meca.files import read_json
 from meca.metrics import accuracy, auroc
 from meca.models import Description, NetworkParams
 from meca.params import PACKAGED, read_params, with_settings
 from meca.pipeline import run as pipeline
-from meca.store import open_store
+from meca.training.engine import predict
 
 SIDE = 8
 

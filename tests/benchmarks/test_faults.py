@@ -179,9 +179,9 @@ def test_a_changed_bit_that_nobody_finds_is_said(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("MECA_THREADS", "1")
     monkeypatch.setattr(faults, "BITS", 2)
     monkeypatch.setattr(faults, "WHOLE", 0)
-    monkeypatch.setattr("meca.verification.verify", lambda folder, key: [])
+    monkeypatch.setattr("meca.release.verification.verify", lambda folder, key: [])
     monkeypatch.setattr(faults, "_believed", lambda *_: True)
-    monkeypatch.setattr("meca.engine.resume", lambda *_: 3)
+    monkeypatch.setattr("meca.training.engine.resume", lambda *_: 3)
     ((_, campaign),) = faults.bits(tmp_path, argparse.Namespace(seed=1))
     found = {line.split(",")[0] for line in campaign.wrong}
     assert found >= {*faults.KINDS, "checkpoint"} - {"signature"}

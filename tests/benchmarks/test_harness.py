@@ -14,10 +14,10 @@ import yaml
 
 from benchmarks.rows import ROOT
 from benchmarks.speed import floors, harness, stages
-from meca.augment import generator
-from meca.engine import Recipe
+from meca.method.partition import PartitionParams
 from meca.params import PACKAGED, read_params
-from meca.partition import PartitionParams
+from meca.training.augment import generator
+from meca.training.engine import Recipe
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 
 from benchmarks.speed import micro, peers
 from benchmarks.speed.harness import MEAN, STD, Bench, describe, network, random_set
-from meca.augment import crop_flip, draw, generator
-from meca.engine import as_input
+from meca.method.scoring import patch_masks, score
 from meca.models import Normalize
-from meca.scoring import patch_masks, score
+from meca.training.augment import crop_flip, draw, generator
+from meca.training.engine import as_input
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -10,8 +10,8 @@ from benchmarks.quality import experiments
 from benchmarks.rows import CELL
 from benchmarks.speed import run as speed
 from benchmarks.speed.harness import Bench
-from tasks.cell import COLUMNS
-from tasks.grid import Plan
+from tasks.benchmark.cell import COLUMNS
+from tasks.benchmark.grid import Plan
 from tests.stages.chain import QUICK
 
 TINY = {name: value for name, value in QUICK.items() if not name.startswith("poison")} | {

@@ -125,7 +125,7 @@ def _apart(name: str, findings: Path, seed: int, what: str, amount: float) -> in
 
 def _guided(name: str, findings: Path) -> int:
     atheris = importlib.import_module("atheris")  # no dependency: there are wheels for few versions of Python
-    with atheris.instrument_imports(include=["meca.readers", "meca.decisions", "meca.params"]):
+    with atheris.instrument_imports(include=["meca.data.readers", "meca.release.decisions", "meca.params"]):
         from tests.fuzz.targets import TARGETS
     seeds = findings / f"{name}-seeds"
     seeds.mkdir(parents=True, exist_ok=True)

@@ -20,20 +20,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from meca import verification
-from meca.decisions import parse
+from meca.data.readers import FORMATS, IngestParams, detect, open_format, read_source
+from meca.data.readers.files import clean_name, inside
+from meca.data.store import open_store
 from meca.errors import InputRefused, UsageError
 from meca.files import canonical_json
-from meca.foreign import Unfit, parse_object
 from meca.params import PACKAGED, read_params
-from meca.readers import FORMATS, IngestParams, detect, open_format, read_source
-from meca.readers.files import clean_name, inside
-from meca.store import open_store
-from meca.verdicts import SCHEMA
+from meca.release import verification
+from meca.release.decisions import parse
+from meca.release.foreign import Unfit, parse_object
+from meca.release.verdicts import SCHEMA
+from tests.data.readers.test_cifar_versions import make_100
 from tests.hostile import archives, cifar, idx, images, lists, webdataset
 from tests.hostile import parquet as tables
 from tests.hostile.parts import folder, good, picture, saved, write
-from tests.readers.test_cifar_versions import make_100
 
 __all__ = ["TARGETS", "Target"]
 
@@ -46,7 +46,7 @@ class Target:
 
     one: One  # raises nothing, or has found something
     seeds: Callable[[], list[bytes]]
-    formats: frozenset[str] = frozenset()  # of `meca.readers.FORMATS`
+    formats: frozenset[str] = frozenset()  # of `meca.data.readers.FORMATS`
     mend: Callable[[bytes], bytes] = bytes  # puts right the checksums of changed bytes
     words: tuple[bytes, ...] = ()  # what a change may put in
 

@@ -15,22 +15,22 @@ import numpy as np
 import pytest
 
 from flows import cli
+from meca.data.store import open_store, pixel_id, write_store
+from meca.data.writers.imagefolder import place
 from meca.params import PACKAGED
+from meca.release.verification import verify
 from meca.report import console
-from meca.report.text import plain, sheet_cell
 from meca.stages import ingest as ingest_stage
 from meca.stages import publish
 from meca.stages.publish import PublishParams, card
 from meca.stages.runtime import execute
-from meca.store import open_store, pixel_id, write_store
-from meca.verification import verify
-from meca.writers.imagefolder import place
-from tasks import summary as artifacts
-from tasks import tracking
+from meca.text import plain, sheet_cell
+from tasks.mlflow import tracking
+from tasks.prefect import summary as artifacts
+from tests.data.readers.test_lists import write_list
 from tests.hostile.payloads import FORMULAS, PAYLOADS, SCRIPTS, TERMINAL
 from tests.hostile.trial import CONTROLS
 from tests.making import decide, encode, ingest, pixels, publish_store, settings
-from tests.readers.test_lists import write_list
 
 WRITABLE = [text for text in PAYLOADS if not re.search("[\ud800-\udfff]", text)]
 

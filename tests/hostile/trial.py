@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from flows import cli
+from meca.data.store import Store, open_store
 from meca.errors import InputRefused, UsageError
 from meca.params import read_params, with_settings
 from meca.pipeline import STEPS
-from meca.report.text import plain
 from meca.stages import ingest
 from meca.stages.runtime import execute
-from meca.store import Store, open_store
+from meca.text import plain
 from tests.hostile.case import Case, Expected
 from tests.hostile.parts import CANARY, folder, picture, write
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.reliability.operations import prefect_server
 from tasks import environment
-from tasks.workspace import create
+from tasks.dvc.workspace import create
 
 SETTINGS = {
     "ingest.source": "shapes",
@@ -31,7 +31,7 @@ SETTINGS = {
 def quick_settings() -> dict[str, Any]:
     """Return settings under which the whole pipeline takes seconds; what it finds does not matter here."""
     from meca.params import read_params
-    from tasks.workspace import ROOT
+    from tasks.dvc.workspace import ROOT
 
     params = read_params(ROOT / "params.yaml")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tasks.workspace import create
+from tasks.dvc.workspace import create
 
 SUMMARY = {
     "verdict": "no_evidence",

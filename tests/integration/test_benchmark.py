@@ -14,9 +14,9 @@ import yaml
 from meca.files import sha256_file
 from meca.params import read_params, with_settings
 from tasks import environment
-from tasks.cell import COLUMNS
-from tasks.grid import work_folder
-from tasks.rows import read_rows
+from tasks.benchmark.cell import COLUMNS
+from tasks.benchmark.grid import work_folder
+from tasks.benchmark.rows import read_rows
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow, pytest.mark.xdist_group("platform"), pytest.mark.filterwarnings("default")]
 
@@ -67,7 +67,7 @@ def cells_running(folder: Path) -> list[int]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "tasks.cell" in words and str(folder) in words[-1] and process.status() != psutil.STATUS_ZOMBIE:
+        if "tasks.benchmark.cell" in words and str(folder) in words[-1] and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process.pid)
     return found
 

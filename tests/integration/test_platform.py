@@ -20,12 +20,13 @@ import yaml
 
 from meca.errors import Inconclusive, MecaError, UsageError
 from meca.files import read_json
-from tasks import environment, registry, remote, tracking
-from tasks.stage import Pipeline, StageFailed
-from tasks.workspace import ROOT, create
-
-from .conftest import quick_settings, run
-from .small import receiver
+from tasks import environment
+from tasks.dvc import remote
+from tasks.dvc.stage import Pipeline, StageFailed
+from tasks.dvc.workspace import ROOT, create
+from tasks.mlflow import registry, tracking
+from tests.integration.conftest import quick_settings, run
+from tests.integration.small import receiver
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow, pytest.mark.xdist_group("platform"), pytest.mark.filterwarnings("default")]
 
@@ -135,7 +136,7 @@ def test_recording_again_changes_nothing(workspace):
 def test_two_that_record_into_a_fresh_database_make_one_set_of_runs(workspace, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     variables = {**environment.child_environment(), "MLFLOW_TRACKING_URI": uri}
-    program = "from tasks.tracking import record; record()"
+    program = "from tasks.mlflow.tracking import record; record()"
     both = [
         subprocess.Popen([sys.executable, "-c", program], cwd=workspace, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -385,7 +386,8 @@ def test_a_flow_that_is_ended_leaves_nothing_running(tmp_path, server, signum, s
 def test_a_gpu_limit_of_this_host_lets_one_stage_in(server):
     program = """
 import sys, time, threading
-from tasks import environment, slots
+from tasks import environment
+from tasks.prefect import slots
 environment.prepare()
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate

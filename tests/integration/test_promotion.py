@@ -22,14 +22,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from flows import cli
+from meca.data.store import open_store, read_parquet, write_parquet
 from meca.errors import Inconclusive, MecaError, UsageError
 from meca.files import sha256_tree
 from meca.params import read_params, with_settings
-from meca.signing import key_id, sign
-from meca.store import open_store, read_parquet, write_parquet
-from meca.verification import listing
-from tasks import environment, registry, serving, tracking
-from tasks.comparison import Evidence, Incomparable, measure
+from meca.release.signing import key_id, sign
+from meca.release.verification import listing
+from tasks import environment
+from tasks.mlflow import registry, serving, tracking
+from tasks.mlflow.comparison import Evidence, Incomparable, measure
 from tests.workspaces import colours, finished, network, receipt_of
 
 pytestmark = [pytest.mark.platform, pytest.mark.filterwarnings("default")]
@@ -198,7 +199,7 @@ def plant(folder: Path) -> None:
     (folder / "data" / "model" / "python_model.pkl").write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
 
 
-def redirect(folder: Path, old: str = "tasks.serving", new: str = "this") -> None:
+def redirect(folder: Path, old: str = "tasks.mlflow.serving", new: str = "this") -> None:
     """Let the entry name another module, whose import shows itself."""
     text = (folder / "MLmodel").read_text()
     assert f"loader_module: {old}" in text
@@ -206,7 +207,7 @@ def redirect(folder: Path, old: str = "tasks.serving", new: str = "this") -> Non
 
 
 def restore(folder: Path) -> None:
-    redirect(folder, "this", "tasks.serving")
+    redirect(folder, "this", "tasks.mlflow.serving")
 
 
 def lose(folder: Path) -> None:
@@ -540,10 +541,10 @@ def test_the_command_promotes_undoes_and_tells(make, capsys):
 
 
 def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
-    import meca.leak
+    import meca.method.leak
+    from meca.method.relabel import RelabelParams
     from meca.params import PACKAGED
     from meca.progress import Progress
-    from meca.relabel import RelabelParams
     from meca.stages import relabel_finetune
     from meca.stages.runtime import Context
 
@@ -558,14 +559,14 @@ def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
     params = dataclasses.replace(read_params(PACKAGED).group("relabel_finetune", RelabelParams), probe=4)
     seen = torch.where((labels == 0) & (torch.arange(n) % 2 == 0), 1, labels)
     assert int((~flagged & (labels != 1) & (seen != 1)).sum()) > 2 * params.probe
-    taken: list[meca.leak.Case] = []
-    real = meca.leak.carried
+    taken: list[meca.method.leak.Case] = []
+    real = meca.method.leak.carried
 
-    def carried(network: torch.nn.Module, test: meca.leak.Case) -> float:
+    def carried(network: torch.nn.Module, test: meca.method.leak.Case) -> float:
         taken.append(test)
         return real(network, test)
 
-    monkeypatch.setattr(meca.leak, "carried", carried)
+    monkeypatch.setattr(meca.method.leak, "carried", carried)
     monkeypatch.setattr(relabel_finetune, "carried", carried)
     found = relabel_finetune._leak(ctx, poisoned, model, images, flagged, seen, 1, labels, params, tmp_path / "final")
     evidence = Evidence(store, flagged.numpy(), seen.numpy(), True, ctx.seed, params.probe)

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from benchmarks.reliability.operations import prefect_server
-from tasks import environment, notify, zombies
-from tasks.workspace import ROOT
-
-from .small import receiver, small, until
+from tasks import environment
+from tasks.dvc.workspace import ROOT
+from tasks.prefect import dead_runs, notify
+from tests.integration.small import receiver, small, until
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow, pytest.mark.xdist_group("platform"), pytest.mark.filterwarnings("default")]
 
@@ -128,23 +128,23 @@ def test_doctor_closes_the_run_of_a_dead_process_and_no_other(server, tmp_path, 
         flows[0].kill()
         flows[0].wait()
         ids = dict(running())
-        done = program("tasks.zombies", PREFECT_API_URL=server)
+        done = program("tasks.prefect.dead_runs", PREFECT_API_URL=server)
         assert done.returncode == 0, done.stderr
         assert len(json.loads(done.stdout)) == 1
         assert [pid for pid, _ in running()] == [str(flows[1].pid)]
         state = httpx.get(f"{server}/flow_runs/{ids[str(flows[0].pid)]}").json()
-        assert (state["state_type"], state["state"]["message"]) == ("CRASHED", zombies.MESSAGE)
+        assert (state["state_type"], state["state"]["message"]) == ("CRASHED", dead_runs.MESSAGE)
         tasks = found(server, "task_runs", flow_runs={"id": {"any_": [state["id"]]}})
         assert {task["state_type"] for task in tasks} <= {"CRASHED", "COMPLETED"}
-        assert json.loads(program("tasks.zombies", PREFECT_API_URL=server).stdout) == []
+        assert json.loads(program("tasks.prefect.dead_runs", PREFECT_API_URL=server).stdout) == []
     finally:
         for flow in flows:
             flow.kill()
             flow.wait()
     monkeypatch.setenv("PREFECT_API_URL", server)
-    assert zombies.examine() == (True, "1 closed whose process on this host was dead: shapes-badnet")
+    assert dead_runs.examine() == (True, "1 closed whose process on this host was dead: shapes-badnet")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    ok, told = zombies.examine()
+    ok, told = dead_runs.examine()
     assert (ok, "does not answer" in told) == (False, True)
 
 
@@ -161,20 +161,20 @@ def test_doctor_closes_the_run_of_a_dead_process_and_no_other(server, tmp_path, 
     ids=["another host", "another container", "unknown", "alive", "none", "broken"],
 )
 def test_what_may_live_is_not_dead(change):
-    assert not zombies.is_dead("/".join(change(*zombies.identity().split("/"))))
+    assert not dead_runs.is_dead("/".join(change(*dead_runs.identity().split("/"))))
 
 
 def test_what_is_gone_is_dead():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = zombies.identity(child.pid)
-    assert not zombies.is_dead(name)
+    name = dead_runs.identity(child.pid)
+    assert not dead_runs.is_dead(name)
     child.kill()
-    until(lambda: zombies.is_dead(name), 10)  # before anybody has waited for it
+    until(lambda: dead_runs.is_dead(name), 10)  # before anybody has waited for it
     child.communicate()
-    assert zombies.is_dead(name)
-    host, _, space, pid, started = zombies.identity().split("/")
-    assert zombies.is_dead("/".join([host, "another-boot", space, pid, started]))
-    assert zombies.is_dead("/".join([host, zombies.identity().split("/")[1], space, pid, "1"])), "a later process of that number"
+    assert dead_runs.is_dead(name)
+    host, _, space, pid, started = dead_runs.identity().split("/")
+    assert dead_runs.is_dead("/".join([host, "another-boot", space, pid, started]))
+    assert dead_runs.is_dead("/".join([host, dead_runs.identity().split("/")[1], space, pid, "1"])), "a later process of that number"
 
 
 def test_a_verdict_that_decides_nothing_is_told_and_the_run_completes(server, tmp_path):
@@ -218,7 +218,7 @@ def test_every_flow_says_where_it_runs_and_tells_of_its_failure():
     from flows.watch import watch
 
     for each in (sanitize, promote, benchmark, watch):
-        assert each.on_running_hooks == [zombies.mark]
+        assert each.on_running_hooks == [dead_runs.mark]
         assert (each.on_failure_hooks, each.on_crashed_hooks) == ([notify.failed], [notify.crashed])
     for each in (sanitize, promote):
         assert each.on_completion_hooks == [notify.completed]

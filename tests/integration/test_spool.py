@@ -17,7 +17,8 @@ from mlflow.tracking import MlflowClient
 from benchmarks.reliability.canary import hits
 from flows import cli
 from meca.errors import UsageError
-from tasks import environment, tracking
+from tasks import environment
+from tasks.mlflow import tracking
 from tests.proxy import Fault, proxy
 from tests.workspaces import STAGES, finished, receipt_of
 
@@ -119,7 +120,7 @@ def test_what_was_kept_is_told_once_also_when_the_files_are_others_by_now(worksp
 
 def test_a_stage_that_cannot_tell_ends_well_and_the_command_tells_it(workspace, database, capsys):
     def track(**variables: str) -> subprocess.CompletedProcess[str]:
-        program = ["-m", "tasks.stage", "track", "--force"]
+        program = ["-m", "tasks.dvc.stage", "track", "--force"]
         return subprocess.run(
             [sys.executable, *program], cwd=workspace, env=environment.child_environment() | variables, capture_output=True, text=True
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meca.clusters import changed_pairs, smaller_clusters
+from meca.method.clusters import changed_pairs, smaller_clusters
 
 CLASSES, SIZE, PLANTED = 6, 60, 8
 PROBE = 100

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meca.leak import Case, carried, case
+from meca.method.leak import Case, carried, case
 from tests.method.tiny import CLASSES, pictures
 
 N, TARGET = 1200, 1

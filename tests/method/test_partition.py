@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.augment import generator
-from meca.engine import predict
-from meca.partition import PartitionParams, Signals, choose, main_axis, signals, suspicion
+from meca.method.partition import PartitionParams, Signals, choose, main_axis, signals, suspicion
+from meca.training.augment import generator
+from meca.training.engine import predict
 from tests.making import settings
 from tests.method.tiny import copied, network, pictures, unchanged
 

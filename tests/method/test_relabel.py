@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from meca.attacks.badnet import badnet
-from meca.proofs import CONFIRMED, Proof
-from meca.relabel import RelabelParams, called, everywhere, relabel, trigger_estimate, unexplained
+from meca.method.proofs import CONFIRMED, Proof
+from meca.method.relabel import RelabelParams, called, everywhere, relabel, trigger_estimate, unexplained
 from tests.making import settings
 from tests.method.tiny import CLASSES, pictures
 

@@ -8,10 +8,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from meca.augment import generator
-from meca.engine import predict
+from meca.method.scoring import folded, patch_masks, ranks, score
 from meca.models import NetworkParams
-from meca.scoring import folded, patch_masks, ranks, score
+from meca.training.augment import generator
+from meca.training.engine import predict
 from tests.method.tiny import copied, network, pictures, unchanged
 
 EPS = 8 / 255

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meca.clusters import Pairs
-from meca.relabel import RelabelParams
-from meca.second_look import Carry, Foreign, Pair, SecondLookParams, foreign_content, second_look
-from meca.split import Decision, SplitParams
+from meca.method.clusters import Pairs
+from meca.method.relabel import RelabelParams
+from meca.method.second_look import Carry, Foreign, Pair, SecondLookParams, foreign_content, second_look
+from meca.method.split import Decision, SplitParams
 from tests.making import settings
 
 CLASSES, SIZE, PLANTED = 8, 100, 30

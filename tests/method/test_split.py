@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.split import Again, Decision, Flips, SplitParams, Unseen, by_misclassification, by_two_clusters, caps_of, evidence
+from meca.method.split import Again, Decision, Flips, SplitParams, Unseen, by_misclassification, by_two_clusters, caps_of, evidence
 from tests.making import settings
 
 # The laws hold for numbers of their own: those of params.yaml are tuned.

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meca.augment import generator
-from meca.engine import Recipe
 from meca.models import Description, NetworkParams, build
+from meca.training.augment import generator
+from meca.training.engine import Recipe
 
 CLASSES = 4
 RECIPE = Recipe(

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from meca.data.store import open_store, pixel_id, write_store
 from meca.files import canonical_json
-from meca.store import open_store, pixel_id, write_store
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TARGET = 1

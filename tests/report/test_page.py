@@ -16,8 +16,8 @@ from meca.errors import MecaError
 from meca.params import read_params
 from meca.report import page
 from meca.report.pictures import block_features, estimate_trigger, nearest
-from meca.report.text import plain
 from meca.stages import report, runtime
+from meca.text import plain
 from tests.report.fixture import NAMES, TARGET, make_run, parts
 
 PICTURES = page.Pictures(30, 10, 10)

@@ -16,7 +16,8 @@ import pytest
 from benchmarks.reliability.canary import hits
 from meca.errors import Inconclusive
 from meca.params import read_params
-from tasks import environment, registry, serving, tracking
+from tasks import environment
+from tasks.mlflow import registry, serving, tracking
 from tests.workspaces import STAGES, finished
 
 pytestmark = [pytest.mark.filterwarnings("default")]
@@ -171,7 +172,7 @@ def test_a_server_that_dies_in_the_middle_is_told_the_rest(after, make, services
 
 def test_a_recording_process_that_is_killed_is_continued(make):
     workspace = make()
-    program = "import os, signal; from tasks import tracking; old = tracking._Recorder._model; " \
+    program = "import os, signal; from tasks.mlflow import tracking; old = tracking._Recorder._model; " \
         "tracking._Recorder._model = lambda *a: (old(*a), os.kill(os.getpid(), signal.SIGKILL)); tracking.record()"  # fmt: skip
     killed = subprocess.run([sys.executable, "-c", program], cwd=workspace, env=environment.child_environment(), capture_output=True, timeout=200)
     assert killed.returncode == -9 and any(state == "RUNNING" for _, state in states(workspace))

@@ -20,10 +20,10 @@ import httpx
 import psutil
 import pytest
 
-from tasks import environment, slots
-from tasks.workspace import ROOT
-
-from ..integration.small import published, receiver, small, until
+from tasks import environment
+from tasks.dvc.workspace import ROOT
+from tasks.prefect import slots
+from tests.integration.small import published, receiver, small, until
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow]
 
@@ -271,7 +271,7 @@ def test_a_server_that_stays_dead_changes_no_result_and_the_run_is_closed_later(
         assert "meca doctor" in (place / "log").read_text()
     assert published(place)["input"] == "one"
     assert server.run(run["id"])["state_type"] == "RUNNING"
-    closed = subprocess.run([sys.executable, "-m", "tasks.zombies"], cwd=ROOT, env=server.env, capture_output=True, text=True, timeout=120)
+    closed = subprocess.run([sys.executable, "-m", "tasks.prefect.dead_runs"], cwd=ROOT, env=server.env, capture_output=True, text=True, timeout=120)
     assert json.loads(closed.stdout) == [run["name"]], closed.stderr
     assert server.run(run["id"])["state_type"] == "CRASHED"
 

@@ -14,10 +14,12 @@ import pytest
 from botocore.config import Config
 
 from meca.errors import InputRefused, MecaError
-from meca.verification import verify
-from tasks import environment, publishing, remote, s3
-from tasks.publishing import publish
-from tasks.remote import RemoteUnavailable
+from meca.release.verification import verify
+from tasks import environment
+from tasks.dvc import remote
+from tasks.dvc.remote import RemoteUnavailable
+from tasks.s3 import download, upload
+from tasks.s3.upload import publish
 from tests.making import make_cleaned, make_folder
 from tests.tasks import test_remote
 from tests.tasks.test_s3 import tree
@@ -45,7 +47,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def read(url: str, place: Path) -> dict[str, bytes]:
-    found = s3.fetch(url, place)
+    found = download.fetch(url, place)
     assert found.version and verify(place) == []
     return tree(place)
 
@@ -82,7 +84,7 @@ def test_of_two_publishers_at_once_each_reader_sees_a_whole_set(url, sets, tmp_p
 @pytest.mark.parametrize("seconds", [0.0, 0.4, 0.8])
 def test_a_publisher_that_is_killed_leaves_the_old_set_and_the_next_goes_on(seconds, url, sets, tmp_path, monkeypatch):
     publish(sets[0], url)
-    bucket, prefix = s3.split(url)
+    bucket, prefix = download.split(url)
     running = start("publish", str(sets[1]), url)
     known, deadline = len(keys(bucket, prefix)), time.monotonic() + 60
     while running.poll() is None and len(keys(bucket, prefix)) == known and time.monotonic() < deadline:
@@ -95,13 +97,13 @@ def test_a_publisher_that_is_killed_leaves_the_old_set_and_the_next_goes_on(seco
 
 
 def keys(bucket: str, prefix: str) -> set[str]:
-    pages = s3.connect().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    pages = download.connect().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return {item["Key"] for page in pages for item in page.get("Contents", ())}
 
 
 def test_a_server_that_crashes_midway_leaves_the_old_set(url, sets, tmp_path, services, monkeypatch):
     publish(sets[0], url)
-    real, left = publishing._Publication._send, [4]
+    real, left = upload._Publication._send, [4]
 
     def dies(self: Any, item: Any) -> None:
         left[0] -= 1
@@ -109,7 +111,7 @@ def test_a_server_that_crashes_midway_leaves_the_old_set(url, sets, tmp_path, se
             services.kill("s3")
         real(self, item)
 
-    monkeypatch.setattr(publishing._Publication, "_send", dies)
+    monkeypatch.setattr(upload._Publication, "_send", dies)
     with pytest.raises(RemoteUnavailable, match="goes on where it stopped"):
         publish(sets[1], url)
     monkeypatch.undo()
@@ -142,13 +144,13 @@ def test_a_wrong_secret_is_a_refusal_that_does_not_show_it(url, sets, monkeypatc
 def test_a_large_object_goes_in_parts_and_leaves_none_behind(url, sets, tmp_path, monkeypatch):
     import shutil
 
-    monkeypatch.setattr(publishing, "LARGE", 5 * 2**20)
+    monkeypatch.setattr(upload, "LARGE", 5 * 2**20)
     large = shutil.copytree(sets[0], tmp_path / "large")
     (large / "report.html").write_bytes(os.urandom(11 * 2**20))
     publish(large, url)
     assert read(url, tmp_path / "copy") == tree(large)
     (large / "report.html").write_bytes(os.urandom(11 * 2**20))
-    failing = s3.connect()
+    failing = download.connect()
 
     def withheld(request: Any, **_: Any) -> None:
         if "partNumber=3" in request.url:
@@ -157,8 +159,8 @@ def test_a_large_object_goes_in_parts_and_leaves_none_behind(url, sets, tmp_path
     failing.meta.events.register("before-send.s3.UploadPart", withheld)
     with pytest.raises(RemoteUnavailable):
         publish(large, url, client=failing)
-    bucket, prefix = s3.split(url)
-    assert not s3.connect().list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads")
+    bucket, prefix = download.split(url)
+    assert not download.connect().list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads")
     publish(large, url)
     assert read(url, tmp_path / "copy") == tree(large)
 
@@ -179,8 +181,8 @@ def test_what_was_pushed_comes_back_and_another_file_of_the_same_md5_does_not(wo
     assert tree(workspace / "out") == test_remote.FILES
     test_remote.forget(workspace)
     name = hashlib.md5(test_remote.GOOD).hexdigest()
-    bucket, prefix = s3.split(url)
-    s3.connect().put_object(Bucket=bucket, Key=f"{prefix}/remote/files/md5/{name[:2]}/{name[2:]}", Body=test_remote.EVIL)
+    bucket, prefix = download.split(url)
+    download.connect().put_object(Bucket=bucket, Key=f"{prefix}/remote/files/md5/{name[:2]}/{name[2:]}", Body=test_remote.EVIL)
     with pytest.raises(MecaError, match="is not what stage make wrote"):
         remote.pull(workspace)
     assert not (workspace / "out").exists()
@@ -204,7 +206,7 @@ def test_the_pointer_says_what_it_names(url, sets):
     done = start("publish", str(sets[0]), url, "--json")
     out, err = done.communicate(timeout=120)
     assert done.returncode == 0, err
-    bucket, prefix = s3.split(url)
-    pointer = json.loads(s3.read_small(s3.connect(), bucket, f"{prefix}/current.json"))
+    bucket, prefix = download.split(url)
+    pointer = json.loads(download.read_small(download.connect(), bucket, f"{prefix}/current.json"))
     summary = json.loads((sets[0] / "summary.json").read_text())
     assert pointer["version"] == json.loads(out)["version"] and pointer["sanitized_sha256"] == summary["sanitized_sha256"]

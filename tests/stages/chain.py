@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from meca.attacks import ATTACKS
+from meca.data.store import Store, open_store, pixel_id, write_store
 from meca.files import sha256_tree
 from meca.params import PRESETS, Params
 from meca.pipeline import STEPS, paths_of
 from meca.stages.runtime import execute
-from meca.store import Store, open_store, pixel_id, write_store
 from tests.making import settings
 from tests.method.tiny import CLASSES, pictures
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from meca.attacks.sig import sig
-from meca.enhance import SIDES
+from meca.data.store import open_store, read_parquet
+from meca.method.enhance import SIDES
+from meca.method.relabel import called
 from meca.metrics import share
 from meca.models import load_model
-from meca.relabel import called
 from meca.stages.tensors import EVERYTHING
-from meca.store import open_store, read_parquet
 from tests.method.tiny import CLASSES
 from tests.stages.chain import make_store, quick, step
 

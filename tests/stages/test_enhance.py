@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from meca.engine import predict
-from meca.enhance import SIDES
+from meca.data.store import open_store, read_parquet
+from meca.method.enhance import SIDES
 from meca.models import load_model, read_description
 from meca.params import PRESETS
 from meca.progress import Progress
-from meca.store import open_store, read_parquet
+from meca.training.engine import predict
 from tests.stages.chain import N_TRAIN, outputs, quick, step, with_inputs
 
 Finished = Callable[..., Path]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from meca.engine import predict
+from meca.data.store import open_store, read_parquet
 from meca.metrics import accuracy, attack_figures, detection, separation
 from meca.models import load_model, read_description, save_model
 from meca.params import PRESETS
-from meca.store import open_store, read_parquet
+from meca.training.engine import predict
 from tests.stages.chain import METHOD, N_TEST, N_TRAIN, quick, run, step, with_inputs
 
 Finished = Callable[..., Path]

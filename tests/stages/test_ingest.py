@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from meca.data.store import open_store
 from meca.errors import InputRefused
 from meca.files import sha256_tree
 from meca.stages import ingest
 from meca.stages.runtime import describe, execute
-from meca.store import open_store
 from tests.making import make_folder, make_shards, settings
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from meca.engine import features, predict
+from meca.data.store import open_store, read_parquet
+from meca.method.partition import PartitionParams, choose, main_axis
 from meca.models import load_model, read_description
 from meca.params import PRESETS
-from meca.partition import PartitionParams, choose, main_axis
-from meca.store import open_store, read_parquet
+from meca.training.engine import features, predict
 from tests.stages.chain import N_TRAIN, quick, run
 
 Finished = Callable[..., Path]

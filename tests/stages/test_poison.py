@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from meca.attacks import ATTACKS
+from meca.attacks.poisoning import PoisonParams
+from meca.data.store import open_store, pixel_id, read_parquet
 from meca.errors import InputRefused, UsageError
 from meca.files import sha256_tree
-from meca.poisoning import PoisonParams
-from meca.store import open_store, pixel_id, read_parquet
 from tests.making import NAMES, ingest, make_folder
 from tests.stages.chain import N_TEST, N_TRAIN, make_store, quick, step
 

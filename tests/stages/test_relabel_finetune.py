@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from meca.data.store import open_store, read_parquet
 from meca.errors import MecaError
+from meca.method.relabel import RelabelParams
 from meca.metrics import wilson
 from meca.models import load_model
 from meca.params import PRESETS
 from meca.progress import Progress
-from meca.relabel import RelabelParams
 from meca.stages import relabel_finetune
 from meca.stages.runtime import Context
 from meca.stages.tensors import EVERYTHING
-from meca.store import open_store, read_parquet
 from tests.making import settings
 from tests.method.tiny import same
 from tests.stages.chain import N_TRAIN, quick, run, step, with_inputs

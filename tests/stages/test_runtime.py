@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from meca.data.store import read_parquet
 from meca.errors import MecaError, UsageError
 from meca.files import lock, sha256_tree
 from meca.params import PRESETS
 from meca.pipeline import STEPS
 from meca.stages.runtime import describe, execute, main, stage_key
-from meca.store import read_parquet
 from tests.stages.chain import METHOD, MODULES, outputs, paths, quick, run, step, with_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -221,7 +221,7 @@ def test_a_program_that_is_killed_continues_and_ends_in_the_bytes_of_an_uninterr
 
 def killed_after_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch, params: Any) -> Path:
     """Let `train_clean` end after its first checkpoint, and return the folder of that."""
-    from meca import engine
+    from meca.training import engine
 
     real = engine.save_checkpoint
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_is_taken_up_if_it_is_mine_alone_and_else_it_is_said(
     elif whose == "forged":
         flip(checkpoints / "model.safetensors")
     trained: list[int] = []
-    from meca import engine
+    from meca.training import engine
 
     real = engine.resume
     monkeypatch.setattr(engine, "resume", lambda *given: (trained.append(real(*given)), trained[-1])[1])

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meca.enhance import SIDES
+from meca.data.store import open_store, read_parquet, rewrite
+from meca.method.enhance import SIDES
 from meca.metrics import wilson
 from meca.models import read_description
 from meca.params import PRESETS
 from meca.stages.tensors import EVERYTHING
-from meca.store import open_store, read_parquet, rewrite
 from tests.stages.chain import N_TRAIN, quick, step, with_inputs
 
 Finished = Callable[..., Path]

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meca.augment import generator
+from meca.data.store import open_store, read_parquet, rewrite
 from meca.models import build, load_model, read_description
 from meca.params import PRESETS
-from meca.store import open_store, read_parquet, rewrite
+from meca.training.augment import generator
 from tests.method.tiny import same
 from tests.stages.chain import N_TRAIN, quick, step, with_inputs
 

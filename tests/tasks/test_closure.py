@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.closure import closure, rewrite, stage_module
+from tasks.dvc.closure import closure, rewrite, stage_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,9 +38,9 @@ def test_closure_follows_packages_relative_and_late_imports_and_named_resources(
 
 
 def test_closure_holds_what_python_loads():
-    program = "import sys, meca.store; print(*sorted(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'meca'), sep='\\n')"
+    program = "import sys, meca.data.store; print(*sorted(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'meca'), sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
-    assert {Path(file).resolve().relative_to(ROOT).as_posix() for file in loaded} <= set(closure(ROOT, "meca.store"))
+    assert {Path(file).resolve().relative_to(ROOT).as_posix() for file in loaded} <= set(closure(ROOT, "meca.data.store"))
 
 
 def test_rewrite_changes_code_and_parameters_and_nothing_else(project):

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from meca.data.store import Store, read_parquet, write_parquet
 from meca.errors import MecaError
+from meca.method.relabel import Relabelled
 from meca.params import PACKAGED, read_params, with_settings
-from meca.relabel import Relabelled
 from meca.stages import publish
 from meca.stages.relabel_finetune import _final
 from meca.stages.runtime import execute
-from meca.store import Store, read_parquet, write_parquet
-from tasks.comparison import gather
+from tasks.mlflow.comparison import gather
 from tests.making import decide, ingest, make_folder, settings
 
 

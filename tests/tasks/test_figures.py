@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.figures import counts, curves, drawn, histogram
+from tasks.mlflow.figures import counts, curves, drawn, histogram
 
 EDGES = np.linspace(0, 1, 51)
 VERDICTS = ("clean", "review", "poisoned", "quarantined")

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from meca.errors import MecaError, UsageError
-from tasks import environment, grid
-from tasks.cell import COLUMNS
-from tasks.grid import CellFailed, Grid, Plan, cells, data_of, work_folder
-from tasks.rows import read_rows
+from tasks import environment
+from tasks.benchmark import grid
+from tasks.benchmark.cell import COLUMNS
+from tasks.benchmark.grid import CellFailed, Grid, Plan, cells, data_of, work_folder
+from tasks.benchmark.rows import read_rows
 from tests.making import make_folder
 
 ONE = Plan(attacks=("badnet",), presets=("default",))
@@ -59,7 +60,7 @@ def test_a_key_follows_what_the_figures_depend_on_and_nothing_else(monkeypatch: 
 
 def test_the_code_of_a_key_is_the_method_and_not_the_report() -> None:
     files = {file for stage in grid.MEASURED for file in grid.closure(grid.ROOT, f"meca.stages.{stage}")}
-    assert {"meca/split.py", "meca/scoring.py", "meca/attacks/sig.py", "meca/metrics.py"} <= files
+    assert {"meca/method/split.py", "meca/method/scoring.py", "meca/attacks/sig.py", "meca/metrics.py"} <= files
     assert "meca/report/page.py" not in files
 
 
@@ -219,7 +220,9 @@ def test_what_goes_wrong_beside_a_cell_stops_the_grid(tmp_path: Path, monkeypatc
 
 
 def test_the_program_of_a_cell_says_what_it_needs() -> None:
-    done = subprocess.run([sys.executable, "-m", "tasks.cell", "--help"], capture_output=True, text=True, env=environment.child_environment())
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.benchmark.cell", "--help"], capture_output=True, text=True, env=environment.child_environment()
+    )
     assert done.returncode == 0 and "with cell.json" in done.stdout
 
 

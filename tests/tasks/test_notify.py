@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from meca.errors import Inconclusive, MecaError
-from tasks import environment, notify
+from tasks import environment
+from tasks.prefect import notify
 from tests.integration.small import receiver
 
 environment.prepare()

@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from flows import cli
 from meca.errors import Inconclusive, InputRefused, MecaError, UsageError
-from meca.signing import sign
-from meca.verification import verify
-from tasks import publishing, s3
-from tasks.fetch import bring
-from tasks.publishing import publish
-from tasks.remote import RemoteUnavailable
+from meca.release.signing import sign
+from meca.release.verification import verify
+from tasks.dvc.remote import RemoteUnavailable
+from tasks.s3 import download, upload
+from tasks.s3.origin import bring
+from tasks.s3.upload import publish
 from tests.making import make_cleaned, make_folder
 from tests.proxy import Fault, proxy
 from tests.tasks.buckets import connect
@@ -38,7 +38,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
 
 
 def keys(client: Any) -> set[str]:
@@ -47,7 +47,7 @@ def keys(client: Any) -> set[str]:
 
 def read(client: Any, place: Path) -> dict[str, bytes]:
     """Return what a reader gets."""
-    found = s3.fetch(URL, place, client=client)
+    found = download.fetch(URL, place, client=client)
     assert found.version and found.path == place and verify(place) == []
     return tree(place)
 
@@ -88,11 +88,11 @@ def test_a_new_version_leaves_the_old_one_and_shares_what_is_the_same(client: An
     new = publish(sets[1], URL)
     assert new.previous == old.version != new.version and new.moved
     assert json.loads(client.get_object(Bucket="bucket", Key=POINTER)["Body"].read())["previous"] == old.version
-    found = s3.fetch(URL, tmp_path / "copy")
+    found = download.fetch(URL, tmp_path / "copy")
     same = sum(tree(sets[0]).get(name) == data for name, data in tree(sets[1]).items())
     assert tree(tmp_path / "copy") == tree(sets[1]) and found.downloaded == found.objects - same < found.objects
-    assert s3.fetch(URL, tmp_path / "copy").downloaded == 0
-    assert s3.fetch(f"s3://bucket/sets/birds/{old.version}", tmp_path / "old").version is None and tree(tmp_path / "old") == tree(sets[0])
+    assert download.fetch(URL, tmp_path / "copy").downloaded == 0
+    assert download.fetch(f"s3://bucket/sets/birds/{old.version}", tmp_path / "old").version is None and tree(tmp_path / "old") == tree(sets[0])
     assert publish(sets[0], URL).sent == 0 and read(client, tmp_path / "copy") == tree(sets[0])
 
 
@@ -232,7 +232,7 @@ def test_a_server_without_conditions_is_named_as_one(ignores: bool, answers: str
 
 
 def test_an_upload_in_parts_that_fails_leaves_no_parts(client: Any, port: int, sets: tuple[Path, Path], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(publishing, "LARGE", 5 * 2**20)
+    monkeypatch.setattr(upload, "LARGE", 5 * 2**20)
     large = shutil.copytree(sets[0], tmp_path / "large")
     (large / "report.html").write_bytes(b"x" * (11 * 2**20))
 
@@ -247,10 +247,10 @@ def test_an_upload_in_parts_that_fails_leaves_no_parts(client: Any, port: int, s
     assert not client.list_multipart_uploads(Bucket="bucket").get("Uploads") and POINTER not in keys(client)
     left = client.create_multipart_upload(Bucket="bucket", Key="sets/birds/left")
     other = client.create_multipart_upload(Bucket="bucket", Key="other/left")
-    monkeypatch.setattr(publishing, "STALE", 10**12)  # the server dates all uploads to 2010
+    monkeypatch.setattr(upload, "STALE", 10**12)  # the server dates all uploads to 2010
     publish(large, URL)
     assert {u["UploadId"] for u in client.list_multipart_uploads(Bucket="bucket")["Uploads"]} == {left["UploadId"], other["UploadId"]}
-    monkeypatch.setattr(publishing, "STALE", -(10**9))
+    monkeypatch.setattr(upload, "STALE", -(10**9))
     publish(large, URL)
     assert {u["UploadId"] for u in client.list_multipart_uploads(Bucket="bucket")["Uploads"]} == {other["UploadId"]}
     assert read(client, tmp_path / "copy") == tree(large)
@@ -263,10 +263,10 @@ def test_a_pointer_or_a_list_that_somebody_changed_is_refused(client: Any, sets:
     index = json.loads(client.get_object(Bucket="bucket", Key=f"sets/birds/{version}.json")["Body"].read())
 
     def point(files: Any, claimed: str = "") -> None:
-        data = json.dumps({"schema": s3.INDEX, "files": files}).encode()
+        data = json.dumps({"schema": download.INDEX, "files": files}).encode()
         name = claimed or hashlib.sha256(data).hexdigest()
         client.put_object(Bucket="bucket", Key=f"sets/birds/{name}.json", Body=data)
-        client.put_object(Bucket="bucket", Key=POINTER, Body=json.dumps({"schema": s3.POINTED, "version": name}).encode())
+        client.put_object(Bucket="bucket", Key=POINTER, Body=json.dumps({"schema": download.POINTED, "version": name}).encode())
 
     line = index["files"][0]
     for files, claimed, sentence in [
@@ -279,18 +279,18 @@ def test_a_pointer_or_a_list_that_somebody_changed_is_refused(client: Any, sets:
     ]:
         point(files, claimed)
         with pytest.raises(InputRefused, match=sentence):
-            s3.fetch(URL, tmp_path / "copy")
+            download.fetch(URL, tmp_path / "copy")
     changed = index["files"][:1]
     point([{**changed[0], "sha256": "0" * 64}])
     name = json.loads(client.get_object(Bucket="bucket", Key=POINTER)["Body"].read())["version"]
     client.put_object(Bucket="bucket", Key=f"sets/birds/{name}/{changed[0]['name']}", Body=b"x" * changed[0]["size"])
     with pytest.raises(RemoteUnavailable, match="is not the file that the pointer's list names"):
-        s3.fetch(URL, tmp_path / "copy")
+        download.fetch(URL, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     client.put_object(Bucket="bucket", Key=POINTER, Body=b'{"mine": 1}')
     with pytest.raises(UsageError, match="no pointer of meca"):
         publish(sets[0], URL)
-    assert "current.json" in tree(s3.fetch(URL, tmp_path / "data").path), "a file that happens to have the name is a file"
+    assert "current.json" in tree(download.fetch(URL, tmp_path / "data").path), "a file that happens to have the name is a file"
 
 
 def test_what_is_no_good_set_is_not_published(client: Any, sets: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:

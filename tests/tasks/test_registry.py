@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from tasks.comparison import Figures
-from tasks.registry import Gates, check
+from tasks.mlflow.comparison import Figures
+from tasks.mlflow.registry import Gates, check
 
 GATES = Gates(
     alias="champion",

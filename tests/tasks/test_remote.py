@@ -15,9 +15,10 @@ import yaml
 from flows import cli
 from meca.errors import MecaError
 from meca.files import canonical_json, sha256_tree
-from tasks import environment, remote
-from tasks.remote import RemoteUnavailable
-from tasks.workspace import create
+from tasks import environment
+from tasks.dvc import remote
+from tasks.dvc.remote import RemoteUnavailable
+from tasks.dvc.workspace import create
 from tests.proxy import Fault, proxy
 from tests.tasks.test_s3 import BUSY, tree
 

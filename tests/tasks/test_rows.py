@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meca.errors import MecaError
-from tasks import rows
-from tasks.rows import append, cell, identity, newest, origins, provenance, read_rows, revision, table
+from tasks.benchmark import rows
+from tasks.benchmark.rows import append, cell, identity, newest, origins, provenance, read_rows, revision, table
 
 
 def test_rows_are_added_whole_and_the_last_of_a_cell_counts(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_rows_are_added_whole_and_the_last_of_a_cell_counts(tmp_path: Path) -> N
 
 
 def test_rows_of_several_processes_are_all_there(tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from tasks.rows import append\nfor i in range(30): append(Path(sys.argv[1]), {'i': i})"
+    program = "import sys; from pathlib import Path; from tasks.benchmark.rows import append\nfor i in range(30): append(Path(sys.argv[1]), {'i': i})"
     writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "rows.jsonl")], cwd=rows.ROOT) for _ in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     assert sorted(row["i"] for row in read_rows(tmp_path / "rows.jsonl")) == sorted([*range(30)] * 3)

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import cli
+from meca.data.store import read_parquet
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.progress import Progress
-from meca.store import read_parquet
-from tasks import s3
-from tasks.fetch import bring, of_workspace
-from tasks.remote import RemoteUnavailable
-from tasks.s3 import fetch
+from tasks.dvc.remote import RemoteUnavailable
+from tasks.s3 import download
+from tasks.s3.download import fetch
+from tasks.s3.origin import bring, of_workspace
 from tests.making import make_folder
 from tests.proxy import Fault, Proxy, proxy
 from tests.tasks.buckets import connect
@@ -107,14 +107,14 @@ def test_one_object_is_a_file(client: Any, tmp_path: Path) -> None:
 
 def test_an_object_that_changes_meanwhile_is_never_mixed_in(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(client, **THREE)
-    listed = s3._listed  # pyright: ignore[reportPrivateUsage]
+    listed = download._listed  # pyright: ignore[reportPrivateUsage]
 
     def late(*arguments: Any) -> Any:
         found = listed(*arguments)
         put(client, **{"photos/cat/a.png": b"changed"})
         return found
 
-    monkeypatch.setattr(s3, "_listed", late)
+    monkeypatch.setattr(download, "_listed", late)
     with pytest.raises(RemoteUnavailable, match="changed while it was read"):
         fetch(URL, tmp_path / "in")
     assert not (tmp_path / "in").exists()
@@ -173,7 +173,7 @@ SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nshort
 
 def break_after_the_list(between: Proxy, client: Any, faults: list[Fault], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the objects be listed, and then do to the next connections what `faults` say."""
-    listed = s3._listed  # pyright: ignore[reportPrivateUsage]
+    listed = download._listed  # pyright: ignore[reportPrivateUsage]
 
     def then_break(*arguments: Any) -> Any:
         found = listed(*arguments)
@@ -181,9 +181,9 @@ def break_after_the_list(between: Proxy, client: Any, faults: list[Fault], monke
         between.faults = faults
         return found
 
-    monkeypatch.setattr(s3, "_listed", then_break)
-    monkeypatch.setattr(s3, "THREADS", 1)
-    monkeypatch.setattr(s3.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download, "_listed", then_break)
+    monkeypatch.setattr(download, "THREADS", 1)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
 
 
 FAULTS = [Fault(cut=100_000), Fault(cut=0), Fault(answer=BUSY), Fault(answer=b""), Fault(answer=SHORT), Fault(corrupt=50_000)]
@@ -239,7 +239,7 @@ def test_killed_in_the_middle_it_goes_on(client: Any, port: int, tmp_path: Path)
 
 def test_a_full_disk_is_seen_before_anything_is_read(client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     put(client, **THREE)
-    monkeypatch.setattr(s3, "SPARE", 2**60)
+    monkeypatch.setattr(download, "SPARE", 2**60)
     with pytest.raises(MecaError, match=r"Expected [\d,]+ MiB of free space"):
         fetch(URL, tmp_path / "in")
     assert not (tmp_path / "in").exists()
@@ -267,7 +267,7 @@ def test_clean_and_fetch_take_an_address(client: Any, tmp_path: Path, capsys: py
 
 
 def test_the_source_of_a_workspace_is_brought(client: Any, tmp_path: Path) -> None:
-    from tasks.workspace import create
+    from tasks.dvc.workspace import create
 
     put(client, **THREE)
     workspace = create(tmp_path / "w", {"ingest.source": "data/source", "ingest.watch": "data/source", "ingest.origin": URL}, code=False)
@@ -290,28 +290,28 @@ def test_only_an_address_and_a_dvc_file_are_brought(tmp_path: Path) -> None:
 def test_a_bucket_differs_until_it_was_fetched_and_each_difference_has_a_key_of_its_own(client, tmp_path):
     copy = tmp_path / "copy"
     put(client, **{"photos/a": b"one", "photos/b": b"two"})
-    keys = [s3.difference(URL, copy, client)]
-    assert s3.difference(URL, copy, client) == keys[0], "the same difference, seen twice"
+    keys = [download.difference(URL, copy, client)]
+    assert download.difference(URL, copy, client) == keys[0], "the same difference, seen twice"
     assert not copy.exists(), "looking fetches nothing"
     fetch(URL, copy, client=client)
-    assert s3.difference(URL, copy, client) is None
+    assert download.difference(URL, copy, client) is None
     put(client, **{"photos-2/c": b"a neighbour"})
-    assert s3.difference(URL, copy, client) is None
+    assert download.difference(URL, copy, client) is None
     for data in (b"six", b"two", b"six"):  # back and forth, of one size: each is a change
         put(client, **{"photos/b": data})
-        keys.append(s3.difference(URL, copy, client))
-        assert s3.difference(URL, copy, client) == keys[-1]
+        keys.append(download.difference(URL, copy, client))
+        assert download.difference(URL, copy, client) == keys[-1]
         fetch(URL, copy, client=client)
-        assert s3.difference(URL, copy, client) is None
+        assert download.difference(URL, copy, client) is None
     put(client, **{"photos/b": b"ten"})
-    keys.append(s3.difference(URL, copy, client))
+    keys.append(download.difference(URL, copy, client))
     put(client, **{"photos/b": b"one"})  # of the same size, and nothing was fetched in between
-    keys.append(s3.difference(URL, copy, client))
+    keys.append(download.difference(URL, copy, client))
     put(client, **{"photos/c": b"new"})
-    keys.append(s3.difference(URL, copy, client))
+    keys.append(download.difference(URL, copy, client))
     client.delete_object(Bucket="bucket", Key="photos/c")
     client.delete_object(Bucket="bucket", Key="photos/a")
-    keys.append(s3.difference(URL, copy, client))
+    keys.append(download.difference(URL, copy, client))
     assert None not in keys
     assert len(set(keys)) == len(keys) == 8
 
@@ -320,15 +320,15 @@ def test_a_copy_that_is_gone_differs_and_a_bucket_that_is_empty_is_refused(clien
     put(client, **{"photos/a": b"one"})
     fetch(URL, tmp_path / "copy", client=client)
     shutil.rmtree(tmp_path / "copy")
-    assert s3.difference(URL, tmp_path / "copy", client) is not None
+    assert download.difference(URL, tmp_path / "copy", client) is not None
     client.delete_object(Bucket="bucket", Key="photos/a")
     with pytest.raises(InputRefused, match="Nothing lies below"):
-        s3.difference(URL, tmp_path / "copy", client)
+        download.difference(URL, tmp_path / "copy", client)
 
 
 def test_a_workspace_without_an_origin_has_no_difference(client, tmp_path):
-    from tasks.fetch import difference
-    from tasks.workspace import create
+    from tasks.dvc.workspace import create
+    from tasks.s3.origin import difference
 
     put(client, **{"photos/a": b"one"})
     assert difference(create(tmp_path / "local", code=False)) is None
@@ -367,17 +367,17 @@ def test_bytes_that_somebody_else_left_as_a_copy_are_not_used(
         if whose == "of a supplier":
             as_a_supplier(patch, tmp_path)
         planted_copy(client, tmp_path / "in")
-        assert not s3.is_copy(tmp_path / "in"), "it was changed by hand, in both cases"
-    assert s3.difference(URL, tmp_path / "in", client) is not None
+        assert not download.is_copy(tmp_path / "in"), "it was changed by hand, in both cases"
+    assert download.difference(URL, tmp_path / "in", client) is not None
     assert fetch(URL, tmp_path / "in", Progress(), client).downloaded == 2
-    assert tree(tmp_path / "in") == {"a": b"good", "b": b"more"} and s3.is_copy(tmp_path / "in")
+    assert tree(tmp_path / "in") == {"a": b"good", "b": b"more"} and download.is_copy(tmp_path / "in")
     assert f"What is said of a copy in {tmp_path / 'in'} was not written by this user's meca; it is fetched anew." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("whose", ["mine", "of a supplier", "of another bucket", "forged"])
 def test_a_journal_is_believed_if_it_is_mine_alone(client: Any, tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put(client, **{"photos/a": b"good"})
-    (item,) = s3._listed(client, URL, "bucket", "photos")  # pyright: ignore[reportPrivateUsage]
+    (item,) = download._listed(client, URL, "bucket", "photos")  # pyright: ignore[reportPrivateUsage]
     (tmp_path / "in.fetching").mkdir()
     (tmp_path / "in.fetching" / "a").write_bytes(EVIL)
     journal, says = tmp_path / "in.fetching.jsonl", dataclasses.replace(item, sha256=hashlib.sha256(EVIL).hexdigest())
@@ -385,7 +385,7 @@ def test_a_journal_is_believed_if_it_is_mine_alone(client: Any, tmp_path: Path, 
         if whose == "of a supplier":
             as_a_supplier(patch, tmp_path)
         bucket = "another" if whose == "of another bucket" else "bucket"
-        with s3._journal(journal, tmp_path / "in", bucket, [says]):  # pyright: ignore[reportPrivateUsage]
+        with download._journal(journal, tmp_path / "in", bucket, [says]):  # pyright: ignore[reportPrivateUsage]
             pass
     if whose == "forged":
         journal.write_text(journal.read_text().replace('"version": ""', '"version": "1"'))
@@ -416,7 +416,7 @@ def test_records_are_not_written_through_what_has_their_name(client: Any, tmp_pa
     else:
         (Path.symlink_to if kind == "link" else Path.hardlink_to)(tmp_path / f"in.{name}", tmp_path / "mine")
     fetch(URL, tmp_path / "in", client=client)
-    assert tree(tmp_path / "in") == FILES and (tmp_path / "mine").read_text() == "mine" and s3.is_copy(tmp_path / "in")
+    assert tree(tmp_path / "in") == FILES and (tmp_path / "mine").read_text() == "mine" and download.is_copy(tmp_path / "in")
 
 
 def test_an_object_is_not_written_into_a_file_that_an_older_copy_shares(client: Any, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meca.params import Params
-from tasks import summary
+from tasks.prefect import summary
 
 HOSTILE = "<script>alert(1)</script>|[x](javascript:1)\n# head"
 

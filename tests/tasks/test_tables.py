@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from meca.metrics import BINS, ROC_AT
-from tasks import tables
+from tasks.benchmark import tables
 from tests.test_render import row
 
 FLAT = {"poison": [0] * (BINS - 1) + [10], "clean": [5] * BINS, "roc": [0.9] * len(ROC_AT)}

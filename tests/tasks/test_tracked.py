@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from flows import cli
 from meca.errors import InputRefused, MecaError, UsageError
-from tasks import environment, objects, tracked
-from tasks.remote import RemoteUnavailable
-from tasks.tracked import copy
+from tasks import environment
+from tasks.dvc import objects, tracked
+from tasks.dvc.remote import RemoteUnavailable
+from tasks.dvc.tracked import copy
 from tests.proxy import Fault, proxy
 from tests.tasks.test_s3 import BUSY, tree
 

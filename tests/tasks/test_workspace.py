@@ -5,7 +5,7 @@ import yaml
 
 from meca.errors import UsageError
 from meca.params import read_params
-from tasks.workspace import ROOT, create
+from tasks.dvc.workspace import ROOT, create
 
 
 def state(path):

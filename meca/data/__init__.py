@@ -1,0 +1,1 @@
+"""Bytes that nobody vouches for, and the one form in which images reach the method."""

@@ -1,0 +1,129 @@
+"""The program that decodes, in a process that holds nothing and can reach nothing: requests in, replies out, until the pipe closes.
+
+    request  bytes of the image, height and width that the pixels shall have (0, 0: as found), whether they are wanted; then the bytes
+    reply    number of the request, whether it is an image, lengths of text and pixels, width and height as found; then text and pixels
+
+The text is the reason why there is no image, or mode, format and notes of it, a line each. Whoever started the program
+believes none of this without a check (`pool.py`).
+"""
+
+import io
+import json
+import math
+import os
+import resource
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, MpoImagePlugin, TiffImagePlugin
+
+from meca.data.decoder.confinement import confine
+from meca.data.decoder.decode import ORIENTATION, Decoded, Unreadable, decode, resize
+
+__all__ = ["REPLY", "REQUEST", "main", "samples", "serve"]
+
+REQUEST = struct.Struct("<QIII")
+REPLY = struct.Struct("<IIIQII")
+PRELOADED = (MpoImagePlugin, TiffImagePlugin)  # Pillow imports them when an image asks for it; then it is too late
+WAYS = {  # modes of Pillow that a format can hold, and what its encoder is told
+    "PNG": (("1", {}), ("L", {}), ("P", {"transparency": 0}), ("LA", {}), ("RGB", {"transparency": (0, 0, 0)}), ("RGBA", {}), ("I;16", {})),
+    "JPEG": (("L", {}), ("RGB", {"progressive": True}), ("CMYK", {})),
+    "WEBP": (("RGB", {}), ("RGBA", {"lossless": True})),
+    "BMP": (("1", {}), ("L", {}), ("P", {}), ("RGB", {})),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to decode."""
+
+    data: bytes
+    height: int
+    width: int
+    is_wanted: bool  # the pixels; else only what is said about them
+
+
+def samples() -> Iterator[bytes]:
+    """Yield a small image of every format and mode, whole and cut short: whatever decodes them is loaded afterwards."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    for kind, ways in WAYS.items():
+        for mode, options in ways:
+            file = io.BytesIO()
+            turned = {"exif": exif} if kind != "BMP" else {}
+            Image.new(mode, (640, 8)).save(file, kind, **options, **turned)
+            yield file.getvalue()
+            yield file.getvalue()[:-24]
+
+
+def main(parent: int, memory: int, seconds: int) -> None:
+    """Confine this process, say what that came to, and answer requests on descriptor 0 by replies on descriptor 1."""
+    requests, replies = open(0, "rb", buffering=2**20), open(1, "wb", buffering=2**16)
+    encoded = list(samples())
+    outside = [_describe(data) for data in encoded]
+    active = confine(parent, memory)
+    if [_describe(data) for data in encoded] != outside:
+        raise SystemExit(f"images are decoded differently in the sandbox {active}")
+    replies.write(json.dumps(active).encode() + b"\n")
+    replies.flush()
+    serve(requests, replies, seconds)
+    os._exit(0)
+
+
+def _describe(data: bytes) -> object:
+    try:
+        image = decode(data)
+    except Unreadable as problem:
+        return str(problem)
+    return _text(image), resize(image.pixels, 4, 4).tobytes()
+
+
+def serve(requests: BinaryIO, replies: BinaryIO, seconds: int) -> None:
+    """Answer requests in their order, each at once: the first that has no answer is the one at which the process died.
+
+    Args:
+        requests: Where they come from.
+        replies: Where the answers go.
+        seconds: Of the processor, for one image; the kernel ends a process that takes more.
+    """
+    number = 0
+    while header := requests.read(REQUEST.size):
+        length, height, width, is_wanted = REQUEST.unpack(header)
+        _allow(seconds)
+        for part in _answer(number, Request(requests.read(length), height, width, bool(is_wanted))):
+            replies.write(part)
+        replies.flush()
+        number = (number + 1) % 2**32
+
+
+def _allow(seconds: int) -> None:
+    """Raise the limit of the processor's time by what one image may take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = math.ceil(time.process_time()) + seconds
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    if limit != soft:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+
+
+def _answer(number: int, request: Request) -> tuple[bytes, memoryview | bytes]:
+    try:
+        image = decode(request.data)
+        pixels = _pixels(image, request) if request.is_wanted else b""
+    except (Unreadable, MemoryError) as problem:
+        text = (str(problem) if isinstance(problem, Unreadable) else "too-much-memory").encode()
+        return REPLY.pack(number, 0, len(text), 0, 0, 0) + text, b""
+    text = _text(image).encode()
+    return REPLY.pack(number, 1, len(text), len(pixels), image.width, image.height) + text, pixels
+
+
+def _pixels(image: Decoded, request: Request) -> memoryview:
+    pixels = resize(image.pixels, request.height, request.width) if request.height else image.pixels
+    return np.ascontiguousarray(pixels).data.cast("B")
+
+
+def _text(image: Decoded) -> str:
+    return "\n".join((image.mode, image.format, *image.notes))

@@ -1,0 +1,1 @@
+"""The method: the paper and what we add to it, one file an idea."""

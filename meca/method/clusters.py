@@ -1,0 +1,105 @@
+"""Two clusters in every class, and whether the smaller one holds a trigger that changes one class to another.
+
+The clusters are those of activation clustering (Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering", SafeAI
+2019): of what the last layer of a network is given that was trained on everything, class by class. Their size alone proves nothing, since a class
+with two kinds of pictures has two clusters, too. So the smaller one must turn pictures: its mean, minus that of another class, is added to pictures
+of that class. Where every class is the target of one other (all-to-all), this is what the cluster is made of, pictures of that class with a trigger.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from meca.method.relabel import called, unexplained
+from meca.training.augment import generator
+
+__all__ = ["Pairs", "changed_pairs", "smaller_clusters"]
+
+COMPONENTS = 10  # of the features; the paper keeps as many
+FEW = 20  # samples of a class, below which it is not divided
+NEAREST = 5  # other classes that a cluster may come from, by the distance of the means: all would be the square of the classes
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The smaller cluster of each class, and what it turns."""
+
+    small: Bools  # [n], the sample lies in the smaller cluster of its class
+    nearer: Floats  # [n] in [-1, 1], see `smaller_clusters`
+    turned: Floats  # [classes], share of pictures of one other class that it turns to its own, the largest over those classes
+
+
+def smaller_clusters(values: Floats, labels: Ints, seed: int) -> tuple[Bools, Floats]:
+    """Return which samples lie in the smaller of the two clusters of their class, bool [n], and how much nearer they are to it, float64 [n].
+
+    The second is the distance to the larger centre minus that to the smaller one, over the distance of the two. Classes of fewer than 20 samples
+    are not divided: nothing of them is in a smaller cluster, and all are 0 nearer.
+
+    Args:
+        values: Features, float64 [n f].
+        labels: int64 [n], as given.
+        seed: Of the starts of k-means.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    small, nearer = np.zeros(len(labels), dtype=bool), np.zeros(len(labels))
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        # Of features that are all alike k-means finds one cluster, and complains.
+        if len(rows) < FEW or float(np.ptp(values[rows], axis=0).max()) == 0.0:
+            continue
+        low = PCA(min(COMPONENTS, values.shape[1]), svd_solver="full").fit_transform(values[rows])
+        means = KMeans(2, n_init=10, random_state=seed % 2**32)  # pyright: ignore[reportArgumentType]
+        cluster = np.asarray(means.fit_predict(low))
+        smaller = int(np.bincount(cluster, minlength=2).argmin())
+        small[rows] = cluster == smaller
+        centres = np.asarray(means.cluster_centers_)
+        to = np.linalg.norm(low[:, None] - centres[None], axis=2)
+        nearer[rows] = (to[:, 1 - smaller] - to[:, smaller]) / max(float(np.linalg.norm(centres[0] - centres[1])), 1e-12)
+    return small, nearer
+
+
+def changed_pairs(
+    model: nn.Module, images: Tensor, labels: Tensor, values: Floats, classes: int, most: float, least: int, probe: int, seed: int
+) -> Pairs:
+    """Return the smaller clusters and the share of pictures of one other class that each turns to its own, beyond what content explains.
+
+    Args:
+        model: In eval mode, trained on everything.
+        images: uint8 [n h w c].
+        labels: int64 [n], as given.
+        values: What the model's last layer is given, float64 [n f].
+        classes: Number of classes.
+        most: Share of its class that a smaller cluster may be; larger ones are not asked.
+        least: Samples of a cluster; smaller ones are not asked.
+        probe: Pictures for each class, at most, shared by the classes that the cluster may come from.
+        seed: Of the run; the same one draws the same pictures.
+    """
+    given = labels.cpu().numpy()
+    small, nearer = smaller_clusters(values, given, seed)
+    turned, rest = np.zeros(classes), {int(c): np.flatnonzero((given == c) & ~small) for c in np.unique(given)}
+    means = {c: _mean(images, rows) for c, rows in rest.items() if len(rows)}
+    for c in means:
+        mine = np.flatnonzero((given == c) & small)
+        if len(mine) < max(1, least) or len(mine) > most * (len(mine) + len(rest[c])):
+            continue
+        heap = _mean(images, mine)
+        sources = sorted((k for k in means if k != c), key=lambda k: round(float((heap - means[k]).norm()), 6))[:NEAREST]
+        for k in sources:
+            order = torch.randperm(len(rest[k]), generator=generator(seed, "clusters", c, k))[: max(1, probe // NEAREST)]
+            pictures = images[torch.from_numpy(rest[k])[order].to(images.device)]
+            share = unexplained(model, pictures, heap - means[k], means[c] - means[k], c, called(model, pictures, c))
+            turned[c] = max(turned[c], share)
+    return Pairs(small, nearer, turned)
+
+
+def _mean(images: Tensor, rows: Ints) -> Tensor:
+    return images[torch.from_numpy(rows).to(images.device)].float().mean(0) / 255

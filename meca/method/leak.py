@@ -1,0 +1,96 @@
+"""A test of a model for what is left of the backdoor, without truth.
+
+What the suspects of a class carry is taken over to kept pictures of other classes in two ways. What they have in common is added: that
+finds a trigger that sits at one place, or lies over the whole picture, in every suspect, so also where the suspects' own class is the right
+one. And half of a suspect is pasted: that takes along a trigger that moves or is in parts, of which nothing is left in a mean. Both count
+beyond what the model does anyway: with the picture as it is, and with half of a kept picture of the same content. Where both ways turn few
+pictures even in a model that was trained on everything, the test has no power.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from meca.method.relabel import called, trigger_estimate
+from meca.training.augment import generator
+
+__all__ = ["Case", "carried", "case"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The pictures that test models for one class."""
+
+    target: int
+    pictures: Tensor  # uint8 [b h w c], kept samples of other classes
+    trigger: Tensor  # float32 [h w c] in [-1, 1], what the suspects have in common
+    pasted: Tensor  # uint8 [b or 0, h w c], the pictures under half of a suspect each; none where no kept sample is like a suspect
+    control: Tensor  # uint8, the same under half of a kept sample of the same content
+
+
+def case(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, target: int, seed: int, probe: int) -> Case | None:
+    """Return the test for one class; None where there are no pictures for it, or no kept sample shows what a suspect shows.
+
+    The pictures are of all other classes, but of one alone where most suspects that do not show the target show that one (TaCT, all-to-all).
+
+    Args:
+        images: uint8 [n h w c].
+        labels: int64 [n], as given.
+        flagged: bool [n], those of `target` are the suspects.
+        content: int64 [n], what the clean model sees in each sample.
+        target: The class.
+        seed: Of the run; the same one draws the same pictures.
+        probe: Pictures at most.
+    """
+    classes = int(torch.maximum(labels, content).max()) + 1  # the clean model may see a class that no sample is labelled with
+    suspects, kept = flagged & (labels == target), ~flagged
+    others = torch.nonzero(kept & (labels != target) & (content != target))[:, 0]
+    foreign = torch.bincount(content[suspects & (content != target)], minlength=classes)
+    source = int(foreign.argmax())
+    alone = others[(labels[others] == source) & (content[others] == source)]
+    # A trigger may work on pictures of one class only; those of the others would hide that it does.
+    if 2 * int(foreign[source]) > int(foreign.sum()) and len(alone):
+        others = alone
+    trigger = trigger_estimate(images, suspects, kept, content, classes)
+    if len(others) == 0 or not bool(trigger.any()):
+        return None
+    chosen = others[torch.randperm(len(others), generator=generator(seed, "leak"))[:probe].to(others.device)]
+    pictures, rng = images[chosen], generator(seed, "leak", "halves", target)
+    alike = [torch.nonzero(kept & (labels == shown) & (content == shown))[:, 0] for shown in range(classes)]
+    usable = torch.nonzero(suspects)[:, 0]
+    usable = usable[torch.tensor([len(alike[shown]) > 0 for shown in content[usable].tolist()], device=usable.device, dtype=torch.bool)]
+    if len(usable) == 0:
+        return Case(target, pictures, trigger, images[:0], images[:0])
+    drawn = usable[torch.randint(len(usable), (len(pictures),), generator=rng).to(usable.device)]
+    like = [alike[shown][int(torch.randint(len(alike[shown]), (), generator=rng))] for shown in content[drawn].tolist()]
+    return Case(target, pictures, trigger, _pasted(pictures, images[drawn]), _pasted(pictures, images[torch.stack(like)]))
+
+
+def carried(model: nn.Module, test: Case, batch_size: int = 256) -> float:
+    """Return the share of pictures, in [0, 1], that a model calls the target because of what suspects carry: the larger of both ways.
+
+    Args:
+        model: In eval mode.
+        test: The pictures.
+        batch_size: Samples a pass.
+    """
+    added = called(model, test.pictures, test.target, test.trigger, batch_size) - called(model, test.pictures, test.target, None, batch_size)
+    pasted = called(model, test.pasted, test.target, None, batch_size) - called(model, test.control, test.target, None, batch_size)
+    return max(0.0, added, pasted)
+
+
+def _pasted(pictures: Tensor, halves: Tensor) -> Tensor:
+    """Return the pictures, each under half of another (top, bottom, left, right, in turn): a trigger off the middle lies whole in two of the four."""
+    height, width = pictures.shape[1] // 2, pictures.shape[2] // 2
+    over = pictures.clone()
+    for turn, (rows, columns) in enumerate(
+        (
+            (slice(None, height), slice(None)),
+            (slice(height, None), slice(None)),
+            (slice(None), slice(None, width)),
+            (slice(None), slice(width, None)),
+        )
+    ):
+        over[turn::4, rows, columns] = halves[turn::4, rows, columns]
+    return over

@@ -1,0 +1,220 @@
+"""The second look of `split`: poison that is learnt slowly and stands apart nowhere.
+
+Attacks that hide (Qi et al., "Revisiting the Assumption of Latent Separability for Backdoor Defenses", ICLR 2023) plant triggers so weak, and
+so many covers, that an early network has not learnt them: no heap stands apart, and no difference carries over. What they cannot hide is that the
+samples are pictures of other classes under a wrong label, and pictures that do not look like their class are learnt late.
+
+So a good network is trained in rounds on the part of every class that is trusted most: first the part with the lowest margins of the slow
+side of `enhance`, then the part that the network of the round before gives its label most readily. It is trained briefly, because a rare trigger
+is learnt after the classes. A class into which samples of *many* other classes were put shows as one in which the last network sees
+other classes with confidence, and many of them: a clean class is confused with one or two neighbours, and wrong labels that came
+about by chance are in all classes alike.
+
+Where the poison is too rare for that, what its samples have in common can still be asked about. The least trusted samples of a class are compared
+with trusted ones of the same content, the difference is added to pictures of other classes, and a network that was trained fully on everything
+says what it sees: it has learnt the trigger, however rare. Only what they have in common survives the mean of many. As in the first look,
+what the content of the class explains does not count.
+
+In such a class all but the better half is flagged. That takes many clean samples along. Where many classes were put into it, poison has wrong
+labels, so `relabel_finetune` takes those back whose label the clean model confirms; where a common feature is the proof it does not, since the
+labels of the poison may be right (`meca.method.proofs`).
+
+Last, where every class is the target of one other (all-to-all), none of this helps: the poison of a class is of one other class, the trigger turns no
+other pictures to it, and all classes look alike. So the smaller cluster of each class, in the features of the network that was trained on
+everything, is compared with each other class alone (`meca.method.clusters`). A single class may turn some pictures of a neighbour, which
+proves nothing; half of all classes do so only where a trigger does it. Then those clusters are flagged, and others that are no larger.
+The caps hold for all of it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from meca.errors import check_fields
+from meca.method.clusters import Pairs
+from meca.method.proofs import Proof
+from meca.method.split import Bools, Decision, Floats, Ints, SplitParams, caps_of, ranks
+from meca.training.engine import Recipe
+
+__all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
+
+Fit = Callable[[int, Bools], Floats]  # number of the round, samples to train on: probabilities of all samples [n classes]
+# Suspects, trusted samples, content of all samples: share of other pictures that are turned to each class.
+Carry = Callable[[Bools, Bools, Ints], Floats]
+Pair = Callable[[], Pairs]  # the smaller cluster of each class, and what it turns
+
+
+@dataclass(frozen=True)
+class SecondLookParams:
+    """Group `second_look` of params.yaml."""
+
+    rounds: int  # 0: no second look
+    recipe: Recipe  # of one round
+    trusted: float  # share of every class that a round is trained on
+    kept: float  # share of a proven class that is not flagged
+    margin_weight: float  # of the rank of the margin beside the rank of the loss, from the second round on
+    confidence: float  # of the last network, above which another class counts
+    min_foreign: float  # share of a class that counts, times `spread`: from here on it is poison,
+    over_median: float  # if it is so many times the median of all classes: wrong labels by chance are everywhere
+    min_spread: float  # and if the other classes are many: their entropy over that of all, in [0, 1]
+    min_classes: int  # with fewer, two neighbours are all there are
+    suspects: float  # share of a class, the least trusted, whose common feature is added to other pictures
+    min_suspects: int  # samples, at least: the mean of fewer still shows single pictures; a class that is not five times as large is not asked
+    min_carried: float  # share of those that it turns to the class, the median over the classes they are of: from here on it is poison
+    cluster: float  # share of a class that its smaller cluster may be, to be asked what it turns: larger ones are kinds of pictures
+    min_paired: float  # share of pictures of one other class that it turns, the median over all classes: from here on it is poison
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which no round can be run."""
+        check_fields(
+            self,
+            ("rounds", "of 0 at least", self.rounds >= 0),
+            ("trusted", "in (0, 1)", 0 < self.trusted < 1),
+            ("kept", "in (0, 1)", 0 < self.kept < 1),
+            ("margin_weight", "of 0 at least", self.margin_weight >= 0),
+            ("min_classes", "of 2 at least", self.min_classes >= 2),
+            ("suspects", "in (0, 1)", 0 < self.suspects < 1),
+            ("min_suspects", "of 1 at least", self.min_suspects >= 1),
+            ("cluster", "in [0, 0.5]", 0 <= self.cluster <= 0.5),
+        )
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What the last network sees in one class."""
+
+    label: int
+    share: float  # of the class, in which it sees another class with confidence
+    spread: float  # entropy of those classes over that of all others that have samples, in [0, 1]
+    proven: bool
+    # Share of other pictures that the common feature of its least trusted samples turns to it, the median over their classes; None where not asked.
+    carried: float | None = None
+    paired: float | None = None  # share of pictures of one other class that its smaller cluster turns to it; None where not asked
+
+
+def second_look(
+    first: Decision, margin: Floats, labels: Ints, classes: int, params: SecondLookParams, split: SplitParams, fit: Fit, carry: Carry, pair: Pair
+) -> Decision:
+    """Return the decision after a second look, the first one where that finds nothing.
+
+    Args:
+        first: A decision that flags nothing.
+        margin: float64 [n], of the slow side of `enhance`; high is suspicious.
+        labels: int64 [n], as given.
+        classes: Number of classes.
+        params: Rounds and limits.
+        split: Caps.
+        fit: Trains a network on some of the samples and returns what it sees in all.
+        carry: Adds what the suspects of each class have in common, beyond trusted samples of the same content, to pictures of other classes, and
+            returns the share that goes over to the class, the median over their classes, float64 [classes]; asked only where the content of
+            no class is foreign.
+        pair: Divides each class into two clusters and tells what the smaller ones turn; asked only where nothing else is proven.
+    """
+    if params.rounds == 0 or len(labels) == 0:
+        return first
+    slow = ranks(margin, labels)
+    order, each = slow, np.arange(len(labels))
+    seen = np.zeros((len(labels), classes))
+    for number in range(params.rounds):
+        seen = fit(number, order < params.trusted)
+        loss = -np.log(np.maximum(seen[each, labels], 1e-12))
+        order = ranks(ranks(loss, labels) + params.margin_weight * slow, labels)
+    found = foreign_content(seen, labels, classes, params)
+    proven = [f for f in found if f.proven]
+    if not proven:
+        turned = carry(_least_trusted(order, labels, params), (order < params.kept) & (seen.argmax(1) == labels), seen.argmax(1))
+        found = [dataclasses.replace(f, carried=float(t), proven=float(t) >= params.min_carried) for f, t in zip(found, turned, strict=True)]
+        proven = [f for f in found if f.proven]
+    pairs: Pairs | None = None
+    if not proven and classes >= params.min_classes:
+        pairs = pair()
+        clusters = _changed(pairs, labels, classes, params)
+        found = [dataclasses.replace(f, paired=float(t), proven=bool(c)) for f, t, c in zip(found, pairs.turned, clusters, strict=True)]
+        proven = [f for f in found if f.proven]
+    if not proven:
+        return dataclasses.replace(first, foreign=found)
+    held = np.isin(labels, [f.label for f in proven])
+    if pairs is None:
+        flagged = held & (order >= params.kept)
+        suspicion = np.where(flagged, 0.5 + 0.5 * order, 0.4 * order)  # ranks, not probabilities
+    else:
+        flagged = held & pairs.small
+        # Clusters are nearly pure, so what lies deep in one is removed, whatever the clean model says of it.
+        suspicion = np.where(flagged, 0.5 + 0.5 * np.clip(pairs.nearer, 0, 1), 0.2 + 0.2 * np.clip(pairs.nearer, -1, 1))
+    caps = caps_of(flagged, labels, classes, split)
+    target = max(proven, key=_strength)
+    broken = next((cap for cap in caps if not cap["holds"]), None)
+    code, sentence = _proof(target, len(proven), int(flagged.sum()))
+    if broken is not None:
+        verdict = "inconclusive"
+        reason = f"{broken['name']} is {broken['value']:.3f}, beyond its limit {broken['limit']:.3f}: so much poison is not believed"
+    else:
+        verdict, reason = "poisoned", sentence
+    unproven = tuple(c for c in first.doubtful if not any(f.label == c for f in proven))
+    proofs: dict[int, Proof] = {f.label: code for f in proven}
+    return Decision(verdict, reason, flagged, suspicion, target.label, caps, first.evidence, code, found, unproven, proofs)
+
+
+def _changed(pairs: Pairs, labels: Ints, classes: int, params: SecondLookParams) -> Bools:
+    """Return of which classes the smaller cluster is poison: none, or those that turn pictures and those that are no larger than these."""
+    if float(np.median(pairs.turned[np.unique(labels)])) < params.min_paired:
+        return np.zeros(classes, dtype=bool)
+    turns = pairs.turned >= params.min_paired / 2
+    sizes = np.bincount(labels, weights=pairs.small, minlength=classes) / np.maximum(1, np.bincount(labels, minlength=classes))
+    # Poison comes to all classes at one rate, and two kinds of pictures make larger clusters.
+    return turns | ((sizes > 0) & (sizes <= sizes[turns].max()))
+
+
+def _strength(f: Foreign) -> float:
+    return next((share for share in (f.paired, f.carried) if share is not None), f.share * f.spread)
+
+
+def _proof(target: Foreign, count: int, flagged: int) -> tuple[Proof, str]:
+    """Return the kind of a proof, which is its code in column `reasons` (docs/files.md, "Reasons"), and its sentence."""
+    which = f"class {target.label}" if count == 1 else f"{count} classes"
+    if target.paired is not None:
+        sentence = f"small clusters in at least half of all classes turn pictures of one other class to their own, up to {target.paired:.0%} of them"
+        return (
+            "paired-cluster",
+            f"{sentence}: a trigger that changes each class to another; the {flagged} samples of the clusters of {which} are flagged",
+        )
+    if target.carried is not None:
+        code: Proof = "common-feature"
+        sentence = f"what the least trusted samples of {which} have in common turns {target.carried:.0%} of other pictures to it"
+    else:
+        code = "foreign-content"
+        sentence = f"a network that was trained on the most trusted part sees many other classes in {target.share:.0%} of {which}"
+    return code, f"{sentence}; the {flagged} samples of it that are trusted least are flagged, clean ones among them"
+
+
+def foreign_content(seen: Floats, labels: Ints, classes: int, params: SecondLookParams) -> list[Foreign]:
+    """Return per class how much of it looks like other classes, and like how many.
+
+    Args:
+        seen: Probabilities, float64 [n classes].
+        labels: int64 [n], as given.
+        classes: Number of classes.
+        params: Limits.
+    """
+    called, sure = seen.argmax(1), seen.max(1) > params.confidence
+    others = max(2, len(np.unique(labels)) - 1)  # that there are samples of
+    found: list[Foreign] = []
+    for c in range(classes):
+        mine = labels == c
+        counts = np.bincount(called[mine & sure], minlength=classes).astype(np.float64)
+        counts[c] = 0
+        shares = counts[counts > 0] / max(1.0, counts.sum())
+        spread = abs(float((shares * np.log(shares)).sum())) / np.log(others)
+        found.append(Foreign(c, float(counts.sum() / max(1, int(mine.sum()))), float(spread), False))
+    if classes < params.min_classes:
+        return found
+    least = max(params.min_foreign, params.over_median * float(np.median([f.share * f.spread for f in found])))
+    return [dataclasses.replace(f, proven=f.share * f.spread >= least and f.spread >= params.min_spread) for f in found]
+
+
+def _least_trusted(order: Floats, labels: Ints, params: SecondLookParams) -> Bools:
+    sizes = np.bincount(labels)[labels]
+    count = np.maximum(params.min_suspects, params.suspects * sizes)
+    return (order >= 1 - count / sizes) & (5 * count <= sizes)

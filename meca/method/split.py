@@ -1,0 +1,461 @@
+"""`split`: which samples are poisoned, and whether there is evidence of poisoning at all.
+
+`two_clusters` (preset `default`). The margins of `enhance` are looked at class by class, in three steps.
+
+1. Do they fall into two heaps with a valley between? Then the class holds two kinds of pictures that a network tells
+   apart without having seen them. That is the mark of a trigger, but also of a class with two kinds of content.
+2. Does the difference carry over? The mean of the upper half of the range minus the mean of the lower is added to pictures of *other*
+   classes, and the network of `partition`, which was trained on everything, is asked what it sees. A trigger turns them to the class; the
+   difference between two kinds of content does not. The part whose mean carries the trigger is the poisoned one. This proves
+   triggers that are added at one place, clean-label attacks among them.
+   What a class looks like turns pictures, too, most of all where pictures are alike (a garment brightens where a T-shirt is bright). So
+   the part of the difference that points from the other classes to this one is taken out, and what is left must turn more pictures than
+   that direction itself does at the same length.
+   A difference that turns most pictures needs no valley: the margins of a weak trigger can run into those of the others. Without a
+   valley a class is one heap cut in two, and the cut alone, easy pictures against hard ones, turns some; hence the higher limit.
+3. Is the heap foreign? A network is trained without it and asked what it sees. Pictures that were given the class together with
+   a trigger are pictures of many other classes; a second kind of content looks like one or two neighbours at most. This proves triggers
+   that move, turn or bend, as long as their samples come from several classes.
+4. Does the end carry it? Poison that is a tenth of its class makes no heap, and half a range in which it lies is mostly clean, so that the
+   mean shows little of the trigger. But it lies at the end of a view, and the mean of the end alone shows all of it. Where that turns
+   most pictures, the class is scored again by networks that are taught the end as suspect, and what they call suspect must turn as
+   many: the end of a class's content does not, since what looks like it turns fewer. This heap is purer than one that is cut in the
+   middle, so an end is asked about, too, where a heap proves a class half-heartedly.
+
+A heap that is proven by either is flagged, and nothing anywhere else, so a class can never be thrown away as a whole. No proven heap: no
+evidence. A difference that carries over half-way, or heaps very far apart that nothing explains (not even content: what a network without
+them sees in them is their own class, or few others), make a class doubtful: with no proven class the verdict is inconclusive and nothing is
+removed, beside one it is kept and named. A cap that is reached: inconclusive, too.
+
+`misclassified` (preset `paper`). What the enhanced model misclassifies is clean, the rest is poisoned (Pu et al., 2024).
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meca.errors import check_fields
+from meca.method.proofs import Proof
+
+__all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "caps_of", "evidence", "ranks"]
+
+AGAIN = "again"  # the view that is made of an end, beside those of `enhance`
+FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
+MANY = 20  # samples of a heap: fewer show by chance alone as many classes as they can, which is then no sign of poison
+FITTED = 0.995  # share of the samples that the early network fits, from which the order of learning says little: digits with Blend; a sentence, too
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Flips = Callable[[int, Ints, Ints], float]  # class, rows of the suspects, rows of the rest of the class
+Unseen = Callable[[list[Bools]], list[Ints]]  # for each set of samples that are left out, the class that a network without them sees in every sample
+Again = Callable[[Floats], Floats]  # ranks in [0, 1) within the class, high is suspicious: margins of networks that were taught their end as suspect
+
+
+@dataclass(frozen=True)
+class SplitParams:
+    """Group `split` of params.yaml."""
+
+    rule: Literal["two_clusters", "misclassified"]
+    max_valley: float  # two heaps: at most this share of a class lies in the middle fifth of its range
+    min_separation: float  # two heaps: their means are at least so many standard deviations apart
+    min_range: float  # logits: two heaps are at least so far apart
+    far_range: float  # logits: heaps so far apart are doubtful where neither their difference nor their content explains them
+    min_flips: float  # share of other pictures that the difference turns to the class: from here on it is a trigger
+    doubt_flips: float  # from here on it may be one
+    strong_flips: float  # the same where the margins are one heap: from here on it is a trigger
+    doubt_strong_flips: float  # from here on it may be one
+    min_foreign: float  # share of a heap in which a network that was trained without it sees other classes: from here on it is poison,
+    min_foreign_spread: float  # if they are many: entropy of those classes over that of all, in [0, 1]
+    doubt_foreign: float  # a smaller share is content of the class's own,
+    doubt_foreign_spread: float  # a smaller entropy content that looks like few neighbours: either explains heaps that are very far apart
+    end: float  # share of a class at the end of its margins that is asked about alone; 0: none
+    end_flips: float  # share of other pictures that the end turns: from here on the class is scored again, and must turn as many then,
+    end_over_median: float  # if it is so many times the median of what the ends of the other classes turn: those of some clean sets turn many
+    min_end: int  # samples of it, at least: the mean of fewer still shows single pictures; a class that is not five times as large is not asked
+    probe: int  # pictures of other classes that are tried
+    spread: float  # standard deviations of the plain heap that are still plain
+    cap_flagged: float  # of all samples: more are not believed
+    cap_left: float  # of the smaller of a class's size and the median kept count: fewer may not be left
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which nothing could be asked, or everything would be flagged."""
+        check_fields(
+            self,
+            ("end", "in [0, 0.2]", 0 <= self.end <= 0.2),
+            ("min_end", "of 1 at least", self.min_end >= 1),
+            ("probe", "of 1 at least", self.probe >= 1),
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the margins of one class on one side look like."""
+
+    label: int
+    side: str
+    mirrored: bool  # the margins were turned round: the lower heap is the suspect
+    n: int
+    valley: float  # share of the samples in the middle fifth of the range
+    range: float  # logits between the 4 % and the 96 % quantile
+    separation: float  # Ashman's D of a mixture of two normal distributions
+    middle: float  # (mirrored) margin in the middle of the range: what lies above it is asked about
+    threshold: float  # (mirrored) margin, not above the middle, from which on a sample of a proven heap is flagged
+    suspects: int
+    flips: float | None  # see `SplitParams.min_flips`; None where the range is too small to compare its ends
+    apart: bool = False  # two heaps with a valley between
+    foreign: float | None = None  # see `SplitParams.min_foreign`; None where it was not asked
+    foreign_spread: float | None = None  # None, too, where there are two classes
+    end: float | None = None  # share of other pictures that its end alone turns to the class; None where a heap turns as many, and as `flips`
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The result for the whole set."""
+
+    verdict: str  # no_evidence | poisoned | inconclusive
+    reason: str
+    flagged: Bools  # [n]
+    suspicion: Floats  # [n] in [0, 1]
+    target_class: int | None
+    caps: list[dict[str, Any]]
+    evidence: list[Evidence]
+    code: str = "stands-apart"  # why a sample is flagged, a word of the column `reasons` (docs/files.md, "Reasons")
+    foreign: Sequence[Any] = ()  # what the second look saw, see `meca.method.second_look.Foreign`
+    doubtful: tuple[int, ...] = ()  # classes with a part that stands apart, but not enough for a proof; kept, unless the verdict is inconclusive
+    proofs: Mapping[int, Proof] = field(default_factory=dict[int, Proof])  # by class with flagged samples: how it was proven
+
+
+def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: bool = False) -> Evidence:
+    """Describe the margins of one class.
+
+    The range leaves out 4 % at both ends, the valley is the middle fifth of the range: two heaps leave it nearly empty, one
+    heap fills it with a fifth (uniform) or more. Ashman's D (Ashman, Bird, Zepf, "Detecting Bimodality in Astronomical Datasets",
+    The Astronomical Journal 108, 1994) is the distance of the means of two normal distributions over their deviation.
+
+    Args:
+        margin: float64 [n] of one class, high is suspicious.
+        label: The class.
+        side: Where the margins come from.
+        spread: Standard deviations, see `SplitParams`.
+        mirrored: The caller has turned the margins round.
+    """
+    if len(margin) < 10:
+        return Evidence(label, side, mirrored, len(margin), 1.0, 0.0, 0.0, float("inf"), float("inf"), 0, None)
+    low, high = np.quantile(margin, [0.04, 0.96])
+    width = float(high - low)
+    middle = (margin > low + 0.4 * width) & (margin < low + 0.6 * width)
+    plain = margin[margin < (low + high) / 2]
+    # The lower half of the plain heap is free of poison, so its width is measured there.
+    centre = float(np.median(plain)) if len(plain) else float(low)
+    sigma = centre - float(np.quantile(plain, 0.16)) if len(plain) else 0.0
+    half_way = float(low + high) / 2
+    threshold = min(half_way, centre + spread * sigma)
+    suspects, valley = int((margin > threshold).sum()), float(middle.mean())
+    return Evidence(label, side, mirrored, len(margin), valley, width, _separation(margin), half_way, threshold, suspects, None)
+
+
+def _separation(margin: Floats, most: int = 2000) -> float:
+    """Return Ashman's D of the margins, 0 where they are all but equal; of many, `most` quantiles stand for all."""
+    values = np.sort(margin if len(margin) <= most else np.quantile(margin, (np.arange(most) + 0.5) / most))
+    deviation = float(values.std())
+    if deviation < 1e-9 * max(1.0, float(np.abs(values).max())):
+        return 0.0
+    from sklearn.mixture import GaussianMixture
+
+    # Sorted and in units of their own deviation, so that neither order nor scale changes the start of the fit.
+    mixture = GaussianMixture(2, random_state=0, reg_covar=1e-3).fit(((values - values.mean()) / deviation)[:, None])
+    (first, second), variances = np.asarray(mixture.means_)[:, 0], np.asarray(mixture.covariances_)[:, 0, 0]
+    return float(abs(second - first) / np.sqrt(variances.mean()))
+
+
+def by_two_clusters(
+    margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips, unseen: Unseen, again: Again, fitted: float = 0.0
+) -> Decision:
+    """Decide by the shape of the margins, by whether the difference of two heaps or an end carries over, and by whether a heap is foreign.
+
+    Args:
+        margins: Per side float64 [n], high is suspicious.
+        labels: int64 [n], as given.
+        classes: Number of classes.
+        params: Thresholds and caps.
+        flips: Adds the mean of the first samples minus the mean of the second to pictures of other classes, and returns the share
+            that goes over to the class, beyond those that are there without it.
+        unseen: Trains a network without the given samples, for each set of them, and returns what it sees in every sample, int64 [n].
+        again: Scores all samples anew, float64 [n], above zero where a network calls them suspect; asked only if an end turns most pictures.
+        fitted: Share of the samples whose given label the network of `partition` predicts.
+    """
+    flagged, suspicion = np.zeros(len(labels), dtype=bool), np.zeros(len(labels))
+    certain: list[Evidence] = []
+    proofs: dict[int, Proof] = {}
+    doubtful: list[Evidence] = []
+    rows = [np.flatnonzero(labels == c) for c in range(classes)]
+    found: list[list[Evidence]] = []
+    for c, mine in enumerate(rows):
+        judged: list[Evidence] = []
+        for side, turned in itertools.product(margins, (False, True)):
+            margin = _view(margins, side, turned)[mine]
+            shape = evidence(margin, c, side, params.spread, turned)
+            if shape.range >= params.min_range:
+                suspect = margin > shape.middle  # purer than what will be flagged
+                apart = shape.valley <= params.max_valley and shape.separation >= params.min_separation
+                shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]), apart=apart)
+            judged.append(shape)
+        found.append(judged)
+    _ask_without(found, margins, labels, rows, classes, params, unseen)
+    views = dict(margins)
+    ends = _ask_ends(found, margins, rows, params, flips)
+    if ends:
+        views[AGAIN] = _score_again(ends, found, margins, labels, rows, params, flips, again)
+    for c, mine in enumerate(rows):
+        judged = found[c]
+        proven = [e for e in judged if _carries(e, params) or _foreign(e, params)]
+        # Where several views prove it, the one whose difference carries over best has the purest halves, so it draws the line; of those that
+        # carry over alike, the one whose heaps are further apart in deviations. A wide range says less: it grows with the spread of both.
+        best = (
+            max(proven, key=lambda e: (e.flips or 0.0, round(e.separation, 6)))
+            if proven
+            else max((e for e in judged if not e.mirrored and e.side in margins), key=lambda e: round(e.range * (1 - e.valley), 6))
+        )
+        margin = _view(views, best.side, best.mirrored)[mine]
+        if proven:
+            certain.append(best)
+            proofs[c] = _proof(best, params)
+            flagged[mine] = margin > best.threshold
+            suspicion[mine] = 1 / (1 + np.exp(-np.clip(margin - best.threshold, -30, 30)))
+        else:
+            order = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
+            suspicion[mine] = 0.4 * order / max(1, len(mine) - 1)  # below every flagged sample: a rank, not a probability
+            doubtful += [e for e in judged if _doubtful(e, judged, params)][:1]
+    caps = caps_of(flagged, labels, classes, params)
+    target = max(certain, key=lambda e: e.suspects).label if certain else None
+    verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
+    unproven = tuple(e.label for e in doubtful)
+    return Decision(verdict, reason, flagged, suspicion, target, caps, list(itertools.chain.from_iterable(found)), doubtful=unproven, proofs=proofs)
+
+
+def _view(margins: dict[str, Floats], side: str, mirrored: bool) -> Floats:
+    return -margins[side] if mirrored else margins[side]
+
+
+def ranks(values: Floats, labels: Ints) -> Floats:
+    """Return the rank of each value in its class, in [0, 1); ties go to the earlier sample.
+
+    Args:
+        values: float64 [n].
+        labels: int64 [n].
+    """
+    place = np.zeros(len(values))
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        place[rows[np.argsort(values[rows], kind="stable")]] = np.arange(len(rows)) / len(rows)
+    return place
+
+
+def _carries(e: Evidence, params: SplitParams) -> bool:
+    least = params.end_flips if e.side == AGAIN else params.min_flips if e.apart else params.strong_flips
+    return e.flips is not None and e.flips >= least
+
+
+def _proof(e: Evidence, params: SplitParams) -> Proof:
+    if not _carries(e, params):
+        return "foreign-heap"
+    return "end" if e.side == AGAIN else "difference"
+
+
+def _doubtful(e: Evidence, judged: list[Evidence], params: SplitParams) -> bool:
+    # A heap that was made of an end was chosen for what it turns, so it has to turn more.
+    least = params.strong_flips if e.side == AGAIN else params.doubt_flips if e.apart else params.doubt_strong_flips
+    half_way = e.flips is not None and e.flips >= least
+    return half_way or (e.apart and e.range >= params.far_range and not _is_content(judged, params))
+
+
+def _is_content(judged: list[Evidence], params: SplitParams) -> bool:
+    """Tell whether every heap of a class that was asked about looks like its own class, or like few others: two kinds of pictures."""
+    asked = [e for e in judged if e.foreign is not None]
+    few = [e.foreign_spread is not None and e.foreign_spread < params.doubt_foreign_spread for e in asked]
+    return bool(asked) and all((e.foreign or 0.0) < params.doubt_foreign or alike for e, alike in zip(asked, few, strict=True))
+
+
+def _foreign(e: Evidence, params: SplitParams) -> bool:
+    return e.foreign is not None and e.foreign >= params.min_foreign and (e.foreign_spread or 0.0) >= params.min_foreign_spread
+
+
+def _ask_without(
+    found: list[list[Evidence]],
+    margins: dict[str, Floats],
+    labels: Ints,
+    rows: list[Ints],
+    classes: int,
+    params: SplitParams,
+    unseen: Unseen,
+) -> None:
+    """Fill in `foreign` for classes with heaps that no difference explains: for the two heaps of the side that tells them best apart.
+
+    Two networks serve all classes: one was trained without the upper heaps, the other without the lower ones. A heap is not asked
+    about if so little of its class would be left that a network does not learn it: to that network everything of the class is foreign.
+    """
+    asked: list[tuple[int, int]] = []
+    left_out = {turned: np.zeros(len(labels), dtype=bool) for turned in (False, True)}
+    enough = float(np.median([len(mine) for mine in rows])) / 2
+    for c, judged in enumerate(found):
+        heaps = [i for i, e in enumerate(judged) if e.apart]
+        if not heaps or any(_carries(e, params) for e in judged):
+            continue
+        best = max(heaps, key=lambda i: (round(judged[i].separation, 6), -i))
+        for i in (i for i in heaps if judged[i].side == judged[best].side):
+            margin = _view(margins, judged[i].side, judged[i].mirrored)[rows[c]]
+            # Where two heaps of one size run wide, each reaches over half of the class; then the purer half of it alone is left out.
+            above = next((above for cut in (judged[i].threshold, judged[i].middle) if (~(above := margin > cut)).sum() >= enough), None)
+            if above is not None:
+                left_out[judged[i].mirrored][rows[c]] = above
+                asked.append((c, i))
+    if not asked:
+        return
+    seen = dict(zip(left_out, unseen(list(left_out.values())), strict=True))
+    for c, i in asked:
+        e = found[c][i]
+        mine = rows[c][_view(margins, e.side, e.mirrored)[rows[c]] > e.middle]
+        counts = np.bincount(seen[e.mirrored][mine], minlength=classes).astype(np.float64)
+        counts[c] = 0
+        shares = counts[counts > 0] / max(1.0, counts.sum())
+        # A heap cannot show more classes than it has samples.
+        most = min(classes - 1, max(MANY, int(counts.sum())))
+        # Of two classes the other one is all that can be seen, which says nothing.
+        spread = float(-(shares * np.log(shares)).sum() / np.log(most)) if classes > 2 else None
+        found[c][i] = dataclasses.replace(e, foreign=float(counts.sum() / max(1, len(mine))), foreign_spread=spread)
+
+
+def _ask_ends(found: list[list[Evidence]], margins: dict[str, Floats], rows: list[Ints], params: SplitParams, flips: Flips) -> list[int]:
+    """Fill in `end` for classes that no heap proves as well as an end must; return those with an end that carries over."""
+    turned: dict[int, float] = {}
+    for c, mine in enumerate(rows):
+        count = max(params.min_end, int(params.end * len(mine)))
+        well_proven = any((_carries(e, params) and (e.flips or 0.0) >= params.end_flips) or _foreign(e, params) for e in found[c])
+        if params.end == 0 or 5 * count > len(mine) or well_proven:
+            continue
+        for i, e in enumerate(found[c]):
+            if e.flips is None:
+                continue
+            order = mine[np.argsort(_view(margins, e.side, e.mirrored)[mine], kind="stable")]
+            found[c][i] = dataclasses.replace(e, end=flips(c, order[-count:], order[: len(mine) // 2]))
+        turned[c] = max(e.end or 0.0 for e in found[c])
+    others = {c: float(np.median([share for k, share in turned.items() if k != c] or [0.0])) for c in turned}
+    return [c for c, share in turned.items() if share >= max(params.end_flips, params.end_over_median * others[c])]
+
+
+def _score_again(
+    ends: list[int],
+    found: list[list[Evidence]],
+    margins: dict[str, Floats],
+    labels: Ints,
+    rows: list[Ints],
+    params: SplitParams,
+    flips: Flips,
+    again: Again,
+) -> Floats:
+    """Append what the margins look like after one more scoring to the evidence of each class with an end that carries over; return them."""
+    order = np.zeros(len(labels))
+    for c, mine in enumerate(rows):
+        best = max(found[c], key=lambda e: e.end or 0.0)
+        order[mine] = _view(margins, best.side, best.mirrored)[mine]
+    margin = again(ranks(order, labels))
+    for c in ends:
+        mine = rows[c]
+        shape, suspect = evidence(margin[mine], c, AGAIN, params.spread), margin[mine] > 0
+        # Networks that were taught to tell the two apart draw the line themselves.
+        shape = dataclasses.replace(shape, threshold=0.0, middle=0.0, suspects=int(suspect.sum()))
+        if 0 < shape.suspects < len(mine):
+            apart = shape.valley <= params.max_valley and shape.separation >= params.min_separation
+            shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]), apart=apart)
+        found[c].append(shape)
+    return margin
+
+
+def _verdict(
+    certain: list[Evidence],
+    doubtful: list[Evidence],
+    broken: list[dict[str, Any]],
+    flagged: Bools,
+    labels: Ints,
+    classes: int,
+    params: SplitParams,
+    fitted: float,
+) -> tuple[str, str]:
+    if broken:
+        cap = broken[0]
+        return "inconclusive", f"{cap['name']} is {cap['value']:.3f}, beyond its limit {cap['limit']:.3f}: so much poison is not believed"
+    if certain:
+        which = "one class" if len(certain) == 1 else f"{len(certain)} classes"
+        strongest = max(certain, key=lambda e: e.flips or 0.0)
+        proof = (
+            f"added to pictures of other classes it turns {strongest.flips or 0.0:.0%} of them to that class"
+            if _carries(strongest, params)
+            else f"a network that was trained without them sees other classes in {strongest.foreign or 0.0:.0%} of them"
+        )
+        return "poisoned", f"{int(flagged.sum())} samples of {which} share a feature that the rest of their class lacks; {proof}"
+    if doubtful:
+        e = max(doubtful, key=lambda e: e.flips or 0.0)
+        return "inconclusive", (
+            f"class {e.label} holds two kinds of pictures, and what tells them apart turns {e.flips or 0.0:.0%} of other pictures to that class: "
+            "too little for a trigger, or too much for none"
+        )
+    reason = "in no class does a part of the samples carry a feature that turns other pictures to that class, or belong to many other classes"
+    smallest = int(np.bincount(labels, minlength=classes).min())
+    if smallest < FEW:
+        reason += f"; the smallest class has {smallest} samples, so that the test has little power"
+    if fitted >= FITTED:
+        reason += f"; the early network fits {fitted:.1%} of the samples: on so easy a set a trigger need not stand out, and may have been missed"
+    return "no_evidence", reason
+
+
+def by_misclassification(predicted: Ints, confidence: Floats, labels: Ints, classes: int) -> Decision:
+    """Decide by rule 5 of the paper. It knows neither caps nor "no evidence"; the caps are reported and not applied.
+
+    Args:
+        predicted: int64 [n], of the enhanced model.
+        confidence: float64 [n], its probability of the given label.
+        labels: int64 [n], as given.
+        classes: Number of classes.
+    """
+    flagged = predicted == labels
+    counts = np.bincount(labels[flagged], minlength=classes)
+    verdict = "poisoned" if flagged.any() else "no_evidence"
+    reason = f"the enhanced model gives {int(flagged.sum())} of {len(labels)} samples their label"
+    proofs: dict[int, Proof] = {int(c): "fitted-by-enhanced" for c in np.flatnonzero(counts)}
+    return Decision(
+        verdict, reason, flagged, confidence, int(counts.argmax()) if flagged.any() else None, [], [], "fitted-by-enhanced", proofs=proofs
+    )
+
+
+def caps_of(flagged: Bools, labels: Ints, classes: int, params: SplitParams) -> list[dict[str, Any]]:
+    """Return each cap with its value, its limit, and whether it holds.
+
+    Args:
+        flagged: bool [n].
+        labels: int64 [n], as given.
+        classes: Number of classes.
+        params: Limits.
+    """
+    share = float(flagged.mean()) if len(flagged) else 0.0
+    sizes = np.bincount(labels, minlength=classes)
+    kept = np.bincount(labels[~flagged], minlength=classes)
+    present = sizes > 0
+    floor = np.minimum(sizes, np.median(kept[present])) if present.any() else sizes
+    # Where most classes are gone so is the median, and yet nothing is left of them.
+    left = np.where(present & (floor > 0), kept / np.maximum(floor, 1), np.where(present & (kept == 0), 0.0, 1.0))
+    worst = int(left.argmin())
+    return [
+        {"name": "flagged share of all samples", "value": share, "limit": params.cap_flagged, "holds": share <= params.cap_flagged},
+        {
+            "name": f"what is left of class {worst}",
+            "value": float(left[worst]),
+            "limit": params.cap_left,
+            "holds": bool(left[worst] >= params.cap_left),
+        },
+    ]

@@ -1,0 +1,1 @@
+"""What goes out, who decided about it, and who vouches for it."""

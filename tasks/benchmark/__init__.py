@@ -1,0 +1,1 @@
+"""Grids of benchmark cells, and the tables of their rows."""
