@@ -335,10 +335,11 @@ def _refuse_unsealed(folder: Path, reads: Collection[str]) -> None:
     refuse_foreign(folder, below=True)
     now = _identity(folder)
     for name, (_, writes) in STEPS.items():
-        if wanted := set(writes) & set(reads):
+        wanted = set(writes) & set(reads)
+        if wanted or os.path.lexists(_receipt(folder, name)):  # parameters are read from receipts, too
             ours = bool(now) and _is_ours(folder, name, now, lambda _: None)
             told = read_json(_receipt(folder, name))["outputs"] if ours else {}
-            if not all((folder / path).exists() and told.get(_output(writes, path)) == sha256_tree(folder / path) for path in wanted):
+            if not ours or not all((folder / path).exists() and told.get(_output(writes, path)) == sha256_tree(folder / path) for path in wanted):
                 raise UsageError(
                     f"{folder} is not as this user's meca left it, so nothing is read from it. Run `meca clean` again; or, if you trust whoever "
                     f"wrote it, name {folder.name} itself instead of the output. {state.lasts()}".rstrip()

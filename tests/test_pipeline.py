@@ -421,7 +421,7 @@ def test_a_kill_at_any_write_of_receipts_and_seals_costs_one_stage_at_most_and_s
     assert "was not written" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["of a supplier", "changed", "moved", "as a link"])
+@pytest.mark.parametrize("what", ["of a supplier", "changed", "a receipt", "moved", "as a link"])
 def test_a_run_beside_an_output_is_read_if_it_is_mine_alone(tmp_path, stages, images, monkeypatch, capsys, what):
     clean(images, tmp_path / "out")
     run = pipeline.run_folder(tmp_path / "out")
@@ -431,6 +431,8 @@ def test_a_run_beside_an_output_is_read_if_it_is_mine_alone(tmp_path, stages, im
     elif what == "changed":
         (run / "published/data/x.txt").unlink()
         (run / "published/data/x.txt").write_text("FORGED")
+    elif what == "a receipt":  # of a stage whose output is not read; but the page takes its numbers from it
+        (run / "work/receipts/report.json").write_text("{}")
     elif what == "moved":
         run.rename(tmp_path / ".other.meca")
         (tmp_path / "out").rename(tmp_path / "other")
