@@ -426,8 +426,8 @@ def test_an_object_is_not_written_into_a_file_that_an_older_copy_shares(client: 
     (tmp_path / "in.fetching" / "cat").mkdir(parents=True)
     os.link(tmp_path / "in/cat/a.png", tmp_path / "in.fetching/cat/a.png")
     os.link(tmp_path / "in/cat/a.png", tmp_path / "older")
-    fetched = s3._recorded(tmp_path / "in", "bucket")["cat/b.png"]  # pyright: ignore[reportPrivateUsage]
-    with s3._journal(tmp_path / "in.fetching.jsonl", tmp_path / "in", "bucket", [fetched]):  # pyright: ignore[reportPrivateUsage]
+    fetched = download._recorded(tmp_path / "in", "bucket")["cat/b.png"]  # pyright: ignore[reportPrivateUsage]
+    with download._journal(tmp_path / "in.fetching.jsonl", tmp_path / "in", "bucket", [fetched]):  # pyright: ignore[reportPrivateUsage]
         pass
     put(client, **{"photos/cat/a.png": b"A"})
     assert fetch(URL, tmp_path / "in", client=client).downloaded == 1 and (tmp_path / "older").read_bytes() == b"a"
