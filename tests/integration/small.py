@@ -19,6 +19,7 @@ SUMMARY = {
     "counts": {"input": 2, "kept": 2, "relabelled": 0, "removed": 0, "quarantined": 0},
     "classes": [{"name": "a", "input": 2, "kept": 2}],
     "warnings": [],
+    "judged_at": {"height": 32, "width": 32, "largest": None, "images_reduced": 0},
 }
 
 FIRST = """
