@@ -15,7 +15,9 @@ from meca.data.store import open_store, read_parquet
 from meca.method.enhance import SIDES
 from meca.method.relabel import called
 from meca.metrics import share
-from meca.models import load_model
+from meca.models import build, load_model, read_description
+from meca.training.augment import generator
+from meca.training.engine import Recipe, train
 from meca.stages.tensors import EVERYTHING
 from tests.method.tiny import CLASSES
 from tests.stages.chain import make_store, quick, step
@@ -95,8 +97,18 @@ def test_what_is_not_handed_back_counts_as_poison(cleaned: tuple[Path, np.ndarra
     assert (verdict["verdict"], verdict["target_class"]) == ("poisoned", TARGET) and verdict["estimated_rate"] == share(int(flagged.sum()), N)
 
 
-def test_the_trigger_works_on_the_network_of_the_proof_and_not_on_the_final_one(cleaned: tuple[Path, np.ndarray]) -> None:
-    store = open_store(cleaned[0] / "data" / "store")
-    others = torch.from_numpy(waved(store.pixels(store.train)[store.labels != TARGET]))
-    learnt, final = (load_model(cleaned[0] / "work" / name).eval() for name in (f"split/{EVERYTHING}", "relabel_finetune"))
-    assert called(learnt, others, TARGET) > 0.5 and called(final, others, TARGET) < 0.2
+def test_a_network_that_is_trained_on_what_goes_out_does_not_learn_the_trigger(cleaned: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    folder, _ = cleaned
+    store = open_store(folder / "data" / "store")
+    images = torch.from_numpy(store.pixels(store.train))
+    others = torch.from_numpy(waved(images.numpy()[store.labels != TARGET]))
+    learnt, final = (load_model(folder / "work" / name) for name in (f"split/{EVERYTHING}", "relabel_finetune"))
+    assert called(learnt.eval(), others, TARGET) > 0.5 and called(final.eval(), others, TARGET) < 0.2
+    table = read_parquet(folder / "work" / "relabel_finetune" / "decisions.parquet").sort_by("row")
+    labels = torch.tensor(
+        [given if new is None else new for new, given in zip(table["new_label"].to_pylist(), table["label"].to_pylist(), strict=True)]
+    )
+    kept = torch.tensor([action != "remove" for action in table["action"].to_pylist()])
+    victim, recipe = build(read_description(folder / "work" / "train_clean"), generator("victim")), quick(**BRIEF).group("train_clean", Recipe)
+    train(victim, images, labels, kept, recipe, 0, "victim", tmp_path / "victim.safetensors")
+    assert called(victim.eval(), others, TARGET) < 0.2
