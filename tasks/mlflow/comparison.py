@@ -62,7 +62,7 @@ def gather(store: Path, published: Path, params: Params) -> Evidence:
 
     from meca.data.columns import pc
     from meca.data.store import open_store, read_parquet
-    from meca.release.verification import read_object
+    from meca.release.foreign import read_object
     from meca.stages.publish import params_digest
 
     summary, data = read_object(published / "summary.json"), open_store(store)

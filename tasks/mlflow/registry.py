@@ -29,7 +29,7 @@ from meca.data.judged import as_tag, notice
 from meca.errors import Inconclusive, MecaError, UsageError
 from meca.files import read_json, sha256_file, sha256_tree
 from meca.params import Params, read_params
-from meca.release.verification import read_object
+from meca.release.foreign import read_object
 from meca.text import plain
 from tasks.mlflow.comparison import Figures, Incomparable, gather, measure
 from tasks.mlflow.tracking import Result, TrackingUnavailable, open_client, read_result, record
