@@ -16,9 +16,9 @@ from meca.method.enhance import SIDES
 from meca.method.relabel import called
 from meca.metrics import share
 from meca.models import build, load_model, read_description
+from meca.stages.tensors import EVERYTHING
 from meca.training.augment import generator
 from meca.training.engine import Recipe, train
-from meca.stages.tensors import EVERYTHING
 from tests.method.tiny import CLASSES
 from tests.stages.chain import make_store, quick, step
 

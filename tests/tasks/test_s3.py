@@ -216,7 +216,7 @@ def test_killed_in_the_middle_it_goes_on(client: Any, port: int, tmp_path: Path)
     put(client, **objects)
     with proxy(("127.0.0.1", port)) as between:
         between.faults = [Fault()] * 1 + [Fault(delay=0.05)] * 1000
-        code = "import sys; from pathlib import Path; from tasks import s3; s3.THREADS = 1; s3.fetch(sys.argv[1], Path(sys.argv[2]))"
+        code = "import sys; from pathlib import Path; from tasks.s3 import download as s3; s3.THREADS = 1; s3.fetch(sys.argv[1], Path(sys.argv[2]))"
         environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{between.port}"}
         running = subprocess.Popen([sys.executable, "-c", code, URL, str(tmp_path / "in")], env=environment, cwd=Path(__file__).parents[2])
         journal = tmp_path / "in.fetching.jsonl"
