@@ -1,5 +1,6 @@
 """What importing costs and what it must not do, the programs' help, and that all readers agree about params.yaml."""
 
+import ast
 import importlib
 import json
 import os
@@ -163,3 +164,39 @@ def test_the_groups_of_a_stage_can_be_read_in_both_presets(name: str, preset: st
 def test_no_group_is_without_a_reader() -> None:
     others = {"preset", "seed", "track", "promote"}  # read by the platform, outside of meca
     assert set(read_params(PACKAGED).tree) == {*groups(), *others}
+
+
+def names_in(file: Path) -> set[str]:
+    """Return every name that a module defines or imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+    return found
+
+
+def file_of(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+
+def test_what_is_imported_from_the_project_is_there_also_inside_of_functions():
+    """The type checker does not look at foreign attributes outside of `meca`, so a name that moved away would show when it is used."""
+    packages = ("meca", "tasks", "flows", "benchmarks", "infra")
+    known: dict[str, set[str]] = {}
+    missing: list[str] = []
+    for file in sorted(file for package in (*packages, "tests") for file in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or node.level or not node.module or node.module.split(".")[0] not in packages:
+                continue
+            source = file_of(node.module)
+            if source is not None and node.module not in known:
+                known[node.module] = names_in(source)
+            for alias in node.names:
+                if alias.name not in known.get(node.module, ()) and file_of(f"{node.module}.{alias.name}") is None:
+                    missing.append(f"{file.relative_to(ROOT)}:{node.lineno}: {node.module}.{alias.name}")
+    assert not missing
