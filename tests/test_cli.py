@@ -1,6 +1,7 @@
 """The command line: what it imports, what it prints, and an exit code for every end."""
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -15,8 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows import cli
-from flows.cli import demo, doctor
+from flows import cli, demo, doctor
 from meca import pipeline
 from meca.data.store import read_parquet
 from meca.errors import Inconclusive, InputRefused, MecaError
@@ -398,7 +398,7 @@ def platform(monkeypatch):
                 setattr(module, member, value)
             package, _, leaf = name.replace("__", ".").rpartition(".")
             monkeypatch.setitem(sys.modules, f"{package}.{leaf}", module)
-            monkeypatch.setattr(sys.modules[package], leaf, module, raising=False)
+            monkeypatch.setattr(importlib.import_module(package), leaf, module, raising=False)
 
     return use
 
@@ -407,11 +407,11 @@ def test_promote_refused_by_a_gate_is_5_and_names_it(platform, tmp_path, capsys)
     def refuse(path, **options):
         raise Inconclusive("Not promoted: acc is 0.4, 0.1 below 0.5 [promote.min_acc].")
 
-    platform(tasks__registry={"promote": refuse})
+    platform(tasks__mlflow__registry={"promote": refuse})
     assert cli.run(["promote", str(tmp_path)]) == 5
     assert "0.1 below" in capsys.readouterr().err
     outcome = {"model": "meca-clean", "version": "3", "alias": "champion", "gates": [{"sentence": "fine"}], "warnings": []}
-    platform(tasks__registry={"promote": lambda path, **options: outcome})
+    platform(tasks__mlflow__registry={"promote": lambda path, **options: outcome})
     assert cli.run(["promote", str(tmp_path)]) == 0
     assert "meca-clean version 3 is champion" in capsys.readouterr().out
 
@@ -431,8 +431,8 @@ def test_demo_ends_with_the_path_of_the_page(platform, tmp_path, capsys, refused
 
     stages = {"ingest": {"outcome": "ran", "seconds": 1.0}}
     platform(
-        tasks__workspace={"create": create},
-        tasks__registry={"promote": promote},
+        tasks__dvc__workspace={"create": create},
+        tasks__mlflow__registry={"promote": promote},
         flows__sanitize={"run": lambda place: {"stages": stages}},
     )
     assert cli.run(["demo", "--data", "cifar10", "--folder", str(tmp_path / "w"), "--set", "seed=3"]) == (5 if refused else 0)

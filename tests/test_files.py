@@ -159,7 +159,7 @@ def test_no_file_is_written_in_a_way_that_can_lose_a_failure() -> None:
 
 def _opened_by_the_collector() -> int:
     """Return the line in which `_Collector.__enter__` opens two files, which its `__exit__` closes."""
-    lines = (ROOT / "meca" / "readers" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "meca" / "data" / "readers" / "__init__.py").read_text(encoding="utf-8").splitlines()
     return next(number for number, line in enumerate(lines, 1) if 'open(self.payload, "wb")' in line)
 
 

@@ -34,6 +34,7 @@ from benchmarks.speed.harness import Bench, cifar10, default_params, describe, n
 from benchmarks.speed.peers import RECIPE
 from meca.method.enhance import SIDES, EnhanceParams, suspects_first, two_outputs
 from meca.method.partition import PartitionParams, choose, main_axis, signals, suspicion
+from meca.method.proofs import Proof
 from meca.method.relabel import RelabelParams, called, relabel
 from meca.method.scoring import patch_masks, score
 from meca.method.split import SplitParams, by_two_clusters
@@ -116,7 +117,8 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     yield
 
     finetune = params.group("relabel_finetune", RelabelParams)
-    decided = relabel(predict(model, images).softmax(1), labels, poisoned, suspicious.float(), finetune)
+    proofs: list[Proof | None] = ["difference" if flag else None for flag in poisoned.tolist()]
+    decided = relabel(predict(model, images).softmax(1), labels, poisoned, suspicious.float(), proofs, finetune)
     train(model, images, decided.labels, decided.keep, finetune.recipe, seed, "relabel_finetune", device=machine)
     yield
 

@@ -6,8 +6,7 @@ import urllib.request
 
 import pytest
 
-from flows import cli
-from flows.cli import doctor
+from flows import cli, doctor
 from infra.local.place import Place
 from tasks import health
 from tests.services.test_services import s3

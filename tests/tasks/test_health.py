@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 
-from flows.cli import doctor
+from flows import doctor
 from tasks import health
 
 

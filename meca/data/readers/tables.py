@@ -191,9 +191,15 @@ def _reading(source: Path | bytes | BinaryIO) -> tuple[Read, int, Callable[[], N
     """Return what reads bytes from a place of a source, the size of the source, and what closes it."""
     if isinstance(source, bytes):
         return lambda at, size: source[at : at + size], len(source), lambda: None
-    file = open_regular(source) if isinstance(source, Path) else source
-    close = file.close if isinstance(source, Path) else lambda: None
-    return lambda at, size: os.pread(file.fileno(), size, at), os.fstat(file.fileno()).st_size, close
+    if isinstance(source, Path):
+        file = open_regular(source)
+        return lambda at, size: os.pread(file.fileno(), size, at), os.fstat(file.fileno()).st_size, file.close
+
+    def read(at: int, size: int) -> bytes:  # a member of an archive has no number of its own
+        source.seek(at)
+        return source.read(size)
+
+    return read, source.seek(0, os.SEEK_END), lambda: None
 
 
 def _source(source: Path | bytes | BinaryIO) -> Any:

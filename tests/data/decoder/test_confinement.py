@@ -233,5 +233,5 @@ def test_a_worker_imports_nothing_but_numpy_and_pillow(tmp_path: Path) -> None:
     foreign = {name.partition(".")[0] for name in modules} & {"torch", "torchvision", "pyarrow", "sklearn", "scipy", "pandas", "yaml", "tests"}
     assert not foreign
     assert {name for name in modules if name.startswith("meca")} == {
-        "meca", "meca.data.decoder", "meca.data.decoder.confinement", "meca.data.decoder.decode", "meca.data.decoder.worker",
+        "meca", "meca.data", "meca.data.decoder", "meca.data.decoder.confinement", "meca.data.decoder.decode", "meca.data.decoder.worker",
     }  # fmt: skip

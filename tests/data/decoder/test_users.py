@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.cli import doctor
+from flows import doctor
 from meca.data import readers
 from meca.data.decoder import pool
 from meca.data.decoder.decode import decode, resize

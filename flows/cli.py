@@ -471,7 +471,7 @@ def demo(
 ) -> int:
     """Poison a data set, clean it, train, track, publish and promote: the main job as a Prefect flow, with no server."""
     _platform()
-    from flows.cli.demo import lines, play
+    from flows.demo import lines, play
 
     given = {**_settings(settings), **({"preset": preset} if preset else {})}
     outcome = play(data, folder or Path(".demo") / Path(data).name, given)
@@ -532,7 +532,7 @@ def benchmark(
 @app.command
 def doctor(*, as_json: Json = False) -> int:
     """Say what is here: versions, devices, disk, servers, telemetry. Exits 2 if something that meca needs is missing."""
-    from flows.cli.doctor import examine
+    from flows.doctor import examine
 
     checks = examine()
     if as_json:
