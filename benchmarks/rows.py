@@ -87,11 +87,11 @@ def provenance(command: str, seconds: float, seed: int | None = 0, params: Param
         params: In force; None where there are none, or not one set of them.
         **more: Further keys, or other values of these.
     """
-    from meca.stages.runtime import _processor  # pyright: ignore[reportPrivateUsage]
+    from meca.machine import processor  # pyright: ignore[reportPrivateUsage]
 
     return {
         **origin(command, seed, code_digest(), params.digest() if params else None),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "hardware": f"{processor()}, {os.cpu_count()} cores",
         "torch": importlib.metadata.version("torch").split("+")[0],
         "python": platform.python_version(),
         "seconds": round(seconds, 1),

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from meca import pipeline, state
-from meca.data.readers import IngestParams, read_source
+from meca.data.ingest import read_source
+from meca.data.readers import IngestParams
 from meca.data.store import Store, open_store
 from meca.files import canonical_json, sha256_tree
 from meca.params import PACKAGED, Params, read_params, with_settings

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import cli
-from meca import files, pipeline
+from meca import files, pipeline, verbs
 from meca.data.store import read_parquet
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import sha256_tree
-from meca.release.verification import listing, root_of, verify
+from meca.release.manifest import listing, root_of
+from meca.release.verification import verify
 from tests.data.readers.test_readers import make_batches, make_idx
 from tests.making import make_cleaned, make_folder, make_shards, seal_run
 
@@ -57,7 +58,7 @@ def out(cleaned: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def applied(out: Path) -> Path:
-    pipeline.apply(out, write(out.parent / "d.jsonl", *DECIDED))
+    verbs.apply(out, write(out.parent / "d.jsonl", *DECIDED))
     return out
 
 
@@ -67,7 +68,7 @@ def test_the_set_is_what_was_decided_and_says_so_everywhere(out: Path, tmp_path:
     original = pipeline.run_folder(out) / "published"
     machine = sha256_tree(original)
     file = write(tmp_path / "d.jsonl", *DECIDED)
-    summary = pipeline.apply(out, file)
+    summary = verbs.apply(out, file)
     assert source and sha256_tree(original) == machine, "what meca decided stays"
     after = {p.relative_to(out).as_posix(): p.read_bytes() for p in (out / "data").rglob("*.jpeg")}
     top = "data/train/"
@@ -103,14 +104,14 @@ def name(out: Path, sample: str) -> str:
 
 
 def test_the_result_depends_on_run_and_decisions_alone(out: Path, tmp_path: Path) -> None:
-    pipeline.apply(out, write(tmp_path / "d.jsonl", *DECIDED))
+    verbs.apply(out, write(tmp_path / "d.jsonl", *DECIDED))
     first = sha256_tree(out)
-    pipeline.apply(out, write(tmp_path / "e.jsonl", DECIDED[2]))
+    verbs.apply(out, write(tmp_path / "e.jsonl", DECIDED[2]))
     rows = {row["source"]: row["action"] for row in read_parquet(out / "verdicts.parquet").to_pylist()}
     assert (rows["train/cat/0.jpeg"], rows["train/dog/1.jpeg"]) == ("remove", "remove"), "earlier decisions do not linger"
-    pipeline.apply(out, tmp_path / "d.jsonl")
+    verbs.apply(out, tmp_path / "d.jsonl")
     assert sha256_tree(out) == first
-    pipeline.apply(out, tmp_path / "d.jsonl", tmp_path / "elsewhere")
+    verbs.apply(out, tmp_path / "d.jsonl", tmp_path / "elsewhere")
     assert sha256_tree(tmp_path / "elsewhere") == first
 
 
@@ -120,7 +121,7 @@ def test_every_format_is_written_and_verified(make: Callable[[Path], Path] | str
     rows = read_parquet(out / "verdicts.parquet").to_pylist()
     label = (rows[0]["label"] + 1) % 3
     file = write(tmp_path / "d.jsonl", {"source": rows[0]["source"], "action": "relabel", "new_label": label})
-    summary = pipeline.apply(out, file)
+    summary = verbs.apply(out, file)
     assert verify(out) == [] and summary["counts"]["relabelled"] == 1 and summary["counts"]["kept"] == len(rows) - 1
 
 
@@ -132,10 +133,10 @@ def test_an_inconclusive_set_is_published_by_decisions_about_all_of_it(tmp_path:
     readable = [row["source"] for row in read_parquet(out / "verdicts.parquet").to_pylist() if row["verdict"] != "quarantined"]
     decided = [{"source": source, "action": "keep"} for source in readable]
     with pytest.raises(InputRefused, match=r"every sample needs a decision: 1 of 7 have none, the first is 'train/émeu/1\.jpeg'"):
-        pipeline.apply(out, write(tmp_path / "some.jsonl", *decided[:-1]))
+        verbs.apply(out, write(tmp_path / "some.jsonl", *decided[:-1]))
     assert sha256_tree(out) == old
     decided[0] = {"source": readable[0], "action": "remove"}
-    summary = pipeline.apply(out, write(tmp_path / "all.jsonl", *decided))
+    summary = verbs.apply(out, write(tmp_path / "all.jsonl", *decided))
     assert summary["counts"] == {"input": 7, "kept": 5, "relabelled": 0, "removed": 1, "quarantined": 1}
     assert summary["verdict"] == "inconclusive", "a person decides about samples; what meca found stays"
     assert "what is published is what a person decided" in summary["sentence"]
@@ -226,14 +227,14 @@ def test_a_set_that_hides_its_decisions_is_found(applied: Path) -> None:
 def test_nothing_is_half_written(decisions: list[dict[str, Any]], sentence: str, out: Path, tmp_path: Path) -> None:
     file, before = write(tmp_path / "d.jsonl", *decisions), sha256_tree(tmp_path)
     with pytest.raises(InputRefused) as caught:
-        pipeline.apply(out, file)
+        verbs.apply(out, file)
     assert sentence in str(caught.value)
     shutil.rmtree(tmp_path / ".out.meca" / ".meca" / "locks", ignore_errors=True)
     assert sha256_tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    "dies_in", ["meca.stages.publish.write_sanitized", "meca.stages.publish.card", "meca.pipeline.render", "meca.pipeline.replace_folder"]
+    "dies_in", ["meca.release.folder.write_sanitized", "meca.release.folder.card", "meca.verbs.render", "meca.verbs.replace_folder"]
 )
 def test_a_failure_on_the_way_leaves_the_old_folder(dies_in: str, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: Any, **__: Any) -> None:
@@ -242,14 +243,14 @@ def test_a_failure_on_the_way_leaves_the_old_folder(dies_in: str, out: Path, tmp
     old, file = sha256_tree(out), write(tmp_path / "d.jsonl", *DECIDED)
     monkeypatch.setattr(dies_in, die)
     with pytest.raises(OSError, match="No space"):
-        pipeline.apply(out, file)
+        verbs.apply(out, file)
     assert sha256_tree(out) == old and not (tmp_path / ".out.tmp").exists()
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from meca import files, pipeline
+from meca import files, verbs
 
 out, decisions, where = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -258,7 +259,7 @@ if where == "before the swap":
 else:
     sync = files.sync
     files.sync = lambda path: die() if path == out.parent and (out / "decisions.jsonl").exists() else sync(path)
-pipeline.apply(out, decisions)
+verbs.apply(out, decisions)
 """
 
 
@@ -268,16 +269,16 @@ def test_a_kill_leaves_the_old_folder_or_the_new_one(where: str, out: Path, tmp_
     done = subprocess.run([sys.executable, "-c", KILLED, str(out), str(file), where], capture_output=True, text=True, timeout=120)
     assert done.returncode == -9, done.stderr
     assert verify(out) == [] and (sha256_tree(out) == old) == (where == "before the swap")
-    pipeline.apply(out, file)
+    verbs.apply(out, file)
     assert verify(out) == [] and not (tmp_path / ".out.tmp").exists(), "started again it finishes, and clears away what was left"
     assert read_json(out / "summary.json")["decisions"]["samples"] == 3
 
 
 def test_a_result_that_does_not_verify_replaces_nothing(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = sha256_tree(out)
-    monkeypatch.setattr("meca.stages.publish.entries", lambda *_: [])
+    monkeypatch.setattr("meca.release.folder.entries", lambda *_: [])
     with pytest.raises(MecaError, match="What was written does not verify"):
-        pipeline.apply(out, write(tmp_path / "d.jsonl", *DECIDED))
+        verbs.apply(out, write(tmp_path / "d.jsonl", *DECIDED))
     assert sha256_tree(out) == old
 
 
@@ -285,42 +286,42 @@ def test_a_changed_run_is_not_built_upon(out: Path, tmp_path: Path) -> None:
     file, run = write(tmp_path / "d.jsonl", *DECIDED), pipeline.run_folder(out)
     change_row(run / "published", "action", 5, "remove")
     with pytest.raises(UsageError, match=r"\.out\.meca is not as this user's meca left it, so nothing is read from it"):
-        pipeline.apply(out, file)
+        verbs.apply(out, file)
     with pytest.raises(MecaError, match=r"is not what its stages wrote: verdicts\.parquet was changed"):
-        pipeline.apply(run, file, tmp_path / "elsewhere")
+        verbs.apply(run, file, tmp_path / "elsewhere")
     shutil.copytree(out, tmp_path / "kept")
     shutil.rmtree(run)
     with pytest.raises(UsageError, match="Expected the folder of a finished run"):
-        pipeline.apply(out, file)
+        verbs.apply(out, file)
     assert sha256_tree(out) == sha256_tree(tmp_path / "kept")
 
 
 def test_a_workspace_needs_an_output_apart_from_its_stages(out: Path, tmp_path: Path) -> None:
     run, file = pipeline.run_folder(out), write(tmp_path / "d.jsonl", *DECIDED)
     with pytest.raises(UsageError, match="Expected --output"):
-        pipeline.apply(run, file)
+        verbs.apply(run, file)
     for wrong in ("published", "data/store", ".", "work/x"):
         with pytest.raises(UsageError, match=r"Expected (--output apart|.* to be new, empty)"):
-            pipeline.apply(run, file, run / wrong)
+            verbs.apply(run, file, run / wrong)
     with pytest.raises(UsageError, match="to be new, empty, or an earlier output"):
-        pipeline.apply(run, file, tmp_path)
-    pipeline.apply(run, file, run / "decided")
+        verbs.apply(run, file, tmp_path)
+    verbs.apply(run, file, run / "decided")
     assert verify(run / "decided") == []
 
 
 def test_a_file_that_meca_did_not_write_is_not_lost(out: Path, tmp_path: Path) -> None:
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="but it holds other files"):
-        pipeline.apply(out, write(tmp_path / "d.jsonl", *DECIDED))
+        verbs.apply(out, write(tmp_path / "d.jsonl", *DECIDED))
     assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_clean_does_not_write_over_what_a_person_decided(applied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from meca.params import read_params
 
-    monkeypatch.setattr(pipeline, "run", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(verbs, "run", lambda *_: pytest.fail("the work began"))
     with pytest.raises(UsageError, match="holds what a person decided, which would be lost"):
-        pipeline.clean("shapes", applied, read_params())
+        verbs.clean("shapes", applied, read_params())
 
 
 def test_the_command_shows_the_accounting_and_imports_no_torch(out: Path, tmp_path: Path) -> None:

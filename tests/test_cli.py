@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from flows import cli, demo, doctor
-from meca import pipeline
+from flows.cli import console
+from meca import verbs
 from meca.data.store import read_parquet
 from meca.errors import Inconclusive, InputRefused, MecaError
 from meca.report.console import evaluation_lines, verdict_lines
@@ -97,7 +98,7 @@ def cleaned(monkeypatch, tmp_path):
                 raise result
             return result
 
-        monkeypatch.setattr(pipeline, "clean", clean)
+        monkeypatch.setattr(verbs, "clean", clean)
         return calls
 
     return use
@@ -344,7 +345,7 @@ def test_nothing_from_data_reaches_the_terminal_as_a_control(capsys):
         *verdict_lines(summary(name=HOSTILE)),
         *evaluation_lines({"unknown": [HOSTILE], "final": None}),
     ]
-    cli._say(*lines)
+    console.say(*lines)
     out = capsys.readouterr().out
     assert "cat[/]" in out and not CONTROLS.search(out)
     assert len(out.splitlines()) == len(lines)  # a name forges no second line
@@ -353,11 +354,11 @@ def test_nothing_from_data_reaches_the_terminal_as_a_control(capsys):
 def test_each_signal_has_its_exit_code():
     code = """
 import signal, sys, time
-from meca import pipeline
+from meca import verbs
 def clean(*_):
     print("ready", signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, flush=True)
     time.sleep(60)
-pipeline.clean = clean
+verbs.clean = clean
 sys.argv = ["meca", "clean", "shapes", "-o", "out"]
 from flows.cli import main
 main()

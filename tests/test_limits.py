@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meca.data.readers import _Collector
+from meca.data.ingest import _Collector
 from meca.data.readers.source import Found
 from meca.data.store import open_store
 from meca.errors import MecaError
@@ -103,7 +103,7 @@ def test_two_runs_on_one_input_that_write_elsewhere_share_no_checkpoints(tmp_pat
 
 def test_a_shrunken_set_has_the_pixels_of_its_rows(tmp_path: Path) -> None:
     """`rewrite` writes row by row: dropped rows are missing, changed ones have the new pixels, all others their own."""
-    from meca.data.readers import read_source
+    from meca.data.ingest import read_source
     from meca.data.store import rewrite
 
     read_source(params(source="shapes"), 0, tmp_path / "old")

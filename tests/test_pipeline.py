@@ -18,7 +18,8 @@ import yaml
 from PIL import Image
 
 from flows import cli
-from meca import pipeline, state
+from flows.cli import options
+from meca import pipeline, state, verbs
 from meca.data.store import open_store
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import canonical_json, sha256_tree
@@ -116,7 +117,7 @@ def images(tmp_path):
 
 
 def clean(images, out, **settings):
-    return pipeline.clean(str(images), out, with_settings(read_params(), settings))
+    return verbs.clean(str(images), out, with_settings(read_params(), settings))
 
 
 def test_clean_publishes_in_one_folder_and_never_poisons(tmp_path, stages, images):
@@ -134,7 +135,7 @@ def test_again_on_the_same_input_nothing_runs(tmp_path, stages, images):
     clean(images, tmp_path / "out")
     before = (tmp_path / "out/data/x.txt").read_bytes()
     told = []
-    pipeline.clean(str(images), tmp_path / "out", read_params(), None, lambda name, seconds: told.append((name, seconds)))
+    verbs.clean(str(images), tmp_path / "out", read_params(), None, lambda name, seconds: told.append((name, seconds)))
     assert counts(stages) == [1, 1, 1, 1]
     assert told == [(name, None) for name in stages]
     assert (tmp_path / "out/data/x.txt").read_bytes() == before
@@ -233,7 +234,7 @@ def test_a_test_split_is_refused(tmp_path, stages, name):
 
 @pytest.mark.parametrize("name", ["train", "tests", "latest", "testing-ground"])
 def test_other_names_are_not_taken_for_a_test_split(name):
-    pipeline.refuse_test_split(f"data/{name}")
+    verbs.refuse_test_split(f"data/{name}")
 
 
 def test_two_runs_into_one_output_do_not_meet(tmp_path, stages, images):
@@ -280,7 +281,7 @@ def test_a_run_that_this_user_did_not_make_here_decides_nothing(tmp_path, stages
     if whose == "of a supplier":
         as_another_user(monkeypatch, tmp_path)
     out = run.with_name("out")
-    pipeline.clean(str(images), out, read_params(), Progress())
+    verbs.clean(str(images), out, read_params(), Progress())
     assert (out / "data/x.txt").read_text() == "ONE TWO"
     said = capsys.readouterr().err
     if whose == "of a supplier" or how == "moved":
@@ -344,7 +345,7 @@ def test_a_link_in_a_run_is_refused_and_what_it_leads_to_stays(tmp_path, stages,
     run = tmp_path / ".out.meca"
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).symlink_to(tmp_path / "mine")
-    assert cli.run(["clean", str(images), "-o", str(tmp_path / "out")]) == cli.USAGE
+    assert cli.run(["clean", str(images), "-o", str(tmp_path / "out")]) == options.USAGE
     place = str(run / name) if name else str(run)
     assert f"{place} is a link, which meca does not follow. Remove it, or choose another place to write to." in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()} == before
@@ -357,7 +358,7 @@ def test_a_link_beside_the_output_is_refused_and_what_it_leads_to_stays(tmp_path
     (tmp_path / "mine" / "data").mkdir(parents=True)
     (tmp_path / "mine" / "data" / "thesis").write_text("mine")
     (tmp_path / name).symlink_to("mine")
-    assert cli.run([verb[0], str(images), "-o", str(tmp_path / "out"), *verb[1:]]) == cli.USAGE
+    assert cli.run([verb[0], str(images), "-o", str(tmp_path / "out"), *verb[1:]]) == options.USAGE
     assert f"{tmp_path / name} is a link, which meca does not follow" in capsys.readouterr().err
     assert [path.relative_to(tmp_path / "mine").as_posix() for path in (tmp_path / "mine").rglob("*")] == ["data", "data/thesis"]
 
@@ -396,7 +397,7 @@ def test_where_no_secret_can_be_kept_a_run_is_made_anew_and_says_so(tmp_path, st
     monkeypatch.setenv("MECA_STATE_DIR", "/dev/null/nowhere")
     for n in (1, 2):
         state._secret.cache_clear()  # another process
-        pipeline.clean(str(images), tmp_path / "out", read_params(), Progress())
+        verbs.clean(str(images), tmp_path / "out", read_params(), Progress())
         assert counts(stages) == [n] * 4 and capsys.readouterr().err.count("meca has no secret of its own here (") == 1
     with pytest.raises(UsageError, match=r"is not as this user's meca left it, .* name \.out\.meca itself instead of the output"):
         state._secret.cache_clear()
@@ -416,7 +417,7 @@ def test_a_kill_at_any_write_of_receipts_and_seals_costs_one_stage_at_most_and_s
     monkeypatch.setattr(state, "atomic_write", die)
     with pytest.raises(KeyboardInterrupt):
         clean(images, tmp_path / "out")
-    pipeline.clean(str(images), tmp_path / "out", read_params(), Progress())
+    verbs.clean(str(images), tmp_path / "out", read_params(), Progress())
     assert sum(counts(stages)) <= len(stages) + 1 and (tmp_path / "out/data/x.txt").read_text() == "ONE TWO"
     assert "was not written" not in capsys.readouterr().err
 
@@ -443,7 +444,7 @@ def test_a_run_beside_an_output_is_read_if_it_is_mine_alone(tmp_path, stages, im
     with pytest.raises(UsageError, match=r"is a link" if what == "as a link" else r"is not as this user's meca left it, so nothing is read from it"):
         pipeline.find_run(out)
     page = (out / "report.html").read_bytes()
-    assert cli.run(["report", str(out)]) == cli.USAGE and (out / "report.html").read_bytes() == page
+    assert cli.run(["report", str(out)]) == options.USAGE and (out / "report.html").read_bytes() == page
     if what != "as a link":
         assert pipeline.find_run(pipeline.run_folder(out)) == pipeline.run_folder(out), "what the user names is the user's choice"
 
@@ -453,9 +454,9 @@ def test_evaluate_reads_no_figures_that_somebody_else_left(tmp_path, stages, ima
     (tmp_path / ".out.meca/published").mkdir()
     (tmp_path / ".out.meca/work/evaluate/evaluation.json").write_text('{"known": false, "final": null, "unknown": []}')
     monkeypatch.setitem(pipeline.STEPS, "evaluate", ((), ("work/evaluate",)))
-    assert cli.run(["evaluate", str(tmp_path / "out")]) == cli.USAGE
+    assert cli.run(["evaluate", str(tmp_path / "out")]) == options.USAGE
     assert "is not as this user's meca left it" in capsys.readouterr().err
-    assert cli.run(["evaluate", str(tmp_path / ".out.meca")]) == cli.DONE
+    assert cli.run(["evaluate", str(tmp_path / ".out.meca")]) == options.DONE
 
 
 def poison(ctx, ingested, store, truth):

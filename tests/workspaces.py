@@ -16,7 +16,7 @@ from meca.data.store import Store
 from meca.files import canonical_json, sha256_tree
 from meca.metrics import accuracy
 from meca.models import Description, NetworkParams, build, load_model, save_model
-from meca.release.verification import listing, root_of
+from meca.release.manifest import listing, root_of
 from meca.training.engine import features
 from tasks.dvc.workspace import create
 from tests.making import encode, ingest, publish_store

@@ -44,8 +44,9 @@ from meca.method.clusters import smaller_clusters
 from meca.metrics import ROC_AT, detection, separation
 from meca.models import Description, NetworkParams, build
 from meca.params import Params
-from meca.training.augment import generator
-from meca.training.engine import Recipe, as_input, features, predict, train
+from meca.training.engine import features, predict, train
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe, as_input
 from tasks.benchmark.grid import Cell
 from tasks.benchmark.rows import Row, append, identity, newest, read_rows
 

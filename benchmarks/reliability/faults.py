@@ -36,6 +36,7 @@ from benchmarks.reliability.crash_points import enumerate_points
 from benchmarks.reliability.scene import WITH_TORCH, WITHOUT_TORCH, Place
 from benchmarks.reliability.tracing import CREATES, FOLDERS, RENAMES, SYNCS, WRITES, Fault, Point, fail, record_network, require_strace
 from benchmarks.rows import ROOT
+from meca import verbs
 from meca.errors import MecaError, UsageError
 from meca.files import sha256_tree
 
@@ -454,7 +455,7 @@ def bits(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Campa
 
     def clean() -> str:
         shutil.rmtree(room / "out", ignore_errors=True)
-        pipeline.clean(str(source), room / "out", params, key=key)
+        verbs.clean(str(source), room / "out", params, key=key)
         return sha256_tree(pipeline.run_folder(room / "out") / "published")
 
     hints, expected, places = 0, clean(), {"out": room / "out", "run": pipeline.run_folder(room / "out")}
@@ -511,7 +512,8 @@ def _checkpoints(room: Path, rng: random.Random) -> Iterator[tuple[str, str | No
     """Change one bit of a checkpoint: the training has to begin anew."""
     import torch
 
-    from meca.training.engine import Recipe, Trainer, resume, save_checkpoint
+    from meca.training.checkpoints import resume, save_checkpoint
+    from meca.training.trainer import Recipe, Trainer
 
     file, recipe = room / "model.safetensors", Recipe(1, 0, 16, 0.1, 0.9, 0.0, 0.0, "none", 0)
     trainer = Trainer(torch.nn.Linear(500, 4), recipe, 10)

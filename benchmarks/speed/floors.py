@@ -22,7 +22,8 @@ from meca.method.partition import PartitionParams
 from meca.method.relabel import RelabelParams
 from meca.models import DetectorParams, NetworkParams
 from meca.params import Params
-from meca.training.engine import Recipe, prepare
+from meca.training.device import prepare
+from meca.training.trainer import Recipe
 
 H200 = Ceilings(790e12, 4.3e12, {}, cached=False)
 NETWORKS = (

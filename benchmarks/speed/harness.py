@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from benchmarks.rows import RESULTS, provenance
 from meca.models import Description, NetworkParams, build
 from meca.params import PACKAGED, Params
-from meca.training.augment import generator
-from meca.training.engine import Device, EngineParams, prepare
+from meca.training.device import Device, EngineParams, prepare
+from meca.training.seeds import generator
 from tasks.benchmark.rows import append
 
 FILE = RESULTS / "speed.jsonl"

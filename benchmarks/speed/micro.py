@@ -12,8 +12,10 @@ from benchmarks.speed.harness import MEAN, STD, Bench, Repeated, describe, netwo
 from benchmarks.speed.peers import EPS, RECIPE, PilSet
 from meca.method.scoring import consistency, patch_masks, ranks, score
 from meca.models import Normalize
-from meca.training.augment import crop_flip, draw, generator
-from meca.training.engine import Recipe, Trainer, as_input, predict
+from meca.training.augment import crop_flip, draw
+from meca.training.engine import predict
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe, Trainer, as_input
 
 STEP = Recipe(1, 0, 64, 0.05, 0.9, 5e-4, label_smoothing=0.1, augment="none", padding=3)
 FAR = 0.02  # of a loss

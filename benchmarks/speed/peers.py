@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.speed.harness import MEAN, STD, Bench, describe, network, random_set
 from meca.method.scoring import patch_masks, score
-from meca.training.augment import generator
-from meca.training.engine import Recipe, as_input, train
+from meca.training.engine import train
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe, as_input
 
 EPS = 2 / 255
 RECIPE = Recipe(1, 0, 64, 0.05, 0.9, 5e-4, label_smoothing=0.0, augment="shift_flip", padding=3)

@@ -16,8 +16,8 @@ from benchmarks.speed.harness import Bench, default_params, describe, exponent, 
 from benchmarks.speed.peers import EPS, RECIPE
 from meca.method.enhance import EnhanceParams, two_outputs
 from meca.method.scoring import patch_masks, score
-from meca.training.augment import generator
 from meca.training.engine import train
+from meca.training.seeds import generator
 
 WIDTH = 16
 LIMIT = 1.05

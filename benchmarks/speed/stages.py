@@ -35,13 +35,16 @@ from benchmarks.speed.peers import RECIPE
 from meca.method.enhance import SIDES, EnhanceParams, suspects_first, two_outputs
 from meca.method.partition import PartitionParams, choose, main_axis, signals, suspicion
 from meca.method.proofs import Proof
-from meca.method.relabel import RelabelParams, called, relabel
+from meca.method.relabel import RelabelParams, relabel
 from meca.method.scoring import patch_masks, score
 from meca.method.split import SplitParams, by_two_clusters
+from meca.method.transfer import called
 from meca.models import DetectorParams, build
 from meca.params import Params
-from meca.training.augment import generator
-from meca.training.engine import Device, Recipe, features, predict, side_by_side, train
+from meca.training.device import Device
+from meca.training.engine import features, predict, side_by_side, train
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe
 
 FLAGGED = 0.05
 TARGET_CLASS = 1

@@ -10,8 +10,10 @@ import numpy as np
 
 from meca.data.decoder.decode import Decoded
 from meca.data.decoder.pool import Decoder
+from meca.data.ingest import encoded, refusal, refusal_of_images
 from meca.data.judged import is_reduced, judged_at, notice
-from meca.data.readers import FORMATS, NAMES, IngestParams, encoded, open_source, refusal, refusal_of_images
+from meca.data.readers import FORMATS, IngestParams, open_source
+from meca.data.readers.detect import NAMES
 from meca.data.readers.files import text
 from meca.data.readers.splits import quoted, seeming
 from meca.errors import UsageError

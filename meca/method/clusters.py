@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from meca.method.relabel import called, unexplained
-from meca.training.augment import generator
+from meca.method.transfer import called, unexplained
+from meca.training.seeds import generator
 
 __all__ = ["Pairs", "changed_pairs", "smaller_clusters"]
 

@@ -27,8 +27,10 @@ from torch import Tensor, nn
 
 from meca.errors import check_fields
 from meca.models import Description, build
-from meca.training.augment import generator
-from meca.training.engine import Device, Recipe, predict, train
+from meca.training.device import Device
+from meca.training.engine import predict, train
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe
 
 __all__ = ["SIDES", "EnhanceParams", "TwoOutputs", "folds", "suspects_first", "two_outputs", "unlearn", "widen"]
 

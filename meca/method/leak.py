@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from meca.method.relabel import called, trigger_estimate
-from meca.training.augment import generator
+from meca.method.transfer import called, trigger_estimate
+from meca.training.seeds import generator
 
 __all__ = ["Case", "carried", "case"]
 

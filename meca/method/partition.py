@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from meca.errors import check_fields
 from meca.method.scoring import patch_masks, ranks, score
-from meca.training.engine import Recipe
+from meca.training.trainer import Recipe
 
 __all__ = ["PartitionParams", "Signals", "choose", "main_axis", "signals", "suspicion"]
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meca.errors import check_fields
 from meca.method.proofs import CONFIRMED, Confirmed, Proof
-from meca.training.engine import Recipe, as_input
+from meca.training.trainer import Recipe
 
-__all__ = ["RelabelParams", "Relabelled", "called", "everywhere", "relabel", "trigger_estimate", "unexplained"]
+__all__ = ["RelabelParams", "Relabelled", "relabel"]
 
 
 @dataclass(frozen=True)
@@ -65,89 +65,3 @@ def relabel(
 
     confirmed = flagged & sure & agrees & (said("kept") | (said("border") & (suspicion < params.remove_above)))
     return Relabelled(labels=torch.where(changed, seen, labels), keep=~flagged | changed | confirmed, changed=changed)
-
-
-def trigger_estimate(images: Tensor, flagged: Tensor, clean: Tensor, content: Tensor, classes: int) -> Tensor:
-    """Return what the flagged samples have in common beyond their content: float32 [h w c] in [-1, 1].
-
-    The mean of the flagged samples minus the mean of clean samples with the same mixture of contents.
-
-    Args:
-        images: uint8 [n h w c].
-        flagged: bool [n], the suspects of one class.
-        clean: bool [n], the kept samples.
-        content: int64 [n], what the clean model sees in each sample.
-        classes: Number of classes.
-    """
-    suspects = images[flagged].float().mean(0)
-    matched = torch.zeros_like(suspects)
-    weight = 0.0
-    for c in range(classes):
-        share = float((content[flagged] == c).float().mean())
-        rows = clean & (content == c)
-        if share > 0 and bool(rows.any()):
-            matched += share * images[rows].float().mean(0)
-            weight += share
-    return (suspects - matched / max(weight, 1e-9)) / 255 if weight > 0 else torch.zeros_like(suspects)
-
-
-def unexplained(model: nn.Module, images: Tensor, difference: Tensor, content: Tensor, target: int, without: float, batch_size: int = 256) -> float:
-    """Return the share of images that a difference turns to `target`, 0 where the content of the class explains it.
-
-    The part of the difference that points from the other classes to this one is taken out, and what is left must turn more images than
-    that direction itself does at the length of the difference: on pictures that are alike, what a class looks like turns many.
-
-    Args:
-        model: In eval mode.
-        images: uint8 [b h w c], none of class `target`.
-        difference: float32 [h w c], the mean of the suspects minus that of the rest of their class.
-        content: float32 [h w c], the mean of that rest minus that of all other classes.
-        target: The class.
-        without: Share of the images that the model calls `target` as they are.
-        batch_size: Samples a pass.
-    """
-    direction = content / content.norm().clamp(min=1e-12)
-    change = difference - (difference * direction).sum().clamp(min=0) * direction
-    turned = called(model, images, target, change, batch_size) - without
-    by_content = called(model, images, target, direction * difference.norm(), batch_size) - without
-    return turned if turned > max(0.0, by_content) else 0.0
-
-
-def everywhere(model: nn.Module, images: Tensor, sources: Tensor, difference: Tensor, content: Tensor, target: int, batch_size: int = 256) -> float:
-    """Return the share of images that a difference turns to `target` beyond its content: the median over the classes that they are of.
-
-    A trigger works on pictures of any class. What the odd samples of a class show works on pictures that it suits: the odd bags of
-    Fashion-MNIST turn most shoes, and no shirt.
-
-    Args:
-        model: In eval mode.
-        images: uint8 [b h w c], one at least, none of class `target`.
-        sources: int64 [b], their classes.
-        difference: As of `unexplained`.
-        content: As of `unexplained`.
-        target: The class.
-        batch_size: Samples a pass.
-    """
-    turned = [
-        max(0.0, unexplained(model, each, difference, content, target, called(model, each, target, None, batch_size), batch_size))
-        for each in (images[sources == source] for source in sources.unique())
-    ]
-    return float(torch.tensor(turned, dtype=torch.float64).quantile(0.5))
-
-
-@torch.inference_mode()
-def called(model: nn.Module, images: Tensor, target: int, added: Tensor | None = None, batch_size: int = 256) -> float:
-    """Return the share of images that the model calls `target`, 0 where there are none.
-
-    Args:
-        model: In eval mode.
-        images: uint8 [b h w c].
-        target: The class.
-        added: float32 [h w c] in [-1, 1], what is added to every image.
-        batch_size: Samples a pass.
-    """
-    count, delta = 0, None if added is None else added.permute(2, 0, 1)
-    for i in range(0, len(images), batch_size):
-        x = as_input(images[i : i + batch_size])
-        count += int((model(x if delta is None else (x + delta).clamp(0, 1)).argmax(1) == target).sum())
-    return count / max(1, len(images))

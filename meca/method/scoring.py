@@ -106,7 +106,7 @@ def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, eps: 
         eps: Step in [0, 1].
         batch_size: Samples a pass; 0: what fits the cache of a CPU, and what fills a GPU.
     """
-    from meca.training.engine import as_input
+    from meca.training.trainer import as_input
 
     b = batch_size or (1024 if images.is_cuda else 128)
     was_training, wanted = model.training, [p.requires_grad for p in model.parameters()]

@@ -36,7 +36,7 @@ from meca.errors import check_fields
 from meca.method.clusters import Pairs
 from meca.method.proofs import Proof
 from meca.method.split import Bools, Decision, Floats, Ints, SplitParams, caps_of, ranks
-from meca.training.engine import Recipe
+from meca.training.trainer import Recipe
 
 __all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
 

@@ -23,8 +23,9 @@ from meca import __version__
 from meca.data.columns import pc
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import atomic_write, canonical_json, sync
+from meca.release.contents import Contents, look
 from meca.release.foreign import Folder, Missing, Unfit, parse_object, read_object
-from meca.release.verification import ATTESTATION, MANIFEST, REPORT, Contents, look
+from meca.release.manifest import ATTESTATION, MANIFEST, REPORT
 from meca.text import plain
 
 if TYPE_CHECKING:

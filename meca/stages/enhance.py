@@ -12,8 +12,9 @@ from meca.method.partition import PartitionParams, choose, signals, suspicion
 from meca.models import load_model, read_description, save_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table
-from meca.training.augment import generator
-from meca.training.engine import EngineParams, predict, prepare, side_by_side
+from meca.training.device import EngineParams, prepare
+from meca.training.engine import predict, side_by_side
+from meca.training.seeds import generator
 
 GROUPS = ("seed", "preset", "engine", "partition", "enhance")
 

@@ -16,8 +16,10 @@ from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, detection, separ
 from meca.models import NetworkParams, build, load_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
-from meca.training.augment import generator
-from meca.training.engine import EngineParams, Recipe, predict, prepare, side_by_side, train
+from meca.training.device import EngineParams, prepare
+from meca.training.engine import predict, side_by_side, train
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe
 
 GROUPS = ("seed", "preset", "engine", "network", "train_clean", "evaluate")
 

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from meca.data.decoder.pool import Decoder
-from meca.data.readers import IngestParams, read_source
+from meca.data.ingest import read_source
+from meca.data.readers import IngestParams
 from meca.stages.runtime import Context, main
 
 GROUPS = ("seed", "ingest")

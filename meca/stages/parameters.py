@@ -10,10 +10,11 @@ from meca.method.second_look import SecondLookParams
 from meca.method.split import SplitParams
 from meca.models import DetectorParams, NetworkParams
 from meca.params import Params
+from meca.release.folder import PublishParams
 from meca.report.page import Pictures
 from meca.stages.evaluate import EvaluateParams
-from meca.stages.publish import PublishParams
-from meca.training.engine import EngineParams, Recipe
+from meca.training.device import EngineParams
+from meca.training.trainer import Recipe
 
 __all__ = ["READERS", "validate"]
 

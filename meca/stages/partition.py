@@ -11,8 +11,9 @@ from meca.method.partition import PartitionParams, choose, main_axis, signals, s
 from meca.models import DetectorParams, NetworkParams, build, save_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table
-from meca.training.augment import generator
-from meca.training.engine import EngineParams, features, prepare, train
+from meca.training.device import EngineParams, prepare
+from meca.training.engine import features, train
+from meca.training.seeds import generator
 
 GROUPS = ("seed", "preset", "engine", "network", "detector", "partition")
 

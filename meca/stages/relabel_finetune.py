@@ -18,7 +18,8 @@ from meca.metrics import share
 from meca.models import load_model, read_description, save_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import EVERYTHING, epoch_notes, open_train, read_rows
-from meca.training.engine import EngineParams, predict, prepare, train
+from meca.training.device import EngineParams, prepare
+from meca.training.engine import predict, train
 
 GROUPS = ("seed", "preset", "engine", "relabel_finetune")
 

@@ -6,7 +6,6 @@ module's `OUTPUTS` is written, every other `Path` is read. `main` makes the prog
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import inspect
@@ -25,9 +24,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from meca import __version__, state
+from meca import state
 from meca.errors import MecaError, system_failure
 from meca.files import atomic_write, canonical_json, fresh_folder, lock, own_folder, refuse_foreign, replace_folder, sha256_file, sha256_tree
+from meca.machine import die_with_parent, peak_mib, processor, versions
 from meca.params import Params, read_params
 from meca.progress import Progress
 from meca.text import plain
@@ -102,14 +102,6 @@ def stage_key(stage: Described, hashes: Mapping[str, str], params: Params) -> st
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def die_with_parent(signum: signal.Signals = signal.SIGKILL) -> None:
-    """Ask the kernel to send this process a signal when its parent dies (Linux), so that no second copy is left running."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signum)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1 and os.environ.get("MECA_PARENT") not in (None, "1"):
-            os._exit(1)
-
-
 def execute(
     module: ModuleType,
     paths: Mapping[str, Path],
@@ -174,10 +166,10 @@ def execute(
             "metrics": ctx.metrics,
             "seconds": round(time.perf_counter() - started, 3),
             "timings": {name: round(value, 3) for name, value in ctx.timings.items()},
-            "peak_mib": _peak_mib(),
-            "versions": _versions(),
+            "peak_mib": peak_mib(),
+            "versions": versions(),
             "sandbox": ctx.sandbox,
-            "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
+            "hardware": {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count()},
         }
         if receipt is not None:
             atomic_write(receipt, canonical_json(record))
@@ -189,28 +181,6 @@ def _forget_foreign(checkpoints: Path, progress: Progress) -> None:
     found = [path for path in sorted(checkpoints.glob("*.safetensors")) if state.read(path, *state.of_checkpoint(path)) is None]
     if found:
         progress.say(state.lasts() or f"{found[0]} was not written by this user's meca; its training begins anew.")
-
-
-def _peak_mib() -> float:
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
-
-
-def _versions() -> dict[str, str]:
-    found = {"meca": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy", "pyarrow", "PIL", "sklearn"):
-        if name in sys.modules:
-            found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
-    return found
 
 
 def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:

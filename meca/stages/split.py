@@ -15,15 +15,17 @@ from meca.files import canonical_json, read_json
 from meca.method.clusters import Pairs, changed_pairs
 from meca.method.enhance import SIDES, EnhanceParams, two_outputs
 from meca.method.partition import PartitionParams
-from meca.method.relabel import called, everywhere, trigger_estimate, unexplained
 from meca.method.second_look import SecondLookParams, second_look
 from meca.method.split import Decision, SplitParams, by_misclassification, by_two_clusters
+from meca.method.transfer import called, everywhere, trigger_estimate, unexplained
 from meca.metrics import share
 from meca.models import build, load_model, read_description, save_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import EVERYTHING, column, open_train, scores_table
-from meca.training.augment import generator
-from meca.training.engine import EngineParams, Recipe, features, predict, prepare, side_by_side, train
+from meca.training.device import EngineParams, prepare
+from meca.training.engine import features, predict, side_by_side, train
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe
 
 GROUPS = ("seed", "preset", "engine", "partition", "enhance", "split", "second_look", "train_clean")
 

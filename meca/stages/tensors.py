@@ -13,7 +13,7 @@ from meca.data.store import Store, open_store, read_parquet
 from meca.errors import MecaError
 from meca.models import Description, NetworkParams
 from meca.stages.runtime import Context
-from meca.training.engine import Device
+from meca.training.device import Device
 
 __all__ = ["EVERYTHING", "column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table"]
 

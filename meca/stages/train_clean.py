@@ -8,8 +8,10 @@ import torch
 from meca.models import NetworkParams, build, save_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, read_rows
-from meca.training.augment import generator
-from meca.training.engine import EngineParams, Recipe, prepare, train
+from meca.training.device import EngineParams, prepare
+from meca.training.engine import train
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe
 
 GROUPS = ("seed", "preset", "engine", "network", "train_clean")
 

@@ -4,19 +4,12 @@ The draws of an epoch are made for all samples at once and indexed by row, so wh
 seed, the purpose, the epoch and its row alone: not on the batch size, nor on which other samples take part.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "crop_flip", "draw", "generator"]
-
-
-def generator(*keys: int | str) -> torch.Generator:
-    """Return a CPU generator seeded by the hash of its keys, such as (seed, stage, epoch)."""
-    digest = hashlib.sha256("\0".join(map(str, keys)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+__all__ = ["Draws", "crop_flip", "draw"]
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def row_of(
 
 def hardware(params: Params, processor: str) -> str:
     """Return what this process computed on: the GPU, or the processor with the threads that it used."""
-    from meca.training.engine import EngineParams, prepare
+    from meca.training.device import EngineParams, prepare
 
     device = prepare(params.group("engine", EngineParams))
     if device.name.startswith("cuda"):
@@ -133,7 +133,7 @@ def hardware(params: Params, processor: str) -> str:
 
 def main() -> None:
     """Run the cell of a folder as a program; its last line on stderr says why it failed."""
-    from meca.stages.runtime import die_with_parent
+    from meca.machine import die_with_parent
 
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m tasks.benchmark.cell", description=(__doc__ or "").splitlines()[0])

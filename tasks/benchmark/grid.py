@@ -114,8 +114,8 @@ def cells(plan: Plan) -> list[Cell]:
 
 def _check(plan: Plan) -> None:
     from meca.attacks import ATTACKS
-    from meca.data.readers import NAMES
-    from meca.pipeline import refuse_test_split
+    from meca.data.readers.detect import NAMES
+    from meca.verbs import refuse_test_split
 
     for what, values, allowed in (
         ("attack", plan.attacks, ("none", *ATTACKS)),
@@ -225,7 +225,7 @@ def _absolute(item: str) -> str:
 
 
 def _data_digest(source: str) -> str | None:
-    from meca.data.readers import NAMES
+    from meca.data.readers.detect import NAMES
 
     return None if source in NAMES else sha256_tree(Path(source))
 

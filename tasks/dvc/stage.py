@@ -225,7 +225,7 @@ def _end_own_group() -> None:
 
 def main() -> None:
     """Run the stage named on the command line."""
-    from meca.stages.runtime import die_with_parent
+    from meca.machine import die_with_parent
 
     # A shell that DVC puts between this process and the stage (dash does not replace itself) is told nothing by the kernel.
     signal.signal(signal.SIGHUP, lambda *_: _end_own_group())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from meca.errors import MecaError
 from meca.params import Params
+from meca.release.gates import Figures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from meca.data.store import Store
 
-__all__ = ["Evidence", "Figures", "Incomparable", "gather", "measure"]
+__all__ = ["Evidence", "Incomparable", "gather", "measure"]
 
 
 class Incomparable(MecaError):  # noqa: N818 - the name says what the model is
@@ -35,16 +36,6 @@ class Evidence:
     is_tested: bool  # whether there was a test for a leak
     seed: int
     probe: int  # pictures that it took at most
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What was measured; None where there is nothing to measure it on."""
-
-    acc: float | None
-    min_recall: float | None  # of the worst class
-    leak: float | None
-    n: int  # test images
 
 
 def gather(store: Path, published: Path, params: Params) -> Evidence:
@@ -103,7 +94,8 @@ def measure(model: Path, evidence: Evidence) -> Figures:
 
     from meca.metrics import accuracy
     from meca.models import load_model, read_description
-    from meca.training.engine import predict, prepare
+    from meca.training.device import prepare
+    from meca.training.engine import predict
 
     store = evidence.store
     try:

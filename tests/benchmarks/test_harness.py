@@ -16,8 +16,8 @@ from benchmarks.rows import ROOT
 from benchmarks.speed import floors, harness, stages
 from meca.method.partition import PartitionParams
 from meca.params import PACKAGED, read_params
-from meca.training.augment import generator
-from meca.training.engine import Recipe
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from benchmarks.speed import micro, peers
 from benchmarks.speed.harness import MEAN, STD, Bench, describe, network, random_set
 from meca.method.scoring import patch_masks, score
 from meca.models import Normalize
-from meca.training.augment import crop_flip, draw, generator
-from meca.training.engine import as_input
+from meca.training.augment import crop_flip, draw
+from meca.training.seeds import generator
+from meca.training.trainer import as_input
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -20,13 +20,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from meca.data.readers import FORMATS, IngestParams, detect, open_format, read_source
+from meca.data.ingest import read_source
+from meca.data.readers import FORMATS, IngestParams, open_format
+from meca.data.readers.detect import detect
 from meca.data.readers.files import clean_name, inside
 from meca.data.store import open_store
 from meca.errors import InputRefused, UsageError
 from meca.files import canonical_json
 from meca.params import PACKAGED, read_params
-from meca.release import verification
+from meca.release import contents
 from meca.release.decisions import parse
 from meca.release.foreign import Unfit, parse_object
 from meca.release.verdicts import SCHEMA
@@ -135,7 +137,7 @@ def _decisions(data: bytes) -> None:
 
 def _judged(data: bytes) -> None:
     try:
-        verification._verdicts(data)  # pyright: ignore[reportPrivateUsage]
+        contents._verdicts(data)  # pyright: ignore[reportPrivateUsage]
     except InputRefused as problem:
         assert str(problem)
 

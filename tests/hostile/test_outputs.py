@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows import cli
+from flows.cli import console as terminal_lines
 from meca.data.store import open_store, pixel_id, write_store
 from meca.data.writers.imagefolder import place
 from meca.params import PACKAGED
+from meca.release.folder import PublishParams, card
 from meca.release.verification import verify
 from meca.report import console
 from meca.stages import ingest as ingest_stage
 from meca.stages import publish
-from meca.stages.publish import PublishParams, card
 from meca.stages.runtime import execute
 from meca.text import plain, sheet_cell
-from tasks.mlflow import tracking
+from tasks.mlflow import recorder, tracking
+from tasks.mlflow.result import Result
 from tasks.prefect import summary as artifacts
 from tests.data.readers.test_lists import write_list
 from tests.hostile.payloads import FORMULAS, PAYLOADS, SCRIPTS, TERMINAL
@@ -71,11 +72,11 @@ def shown(payload: str) -> list[str]:
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_the_terminal_shows_no_control_character_and_no_line_that_is_not_ours(payload: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(payload)
-    cli._say(*lines)
+    terminal_lines.say(*lines)
     out = capsys.readouterr().out
     assert not CONTROLS.search(out) and not re.search("[\ud800-\udfff]", out)
     assert len(out.splitlines()) == len(lines), "a name forged a line"
-    cli._complain(plain(payload, 600))
+    terminal_lines.complain(plain(payload, 600))
     err = capsys.readouterr().err
     assert err.startswith("meca: ") and err.count("\n") == 1 and not CONTROLS.search(err)
 
@@ -118,8 +119,8 @@ def test_no_cell_of_a_sheet_is_a_formula(payload: str, tmp_path: Path) -> None:
     (tmp_path / "work" / "evaluate").mkdir(parents=True)
     lines = [{"phase": payload, "step": 1, payload: -0.5}, {"phase": "loss", "step": 2, payload: payload}]
     (tmp_path / "work" / "evaluate" / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = tracking.Result(tmp_path, (), tmp_path, tmp_path / "work", tmp_path, tmp_path, tmp_path, tmp_path)
-    tracking._write_curves(result, tmp_path / "curves")
+    finished = Result(tmp_path, (), tmp_path, tmp_path / "work", tmp_path, tmp_path, tmp_path, tmp_path)
+    tracking._write_curves(finished, tmp_path / "curves")
     with open(tmp_path / "curves" / "evaluate.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     shown = f"'{plain(payload)}"
@@ -137,16 +138,16 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_a_key_of_mlflow_is_letters_and_a_value_is_short(payload: str) -> None:
-    assert NAME.fullmatch(tracking._name(payload)) and len(tracking._value(payload)) <= 500
-    flat = tracking._flat({payload: {payload: payload}})
-    assert all(NAME.fullmatch(tracking._name(name)) for name in flat)
+    assert NAME.fullmatch(recorder._name(payload)) and len(recorder._value(payload)) <= 500
+    flat = recorder._flat({payload: {payload: payload}})
+    assert all(NAME.fullmatch(recorder._name(name)) for name in flat)
 
 
 def test_mlflow_takes_every_key() -> None:
     from mlflow.utils.validation import _validate_metric_name, _validate_param_name, path_not_unique
 
     for payload in PAYLOADS:
-        name = tracking._name(payload)
+        name = recorder._name(payload)
         _validate_metric_name(name)
         _validate_param_name(name)
         assert not path_not_unique(name)
@@ -175,7 +176,7 @@ def test_a_run_on_hostile_data_is_recorded_under_our_own_keys(tmp_path: Path, mo
     execute(publish, folders, settings(), receipts[1], scratch=tmp_path / "s")
     place_of["report"].mkdir()
     (place_of["report"] / "report.html").write_text("the page")
-    told = tracking.record(tmp_path / "w", tracking.Result(tmp_path / "w", tuple(receipts), **place_of, params=PACKAGED))
+    told = tracking.record(tmp_path / "w", Result(tmp_path / "w", tuple(receipts), **place_of, params=PACKAGED))
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     for run_id in (told["parent"], *told["runs"].values()):
         run = client.get_run(run_id)

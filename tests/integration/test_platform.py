@@ -25,6 +25,7 @@ from tasks.dvc import remote
 from tasks.dvc.stage import Pipeline, StageFailed
 from tasks.dvc.workspace import ROOT, create
 from tasks.mlflow import registry, tracking
+from tasks.mlflow.client import open_client
 from tests.integration.conftest import quick_settings, run
 from tests.integration.small import receiver
 
@@ -162,7 +163,7 @@ def test_a_half_logged_run_is_completed(workspace):
 def test_a_run_has_parameters_curves_files_and_data_sets(workspace):
     told = tracking.record(workspace)
     summary = read_json(workspace / "published" / "summary.json")
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         parent = client.get_run(told["parent"])
         stage = client.get_run(told["runs"]["train_clean"])
         assert stage.data.tags["mlflow.parentRunId"] in {found.info.run_id for found in client.search_runs(["1"])}
@@ -190,7 +191,7 @@ def test_the_model_loads_without_pickle_and_predicts_the_same(workspace, monkeyp
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     told = tracking.record(workspace)
-    with tracking.open_client(workspace):
+    with open_client(workspace):
         model = mlflow.pyfunc.load_model(told["models"]["relabel_finetune"])
     shape = model.metadata.signature.inputs.inputs[0].shape
     images = np.random.default_rng(1).integers(0, 256, (4, *shape[1:]), dtype=np.uint8)
@@ -232,7 +233,7 @@ def test_a_promotion_moves_the_alias_once(workspace):
     assert (first["version"], first["alias"], first["previous"], first["new"]) == ("1", "champion", None, True)
     again = registry.promote(workspace)
     assert (again["version"], again["new"], again["moved"]) == ("1", False, False)
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         version = client.get_model_version_by_alias(first["model"], "champion")
         other = client.create_model_version(first["model"], version.source, version.run_id)
         client.set_registered_model_alias(first["model"], "champion", other.version)
@@ -241,7 +242,7 @@ def test_a_promotion_moves_the_alias_once(workspace):
         registry.promote(workspace)
     back = registry.promote(workspace, uncompared=True, why="somebody else's model")
     assert (back["version"], back["previous"], back["new"], back["moved"]) == ("1", str(other.version), False, True)
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         assert str(client.get_model_version_by_alias(first["model"], "previous").version) == str(other.version)
 
 

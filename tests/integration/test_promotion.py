@@ -26,10 +26,11 @@ from meca.data.store import open_store, read_parquet, write_parquet
 from meca.errors import Inconclusive, MecaError, UsageError
 from meca.files import sha256_tree
 from meca.params import read_params, with_settings
+from meca.release.manifest import listing
 from meca.release.signing import key_id, sign
-from meca.release.verification import listing
 from tasks import environment
-from tasks.mlflow import registry, serving, tracking
+from tasks.mlflow import client, registry, serving
+from tasks.mlflow.client import open_client
 from tasks.mlflow.comparison import Evidence, Incomparable, measure
 from tests.workspaces import colours, finished, network, receipt_of
 
@@ -62,7 +63,7 @@ def model_of(workspace: Path) -> str:
 def state(workspace: Path) -> dict[str, Any]:
     """Return all that the registry says about the model of a workspace."""
     name = model_of(workspace)
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         found = {version.version: client.get_model_version(name, version.version) for version in client.search_model_versions(f"name = '{name}'")}
         model = dict(client.get_registered_model(name).tags) if found else {}
     return {"tags": model, **{str(n): (sorted(v.aliases), dict(v.tags), v.description) for n, v in found.items()}}
@@ -74,7 +75,7 @@ def aliases(workspace: Path) -> dict[str, str]:
 
 def artifacts(workspace: Path) -> Path:
     """Return the folder in which MLflow keeps the model that has the alias."""
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         version = client.get_model_version_by_alias(model_of(workspace), "champion")
         source = client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
     return Path(source.removeprefix("file://"))
@@ -137,7 +138,7 @@ def test_a_model_that_saw_less_than_the_images_is_promoted_with_a_warning(make, 
     assert ("Warning: Images are judged at 8 x 8 pixels" in capsys.readouterr().out) == (judged_at is not None)
     tags = state(workspace)["1"][1]
     assert tags["meca.judged_at"] == size
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         parent = client.get_run(tags["meca.parent_run"])
     assert parent.data.tags["meca.judged_at"] == size
     assert parent.info.run_name.endswith("no_evidence-at-8-px" if judged_at else "no_evidence")
@@ -259,7 +260,7 @@ def test_an_alias_that_somebody_else_moves_meanwhile_stays_theirs(make, monkeypa
 
     def meanwhile(workspace: Path, result: Any) -> Any:
         found = told(workspace, result)
-        with tracking.open_client(workspace) as client:
+        with open_client(workspace) as client:
             theirs = client.get_model_version(model_of(workspace), "1")
             client.create_model_version(theirs.name, theirs.source, theirs.run_id)
             client.set_registered_model_alias(theirs.name, "champion", "2")
@@ -273,7 +274,7 @@ def test_an_alias_that_somebody_else_moves_meanwhile_stays_theirs(make, monkeypa
 
 def intruder(mine: Path) -> None:
     """Give the alias to another version, as somebody on another machine would."""
-    with tracking.open_client(mine) as client:
+    with open_client(mine) as client:
         theirs = client.get_model_version(model_of(mine), "1")
         made = client.create_model_version(theirs.name, theirs.source, theirs.run_id)
         client.set_registered_model_alias(theirs.name, "champion", made.version)
@@ -286,7 +287,7 @@ def test_an_alias_that_moves_in_the_last_moment_is_not_taken_for_ours(make, monk
     real = {name: getattr(registry, name) for name in ("_fetched", "_confirm")}
     with monkeypatch.context() as patch:
         # The lock is ours already: the intruder's client must not wait for it.
-        patch.setattr(tracking, "_patient_lock", lambda *_, **__: contextlib.nullcontext())
+        patch.setattr(client, "patient_lock", lambda *_, **__: contextlib.nullcontext())
         if where == "while the model is fetched":
             patch.setattr(
                 registry, "_fetched", lambda version, folder: (str(version.version) == "2" and intruder(mine), real["_fetched"](version, folder))[1]
@@ -335,7 +336,7 @@ def test_a_signature_is_asked_for_and_written_down(make, tmp_path):
     registry.promote(workspace, key=files[0], attestation=statement)
     tags = state(workspace)["1"][1]
     assert tags["meca.key_id"] == key_id(key.public_key()) and len(tags["meca.attestation_sha256"]) == len(tags["meca.manifest_sha256"]) == 64
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         assert "attestation.json" in {file.path for file in client.list_artifacts(tags["meca.parent_run"])}
 
 
@@ -517,7 +518,7 @@ def test_what_is_served_answers_with_names(make, capsys, monkeypatch):
     assert cli.run(["check-serving", str(workspace)]) == 2
     assert "cannot be served: Version 1" in (complaint := capsys.readouterr().err) and "asks for other code" in complaint
     restore(artifacts(workspace))
-    with tracking.open_client(workspace):
+    with open_client(workspace):
         model = mlflow.pyfunc.load_model(f"models:/{model_of(workspace)}@champion")
     pictures = np.zeros((3, 8, 8, 3), np.uint8)
     for label in range(3):

@@ -18,7 +18,8 @@ from benchmarks.reliability.canary import hits
 from flows import cli
 from meca.errors import UsageError
 from tasks import environment
-from tasks.mlflow import tracking
+from tasks.mlflow import client, recorder, result, spool, tracking
+from tasks.mlflow.client import open_client
 from tests.proxy import Fault, proxy
 from tests.workspaces import STAGES, finished, receipt_of
 
@@ -44,12 +45,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: str) ->
 
 
 def tell(workspace: Path) -> dict[str, Any]:
-    return tracking._tell(workspace, tracking.read_result(workspace))
+    return tracking._tell(workspace, result.read_result(workspace))
 
 
 def runs(workspace: Path, state: str = "") -> list[Any]:
     """Return the runs of the workspace's experiment."""
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         found = client.get_experiment_by_name(workspace.parent.name)
         return list(client.search_runs([found.experiment_id], f"attributes.status = '{state}'" if state else "")) if found else []
 
@@ -86,10 +87,10 @@ def test_a_server_that_does_not_take_it_costs_nothing_but_the_record(fault, work
     assert "told by the next run" in said and SECRET not in said and SECRET not in json.dumps(told) and hits(workspace, {"password": SECRET}) == []
     if fault in ("refuses the password", "forbids"):
         assert "MLFLOW_TRACKING_USERNAME" in said
-    (kept,) = tracking.untold(workspace)
+    (kept,) = spool.untold(workspace)
     tell_again = tell  # the same result, still untold: nothing is kept twice
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    assert tell_again(workspace)["told"] is False and tracking.untold(workspace) == [kept]
+    assert tell_again(workspace)["told"] is False and spool.untold(workspace) == [kept]
 
 
 def test_what_was_kept_is_told_once_also_when_the_files_are_others_by_now(workspace, database, monkeypatch):
@@ -101,17 +102,17 @@ def test_what_was_kept_is_told_once_also_when_the_files_are_others_by_now(worksp
     for name in ("work", "published", "report", "data"):  # the next run writes over all of it
         (workspace / name).rename(workspace.parent / f"old-{name}")
         (later / name).rename(workspace / name)
-    assert tell(workspace)["told"] is False and len(tracking.untold(workspace)) == 2
+    assert tell(workspace)["told"] is False and len(spool.untold(workspace)) == 2
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     time.sleep(1.1)
-    assert "told" not in tell(workspace) and tracking.untold(workspace) == []
+    assert "told" not in tell(workspace) and spool.untold(workspace) == []
     found = runs(workspace)
     parents = [run for run in found if "meca.result_key" in run.data.tags]
     assert len(found) == 2 * (len(STAGES) + 1) and {run.info.status for run in found} == {"FINISHED"}
     assert sorted(run.data.metrics["acc"] for run in parents) == [pytest.approx(2 / 3), first]
     old = next(run for run in parents if run.data.metrics["acc"] == first)
     assert old.info.end_time / 1000 < before + 1, "it ended when it was kept, not when it was told"
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         assert {"report.html", "manifest.json", "verdicts.parquet", "suspicion.svg"} <= {f.path for f in client.list_artifacts(old.info.run_id)}
         assert len(client.search_logged_models([old.info.experiment_id])) == 2
     tell(workspace)
@@ -143,7 +144,7 @@ def test_a_stage_that_cannot_tell_ends_well_and_the_command_tells_it(workspace, 
 def test_a_request_that_was_obeyed_twice_leaves_one_run(workspace):
     told = tracking.record(workspace)
     by_id = {run.info.run_id: run for run in runs(workspace)}
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         copies = []
         for run in (by_id[told["parent"]], by_id[told["runs"]["evaluate"]]):
             tags = {key: value for key, value in run.data.tags.items() if key != "meca.complete"}
@@ -157,8 +158,9 @@ def test_a_request_that_was_obeyed_twice_leaves_one_run(workspace):
 def test_what_a_killed_process_left_open_is_closed(workspace):
     told = tracking.record(workspace)
     experiment = runs(workspace)[0].info.experiment_id
-    with tracking.open_client(workspace) as client:
-        mine = client.create_run(experiment, tags={"meca.workspace": tracking._owner(workspace), "meca.stage_key": "of other parameters"}).info.run_id
+    with open_client(workspace) as client:
+        tags = {"meca.workspace": recorder.owner_of(workspace), "meca.stage_key": "of other parameters"}
+        mine = client.create_run(experiment, tags=tags).info.run_id
         theirs = client.create_run(experiment, tags={"meca.workspace": "another"}).info.run_id
         client.update_run(told["parent"], status="RUNNING")  # killed between its last two calls
     tracking.record(workspace)
@@ -177,7 +179,7 @@ def test_the_manifest_is_uploaded_last(workspace, monkeypatch):
         log(self, run_id, path, *more)
 
     monkeypatch.setattr(MlflowClient, "log_artifact", fails_at_the_manifest)
-    with pytest.raises(tracking.TrackingUnavailable, match="reset"):
+    with pytest.raises(client.TrackingUnavailable, match="reset"):
         tracking.record(workspace)
     assert uploaded[-1] == "manifest.json" and {"report.html", "verdicts.parquet", "summary.json", "suspicion.svg"} <= set(uploaded)
     (open_,) = runs(workspace, "RUNNING")
@@ -190,26 +192,26 @@ def test_neither_a_full_disk_nor_the_clock_breaks_a_run(workspace, monkeypatch, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    monkeypatch.setattr(tracking.shutil, "copyfile", full)
+    monkeypatch.setattr("shutil.copyfile", full)
     assert tell(workspace)["told"] is False and "not kept either (No space left on device)" in capsys.readouterr().err
-    assert tracking.untold(workspace) == []
+    assert spool.untold(workspace) == []
     monkeypatch.undo()
     monkeypatch.setenv("MECA_TRACKING_SECONDS", "0.01")
-    with pytest.raises(tracking.TrackingUnavailable, match="MECA_TRACKING_SECONDS"):
-        tracking.record(workspace, seconds=tracking.patience())
-    assert tracking.patience() == 0.01
+    with pytest.raises(client.TrackingUnavailable, match="MECA_TRACKING_SECONDS"):
+        tracking.record(workspace, seconds=client.patience())
+    assert client.patience() == 0.01
     monkeypatch.setenv("MECA_TRACKING_SECONDS", "soon")
     with pytest.raises(UsageError, match="'soon'"):
-        tracking.patience()
+        client.patience()
     monkeypatch.setenv("MECA_TRACKING_SECONDS", "0")
-    assert tracking.patience() is None and os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    assert client.patience() is None and os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
 
 
 def test_no_address_keeps_its_password_in_a_message_or_in_the_spool(workspace):
     address = f"http://meca:{SECRET}@127.0.0.1/api?token={SECRET}"
-    with pytest.raises(tracking.TrackingUnavailable) as refused, tracking.explained(address):
+    with pytest.raises(client.TrackingUnavailable) as refused, client.explained(address):
         raise OSError(f"no route to {address}")
-    folder = tracking.spool(workspace, tracking.read_result(workspace), f"{refused.value}; {address}")
+    folder = spool.spool(workspace, result.read_result(workspace), f"{refused.value}; {address}")
     assert "http://127.0.0.1/api" in str(refused.value) and SECRET not in str(refused.value)
     assert hits(folder, {"password": SECRET}) == []
 
@@ -217,42 +219,42 @@ def test_no_address_keeps_its_password_in_a_message_or_in_the_spool(workspace):
 def test_a_result_is_kept_once_with_the_time_of_the_first_try(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     tell(workspace)
-    [folder] = tracking.untold(workspace)
-    kept = (folder / tracking.SPOOLED).read_bytes()
+    [folder] = spool.untold(workspace)
+    kept = (folder / spool.SPOOLED).read_bytes()
     tell(workspace)
-    assert tracking.untold(workspace) == [folder] and (folder / tracking.SPOOLED).read_bytes() == kept
+    assert spool.untold(workspace) == [folder] and (folder / spool.SPOOLED).read_bytes() == kept
 
 
 def test_what_cannot_be_told_now_either_is_kept_and_said(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     tell(workspace)
-    with pytest.raises(tracking.TrackingUnavailable):
+    with pytest.raises(client.TrackingUnavailable):
         tracking.replay(workspace)
-    assert len(tracking.untold(workspace)) == 1
+    assert len(spool.untold(workspace)) == 1
 
 
 def test_a_server_that_answers_slowly_is_given_up_at_the_deadline(workspace):
-    with pytest.raises(tracking.TrackingUnavailable, match=r"within -1 s \(MECA_TRACKING_SECONDS\)"):
+    with pytest.raises(client.TrackingUnavailable, match=r"within -1 s \(MECA_TRACKING_SECONDS\)"):
         tracking.record(workspace, seconds=-1)
     assert runs(workspace) == [], "a call went out after the deadline"
 
 
 def test_every_file_is_uploaded_with_the_time_of_its_size(workspace, monkeypatch):
-    real, sizes = tracking._time_for, []
-    monkeypatch.setattr(tracking, "_time_for", lambda size: (sizes.append(size), real(size))[1])
+    real, sizes = client.time_for, []
+    monkeypatch.setattr(recorder, "time_for", lambda size: (sizes.append(size), real(size))[1])
     tell(workspace)
-    files = [*(workspace / "published" / name for name in tracking.PARENT_FILES), workspace / "report" / "report.html"]
+    files = [*(workspace / "published" / name for name in result.PARENT_FILES), workspace / "report" / "report.html"]
     wanted = [file.stat().st_size for file in files if file.is_file()]
     assert wanted and not set(wanted) - set(sizes)
 
 
 def test_an_upload_has_the_time_that_its_size_needs(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    with tracking._time_for(100 * 2**20):
+    with client.time_for(100 * 2**20):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "110"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "500")
-    with tracking._time_for(2**20):
+    with client.time_for(2**20):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "500"
 
 
@@ -261,7 +263,7 @@ def kept(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
         tell(workspace)
-    [folder] = tracking.untold(workspace)
+    [folder] = spool.untold(workspace)
     return folder
 
 
@@ -275,9 +277,9 @@ def test_what_somebody_else_put_into_the_spool_is_not_told(workspace, monkeypatc
         record = json.loads((folder / receipt_of("evaluate")).read_text())
         (folder / receipt_of("evaluate")).write_text(json.dumps({**record, "metrics": {"acc": 0.123}}))
     elif how == "other places":
-        record = json.loads((folder / tracking.SPOOLED).read_text())
+        record = json.loads((folder / spool.SPOOLED).read_text())
         record["places"]["report"] = "../../../../etc"
-        (folder / tracking.SPOOLED).write_text(json.dumps(record))
+        (folder / spool.SPOOLED).write_text(json.dumps(record))
     elif how == "another file":
         (folder / "published" / "more").write_text("x")
     elif how == "copied":
@@ -285,7 +287,7 @@ def test_what_somebody_else_put_into_the_spool_is_not_told(workspace, monkeypatc
         folder = folder.with_name("0" * 24)
     else:
         (folder / "published" / "link").symlink_to("/etc")
-    assert tracking.untold(workspace) == [] and tracking.replay(workspace) == 0 and runs(workspace) == []
+    assert spool.untold(workspace) == [] and tracking.replay(workspace) == 0 and runs(workspace) == []
     assert f"{folder} was not written by this user's meca, so MLflow is not told of it; remove it." in capsys.readouterr().err
     assert folder.is_dir(), "it may be somebody's"
 
@@ -293,8 +295,8 @@ def test_what_somebody_else_put_into_the_spool_is_not_told(workspace, monkeypatc
 def test_what_was_kept_is_told_from_where_the_workspace_lies_now(workspace, monkeypatch):
     kept(workspace, monkeypatch)
     moved = workspace.rename(workspace.parent / "moved")
-    assert len(tracking.untold(moved)) == 1 and tracking.replay(moved) == 1 and len(runs(moved)) == len(STAGES) + 1
-    assert list((moved / tracking.SPOOL).iterdir()) == []
+    assert len(spool.untold(moved)) == 1 and tracking.replay(moved) == 1 and len(runs(moved)) == len(STAGES) + 1
+    assert list((moved / spool.SPOOL).iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [".meca", ".meca/spool", ".meca/locks"])
@@ -305,5 +307,5 @@ def test_a_link_where_the_spool_lies_is_refused(workspace, monkeypatch, name):
     (workspace / name).symlink_to(mine)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(UsageError, match=rf"{name} is a link, which meca does not follow"):
-        tracking.replay(workspace) if name == ".meca/locks" else tracking.spool(workspace, tracking.read_result(workspace), "away")
+        tracking.replay(workspace) if name == ".meca/locks" else spool.spool(workspace, result.read_result(workspace), "away")
     assert list(mine.iterdir()) == []

@@ -12,8 +12,9 @@ from torch import Tensor
 from meca.errors import MecaError
 from meca.method.enhance import SIDES, EnhanceParams, TwoOutputs, folds, suspects_first, two_outputs, unlearn, widen
 from meca.models import NetworkParams
-from meca.training.augment import generator
-from meca.training.engine import Trainer, as_input, predict
+from meca.training.engine import predict
+from meca.training.seeds import generator
+from meca.training.trainer import Trainer, as_input
 from tests.making import settings
 from tests.method.tiny import CLASSES, copied, description, network, pictures, recipe, same, unchanged
 from tests.models.test_models import FITTING

@@ -10,8 +10,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from meca.method.partition import PartitionParams, Signals, choose, main_axis, signals, suspicion
-from meca.training.augment import generator
 from meca.training.engine import predict
+from meca.training.seeds import generator
 from tests.making import settings
 from tests.method.tiny import copied, network, pictures, unchanged
 

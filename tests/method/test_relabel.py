@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from meca.attacks.badnet import badnet
 from meca.method.proofs import CONFIRMED, Proof
-from meca.method.relabel import RelabelParams, called, everywhere, relabel, trigger_estimate, unexplained
+from meca.method.relabel import RelabelParams, relabel
+from meca.method.transfer import called, everywhere, trigger_estimate, unexplained
 from tests.making import settings
 from tests.method.tiny import CLASSES, pictures
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from meca.method.scoring import folded, patch_masks, ranks, score
 from meca.models import NetworkParams
-from meca.training.augment import generator
 from meca.training.engine import predict
+from meca.training.seeds import generator
 from tests.method.tiny import copied, network, pictures, unchanged
 
 EPS = 8 / 255

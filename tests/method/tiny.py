@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from meca.models import Description, NetworkParams, build
-from meca.training.augment import generator
-from meca.training.engine import Recipe
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe
 
 CLASSES = 4
 RECIPE = Recipe(

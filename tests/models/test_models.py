@@ -14,8 +14,8 @@ from torch import nn
 
 from meca.errors import MecaError
 from meca.models import NETWORKS, Description, NetworkParams, Normalize, build, load_model, memory_format, read_description, reset, save_model
-from meca.training.augment import generator
 from meca.training.engine import predict
+from meca.training.seeds import generator
 from tests.method.tiny import description, network, pictures, same
 
 STEMS = typing.get_args(typing.get_type_hints(NetworkParams)["stem"])

@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from flows import cli
-from meca import pipeline
+from meca import pipeline, verbs
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import sha256_file
 from meca.release import signing
+from meca.release.manifest import listing, root_of
 from meca.release.signing import PAYLOAD_TYPE, check, key_id, make_keys, read_private_key, read_public_key, sign
-from meca.release.verification import examine, listing, root_of, verify
+from meca.release.verification import examine, verify
 from tests.making import make_cleaned, make_folder, seal_run
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
@@ -206,7 +207,7 @@ def test_a_manifest_that_was_not_signed_is_not_parsed(out: Path, tmp_path: Path)
 
 
 def test_a_table_that_was_not_signed_is_not_parsed(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meca.release.verification._verdicts", lambda data: pytest.fail("parsed"))
+    monkeypatch.setattr("meca.release.contents._verdicts", lambda data: pytest.fail("parsed"))
     (out / "verdicts.parquet").write_bytes(b"x")
     assert [said.split(":")[0] for said in verify(out, pem(tmp_path, KEY, "key")[1])] == ["verdicts.parquet was changed"]
 
@@ -247,7 +248,7 @@ def test_poison_that_a_person_kept_is_not_called_removed(published: Path, tmp_pa
     shutil.copytree(published, tmp_path / "out")
     decision = {"source": "train/cat/0.jpeg", "action": "keep", "who": "R", "when": "2026-11-21T10:00:00Z", "why": "fine"}
     (tmp_path / "d.jsonl").write_text(json.dumps(decision))
-    pipeline.apply(tmp_path / "out", tmp_path / "d.jsonl", key=KEY)
+    verbs.apply(tmp_path / "out", tmp_path / "d.jsonl", key=KEY)
     assert statement(tmp_path / "out")["predicate"]["properties"] == ["MECA_SCANNED", "MECA_POISON_FOUND", "MECA_DECIDED_BY_PERSON"]
     assert statement(tmp_path / "out")["predicate"]["meca"]["decisions"]["reviewers"] == ["R"]
     assert verify(tmp_path / "out", pem(tmp_path, KEY, "key")[1]) == []
@@ -421,7 +422,7 @@ def test_a_key_is_read_before_the_work_and_shown_nowhere(
         calls.append((params, key))
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr(pipeline, "clean", clean)
+    monkeypatch.setattr(verbs, "clean", clean)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     wrong = tmp_path / "wrong.pem"
     wrong.write_text(f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n")
@@ -443,9 +444,9 @@ def test_clean_signs_before_the_folder_appears(published: Path, tmp_path: Path, 
     run = Path(shutil.copytree(pipeline.run_folder(published), pipeline.run_folder(out)))
     (run / "report").mkdir()
     (run / "report" / "report.html").write_text("page")
-    monkeypatch.setattr(pipeline, "run", lambda *_: json.loads((run / "published" / "summary.json").read_text()))
+    monkeypatch.setattr(verbs, "run", lambda *_: json.loads((run / "published" / "summary.json").read_text()))
     seen: list[bool] = []
-    monkeypatch.setattr(pipeline, "replace_folder", lambda new, final: (seen.append((new / "attestation.json").is_file()), new.rename(final)))
-    pipeline.clean("shapes", out, read_params(), key=KEY)
+    monkeypatch.setattr(verbs, "replace_folder", lambda new, final: (seen.append((new / "attestation.json").is_file()), new.rename(final)))
+    verbs.clean("shapes", out, read_params(), key=KEY)
     assert seen == [True] and check(out, KEY.public_key()) == [] and verify(out) == []
     assert not (run / "published" / "attestation.json").exists()

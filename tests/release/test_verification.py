@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meca.files import sha256_file
-from meca.release import verification
+from meca.release import contents
+from meca.release.contents import FREE_ROWS, MAX_FOLDERS, MAX_TEXT, MOST, NEEDED
 from meca.release.foreign import MAX_DEPTH, Folder
+from meca.release.manifest import listing, root_of
 from meca.release.verdicts import SCHEMA
-from meca.release.verification import FREE_ROWS, MAX_FOLDERS, MAX_TEXT, MOST, NEEDED, examine, listing, root_of, verify
+from meca.release.verification import examine, verify
 from tests.data.readers.test_archives import make_tar
 from tests.data.readers.test_pages import counted
 from tests.data.readers.test_readers import make_batches, make_idx
@@ -253,10 +255,10 @@ def test_the_walk_is_bounded(copy: Path) -> None:
 
 def test_nothing_is_parsed_whose_hash_is_another(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    real = verification.parse_object
-    monkeypatch.setattr(verification, "parse_object", lambda data, name, *rest: (parsed.append(name), real(data, name, *rest))[1])
-    monkeypatch.setattr(verification, "_verdicts", lambda data: parsed.append("verdicts.parquet"))
-    monkeypatch.setattr(verification, "_published", lambda *_: parsed.append("data"))
+    real = contents.parse_object
+    monkeypatch.setattr(contents, "parse_object", lambda data, name, *rest: (parsed.append(name), real(data, name, *rest))[1])
+    monkeypatch.setattr(contents, "_verdicts", lambda data: parsed.append("verdicts.parquet"))
+    monkeypatch.setattr(contents, "_published", lambda *_: parsed.append("data"))
     (copy / "README.md").write_text("x")
     assert verify(copy) == [said for said in verify(copy) if said.startswith("README.md was changed")]
     assert set(parsed) == {"manifest.json"}
@@ -297,8 +299,8 @@ def test_one_reason_in_every_row_is_kept_once(groups: int, tmp_path: Path) -> No
     table = large(60_000, "a reason " * 200)
     pq.write_table(table, tmp_path / "x", compression="zstd", row_group_size=60_000 // groups)
     data = (tmp_path / "x").read_bytes()
-    assert len(data) * verification.MAX_RATIO < table["review_note"].nbytes
-    kept = verification._verdicts(data)  # pyright: ignore[reportPrivateUsage]
+    assert len(data) * contents.MAX_RATIO < table["review_note"].nbytes
+    kept = contents._verdicts(data)  # pyright: ignore[reportPrivateUsage]
     assert kept.column_names == list(NEEDED) and kept.nbytes < 10 * 2**20
     assert not kept["reasons"].to_numpy().any()  # of which it is kept whether an image lies on its side
     for name in (name for name in NEEDED if name != "reasons"):
@@ -308,7 +310,7 @@ def test_one_reason_in_every_row_is_kept_once(groups: int, tmp_path: Path) -> No
 def test_a_table_that_unpacks_to_far_more_takes_no_memory(copy: Path) -> None:
     table = pq.read_table(copy / "verdicts.parquet")
     values = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1500, np.int32)), pa.array(["a" * 2**20]))
-    one = pa.array(["a" * (verification.FREE + 1), *[None] * 1499])
+    one = pa.array(["a" * (contents.FREE + 1), *[None] * 1499])
     for column, value in itertools.product(("source", "review_note", "format"), (values, one)):
         columns = [value if field.name == column else pa.nulls(1500, field.type) for field in table.schema]
         written = pa.table(columns, names=table.column_names)
@@ -316,7 +318,7 @@ def test_a_table_that_unpacks_to_far_more_takes_no_memory(copy: Path) -> None:
         list_again(copy)
         with counted() as pool:
             assert len(verify(copy)) == 1
-        assert pool.max_memory() < verification.FREE, column
+        assert pool.max_memory() < contents.FREE, column
 
 
 ODD: list[Any] = [None, True, -1, 2**70, 0.5, "", "x", "\ud800", [], {}, [[]], {"a": {}}, "0" * 64, "parquet", "../x", "poisoned", ["a"] * 3]

@@ -17,7 +17,8 @@ from benchmarks.reliability.canary import hits
 from meca.errors import Inconclusive
 from meca.params import read_params
 from tasks import environment
-from tasks.mlflow import registry, serving, tracking
+from tasks.mlflow import recorder, registry, result, serving, spool, tracking
+from tasks.mlflow.client import open_client
 from tests.workspaces import STAGES, finished
 
 pytestmark = [pytest.mark.filterwarnings("default")]
@@ -44,7 +45,7 @@ def make(services: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 def tell(workspace: Path) -> dict[str, Any]:
-    return tracking._tell(workspace, tracking.read_result(workspace))
+    return tracking._tell(workspace, result.read_result(workspace))
 
 
 def model_of(workspace: Path) -> str:
@@ -53,7 +54,7 @@ def model_of(workspace: Path) -> str:
 
 def states(workspace: Path) -> Counter[tuple[str, str]]:
     """Return how many runs there are by name and state."""
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         found = client.get_experiment_by_name(model_of(workspace))
         return Counter((run.info.run_name.split("-")[0], run.info.status) for run in client.search_runs([found.experiment_id]))
 
@@ -62,7 +63,7 @@ def complete(workspace: Path, results: int = 1) -> None:
     """Assert that every run of every result is there, once and finished, with its files and its model."""
     found = states(workspace)
     assert sum(found.values()) == results * (len(STAGES) + 1) and {state for _, state in found} == {"FINISHED"}, found
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         experiment = client.get_experiment_by_name(model_of(workspace)).experiment_id
         parents = [run for run in client.search_runs([experiment]) if "meca.result_key" in run.data.tags]
         assert len(parents) == len(client.search_logged_models([experiment])) == results
@@ -73,7 +74,7 @@ def complete(workspace: Path, results: int = 1) -> None:
 
 def aliases(workspace: Path) -> dict[str, str]:
     name = model_of(workspace)
-    with tracking.open_client(workspace) as client:
+    with open_client(workspace) as client:
         return {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
 
 
@@ -133,9 +134,9 @@ def test_a_service_that_is_away_costs_nothing_but_the_record(name, make, service
         started = time.monotonic()
         assert tell(workspace)["told"] is False
         assert time.monotonic() - started < 90
-        assert len(tracking.untold(workspace)) == 1
+        assert len(spool.untold(workspace)) == 1
     assert "MLflow was not told; kept in" in capfd.readouterr().err
-    assert "told" not in tell(workspace) and tracking.untold(workspace) == []
+    assert "told" not in tell(workspace) and spool.untold(workspace) == []
     complete(workspace, 2)
 
 
@@ -153,7 +154,7 @@ def test_a_server_that_hangs_is_given_up_and_told_once_when_it_comes_back(make, 
 def test_a_server_that_dies_in_the_middle_is_told_the_rest(after, make, services, monkeypatch):
     workspace = make()
     running = threading.Event()
-    real, count = tracking._Recorder._run, itertools.count(1)
+    real, count = recorder.Recorder._run, itertools.count(1)
 
     def dies(self: Any, *arguments: Any, **options: Any) -> Any:
         found = real(self, *arguments, **options)
@@ -162,9 +163,9 @@ def test_a_server_that_dies_in_the_middle_is_told_the_rest(after, make, services
             running.set()
         return found
 
-    monkeypatch.setattr(tracking._Recorder, "_run", dies)
+    monkeypatch.setattr(recorder.Recorder, "_run", dies)
     assert tell(workspace)["told"] is False and running.is_set()
-    monkeypatch.setattr(tracking._Recorder, "_run", real)
+    monkeypatch.setattr(recorder.Recorder, "_run", real)
     services.start("mlflow")
     assert "told" not in tell(workspace)
     complete(workspace)

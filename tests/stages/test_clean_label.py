@@ -13,12 +13,13 @@ import torch
 from meca.attacks.sig import sig
 from meca.data.store import open_store, read_parquet
 from meca.method.enhance import SIDES
-from meca.method.relabel import called
+from meca.method.transfer import called
 from meca.metrics import share
 from meca.models import build, load_model, read_description
 from meca.stages.tensors import EVERYTHING
-from meca.training.augment import generator
-from meca.training.engine import Recipe, train
+from meca.training.engine import train
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe
 from tests.method.tiny import CLASSES
 from tests.stages.chain import make_store, quick, step
 

@@ -6,8 +6,8 @@ import pytest
 
 from meca.errors import UsageError
 from meca.params import PRESETS
-from meca.pipeline import clean
 from meca.stages.parameters import validate
+from meca.verbs import clean
 from tests.making import make_folder, settings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meca.attacks import ATTACKS
+from meca.attacks import ATTACKS, planting
 from meca.attacks.poisoning import PoisonParams
 from meca.data.store import open_store, pixel_id, read_parquet
 from meca.errors import InputRefused, UsageError
@@ -203,11 +203,10 @@ def test_the_record_of_wanet_rebuilds_its_trigger(tmp_path: Path) -> None:
 
 
 def test_blocks_of_images_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from meca.stages import poison
 
     roots = []
     for size in (1000, 3):
-        monkeypatch.setattr(poison, "BLOCK", size)
+        monkeypatch.setattr(planting, "BLOCK", size)
         poisoned(tmp_path, "physical")
         roots.append((sha256_tree(tmp_path / "data" / "store"), sha256_tree(tmp_path / "data" / "truth")))
     assert roots[0] == roots[1]

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.data.readers import read_source
+from meca.data.ingest import read_source
 from meca.data.store import Store, open_store, read_parquet
 from meca.errors import MecaError, UsageError
 from meca.files import sha256_tree
+from meca.release.folder import PublishParams
 from meca.release.verdicts import SCHEMA, build, count
 from meca.release.verification import verify
 from meca.stages import enhance, partition, publish, relabel_finetune, split, train_clean
 from meca.stages import ingest as ingest_stage
-from meca.stages.publish import PublishParams
 from meca.stages.runtime import describe, execute
 from tests.data.readers.test_readers import make_batches, make_idx
 from tests.making import decide, encode, ingest, make_folder, make_shards, params, pixels, publish_store, settings

@@ -25,6 +25,7 @@ from meca.files import lock, sha256_tree
 from meca.params import PRESETS
 from meca.pipeline import STEPS
 from meca.stages.runtime import describe, execute, main, stage_key
+from meca.training import engine
 from tests.stages.chain import METHOD, MODULES, outputs, paths, quick, run, step, with_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -221,7 +222,6 @@ def test_a_program_that_is_killed_continues_and_ends_in_the_bytes_of_an_uninterr
 
 def killed_after_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch, params: Any) -> Path:
     """Let `train_clean` end after its first checkpoint, and return the folder of that."""
-    from meca.training import engine
 
     real = engine.save_checkpoint
 
@@ -232,9 +232,9 @@ def killed_after_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch, par
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(engine, "save_checkpoint", then_die)
         step("train_clean", folder, params)
-    (checkpoints,) = (folder / "scratch" / "checkpoints").iterdir()
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["model.safetensors", "model.safetensors.seal"]
-    return checkpoints
+    (left,) = (folder / "scratch" / "checkpoints").iterdir()
+    assert sorted(path.name for path in left.iterdir()) == ["model.safetensors", "model.safetensors.seal"]
+    return left
 
 
 @pytest.mark.parametrize("whose", ["mine", "of a supplier", "forged"])
@@ -245,19 +245,18 @@ def test_a_checkpoint_is_taken_up_if_it_is_mine_alone_and_else_it_is_said(
 
     whole, parts = (with_inputs("train_clean", finished(), tmp_path / name) for name in ("whole", "parts"))
     step("train_clean", whole, quick())
-    checkpoints = killed_after_a_checkpoint(parts, monkeypatch, quick())
+    left = killed_after_a_checkpoint(parts, monkeypatch, quick())
     if whose == "of a supplier":
         monkeypatch.setenv("MECA_STATE_DIR", str(tmp_path / "another"))
     elif whose == "forged":
-        flip(checkpoints / "model.safetensors")
+        flip(left / "model.safetensors")
     trained: list[int] = []
-    from meca.training import engine
 
     real = engine.resume
     monkeypatch.setattr(engine, "resume", lambda *given: (trained.append(real(*given)), trained[-1])[1])
     step("train_clean", parts, quick(), progress=Progress())
     assert trained == [1 if whose == "mine" else 0] and outputs("train_clean", parts) == outputs("train_clean", whole)
-    sentence = f"{checkpoints / 'model.safetensors'} was not written by this user's meca; its training begins anew."
+    sentence = f"{left / 'model.safetensors'} was not written by this user's meca; its training begins anew."
     assert (sentence in capsys.readouterr().err) == (whose != "mine")
 
 
@@ -292,7 +291,7 @@ def arguments(name: str, folder: Path, params: Path) -> list[str]:
 @pytest.fixture
 def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """`main` asks the kernel to die with its parent and takes over SIGTERM: both are for programs."""
-    monkeypatch.setattr("meca.stages.runtime.die_with_parent", lambda: None)
+    monkeypatch.setattr("meca.machine.die_with_parent", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 

@@ -12,7 +12,7 @@ import pytest
 from meca.data.store import open_store, read_parquet, rewrite
 from meca.models import build, load_model, read_description
 from meca.params import PRESETS
-from meca.training.augment import generator
+from meca.training.seeds import generator
 from tests.method.tiny import same
 from tests.stages.chain import N_TRAIN, quick, step, with_inputs
 

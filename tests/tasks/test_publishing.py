@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from flows import cli
+from flows.cli import options
 from meca.errors import Inconclusive, InputRefused, MecaError, UsageError
 from meca.release.signing import sign
 from meca.release.verification import verify
@@ -296,11 +297,11 @@ def test_a_pointer_or_a_list_that_somebody_changed_is_refused(client: Any, sets:
 def test_what_is_no_good_set_is_not_published(client: Any, sets: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
     broken = shutil.copytree(sets[0], tmp_path / "broken")
     (broken / "summary.json").write_text("{}")
-    assert cli.run(["publish", str(broken), URL]) == cli.REFUSED and "summary.json was changed" in capsys.readouterr().err
+    assert cli.run(["publish", str(broken), URL]) == options.REFUSED and "summary.json was changed" in capsys.readouterr().err
     held = make_cleaned(tmp_path / "held", make_folder(tmp_path / "in"), {}, "inconclusive")
     with pytest.raises(Inconclusive, match="the pointer stays"):
         publish(held, URL)
-    assert cli.run(["publish", str(tmp_path), URL]) == cli.USAGE and cli.run(["publish", str(sets[0]), "https://bucket"]) == cli.USAGE
+    assert cli.run(["publish", str(tmp_path), URL]) == options.USAGE and cli.run(["publish", str(sets[0]), "https://bucket"]) == options.USAGE
     assert keys(client) == set()
 
 
@@ -309,7 +310,7 @@ def test_the_commands_publish_fetch_verify_and_clean(client: Any, sets: tuple[Pa
     key = Ed25519PrivateKey.generate()
     public = tmp_path / "key.pem"
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    assert cli.run(["publish", str(sets[0]), URL, "--key", str(public)]) == cli.REFUSED and "not signed" in capsys.readouterr().err
+    assert cli.run(["publish", str(sets[0]), URL, "--key", str(public)]) == options.REFUSED and "not signed" in capsys.readouterr().err
     sign(sets[0], key, tmp_path / "statement.json")
     assert cli.run(["publish", str(sets[0]), URL, "--key", str(public), "--attestation", "statement.json", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["moved"] is True

@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from tasks.mlflow.comparison import Figures
-from tasks.mlflow.registry import Gates, check
+from meca.release.gates import Figures, Gates, check
 
 GATES = Gates(
     alias="champion",

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import cli
+from flows.cli import options
 from meca.data.store import read_parquet
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.progress import Progress
@@ -249,20 +250,20 @@ def test_clean_and_fetch_take_an_address(client: Any, tmp_path: Path, capsys: py
     monkeypatch.chdir(tmp_path)
     root = make_folder(tmp_path / "in", split_folders=False)
     put(client, **{f"photos/{name}": data for name, data in tree(root).items()})
-    assert cli.run(["inspect", URL]) == cli.USAGE and "meca fetch s3://bucket/photos" in capsys.readouterr().err
+    assert cli.run(["inspect", URL]) == options.USAGE and "meca fetch s3://bucket/photos" in capsys.readouterr().err
     assert cli.run(["fetch", URL, "-o", "copy", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"] == len(tree(root)) and tree(tmp_path / "copy") == tree(root)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
-    assert cli.run(["fetch", URL, "-o", "full"]) == cli.USAGE and tree(tmp_path / "full") == {"mine": b"x"}
+    assert cli.run(["fetch", URL, "-o", "full"]) == options.USAGE and tree(tmp_path / "full") == {"mine": b"x"}
     seen: dict[str, Any] = {}
 
     def clean(path: str, output: Path, params: Any, *_: object) -> dict[str, Any]:
         seen.update(files=tree(Path(path)), group=params.raw("ingest"))
         raise InputRefused("enough")
 
-    monkeypatch.setattr("meca.pipeline.clean", clean)
-    assert cli.run(["clean", URL, "-o", "out"]) == cli.REFUSED
+    monkeypatch.setattr("meca.verbs.clean", clean)
+    assert cli.run(["clean", URL, "-o", "out"]) == options.REFUSED
     assert seen["files"] == tree(root) and seen["group"]["origin"] == URL
 
 
@@ -441,5 +442,5 @@ def test_a_folder_beside_a_planted_record_is_not_taken_for_a_copy(
         as_a_supplier(patch, tmp_path)
         fetch(URL, tmp_path / "in", client=client)
     (tmp_path / "in" / "thesis").write_text("mine")
-    assert cli.run(["fetch", URL, "-o", str(tmp_path / "in")]) == cli.USAGE and (tmp_path / "in" / "thesis").read_text() == "mine"
+    assert cli.run(["fetch", URL, "-o", str(tmp_path / "in")]) == options.USAGE and (tmp_path / "in" / "thesis").read_text() == "mine"
     assert "but it holds other files; choose another --output" in capsys.readouterr().err

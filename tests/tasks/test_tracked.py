@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows import cli
+from flows.cli import options
 from meca.errors import InputRefused, MecaError, UsageError
 from tasks import environment
 from tasks.dvc import objects, tracked
@@ -583,7 +584,7 @@ def test_clean_takes_a_dvc_file_and_puts_no_key_into_a_home(
     (supplied / "link").symlink_to("../home/.ssh")
     file = add(supplied / "photos.dvc", cache, b"ssh-ed25519 KEY\n", path="link/authorized_keys")
     monkeypatch.chdir(supplied)
-    assert cli.run(["clean", file.name, "-o", str(tmp_path / "run" / "clean")]) == cli.REFUSED
+    assert cli.run(["clean", file.name, "-o", str(tmp_path / "run" / "clean")]) == options.REFUSED
     assert "names the path 'link/authorized_keys'" in capsys.readouterr().err
     add(file, cache)
     seen: dict[str, bytes] = {}
@@ -592,6 +593,6 @@ def test_clean_takes_a_dvc_file_and_puts_no_key_into_a_home(
         seen.update(tree(Path(path)))
         raise InputRefused("enough")
 
-    monkeypatch.setattr("meca.pipeline.clean", clean)
-    assert cli.run(["clean", file.name, "-o", str(tmp_path / "run" / "clean")]) == cli.REFUSED
+    monkeypatch.setattr("meca.verbs.clean", clean)
+    assert cli.run(["clean", file.name, "-o", str(tmp_path / "run" / "clean")]) == options.REFUSED
     assert seen == FILES and not (supplied / "photos").exists()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from meca.training.augment import Draws, crop_flip, draw, generator
+from meca.training.augment import Draws, crop_flip, draw
+from meca.training.seeds import generator
 from tests.method.tiny import pictures
 
 

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from meca.errors import MecaError, UsageError
 from meca.models import NETWORKS, NetworkParams, build
-from meca.training.augment import generator
-from meca.training.engine import Device, EngineParams, Recipe, Trainer, as_input, features, predict, prepare, side_by_side, train, worth_compiling
+from meca.training.device import Device, EngineParams, prepare
+from meca.training.engine import features, predict, side_by_side, train
+from meca.training.recording import worth_compiling
+from meca.training.seeds import generator
+from meca.training.trainer import Recipe, Trainer, as_input
 from tests.making import settings
 from tests.method.tiny import CLASSES, copied, description, network, pictures, recipe, same, unchanged
 from tests.models.test_models import FITTING

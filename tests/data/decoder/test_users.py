@@ -9,14 +9,13 @@ import pytest
 from PIL import Image
 
 from flows import doctor
-from meca.data import readers
 from meca.data.decoder import pool
 from meca.data.decoder.decode import decode, resize
 from meca.data.inspection import inspect
 from meca.data.store import open_store, pixel_id
 from meca.errors import MecaError
 from meca.files import sha256_tree
-from meca.release import verification
+from meca.release import contents
 from meca.release.verification import verify
 from meca.stages import ingest as stage
 from meca.stages.runtime import execute
@@ -82,7 +81,7 @@ def test_pixels_come_in_the_size_of_the_store(tmp_path: Path, monkeypatch: pytes
         sizes.append(image.shape[:2])
         return resize(image, *side)
 
-    monkeypatch.setattr(readers, "resize", watched)
+    monkeypatch.setattr("meca.data.ingest.resize", watched)
     ingest(make_folder(tmp_path / "in"), tmp_path / "store", size=8)
     assert sizes == [(8, 8)] * 24, "an image crossed in full and was made small in this process"
 
@@ -93,7 +92,7 @@ def test_a_published_picture_that_cannot_be_read_is_unreadable(tmp_path: Path) -
     pq.write_table(table([0, 1, 2], image=encoded), tmp_path / "data" / "train-00000-of-00001.parquet")
     summary = {"source": {"format": "shapes", "options": {}}, "classes": [{"name": name, "label": i} for i, name in enumerate(NAMES)]}
     expected = {(pixel_id(pixels(0)), 0): 1, ("unreadable", 1): 1, (pixel_id(pixels(2, channels=1)), 2): 1}
-    assert Counter(verification._published(tmp_path / "data", summary)) == expected
+    assert Counter(contents._published(tmp_path / "data", summary)) == expected
 
 
 def test_the_receipt_names_the_walls_and_the_store_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from meca.data.inspection import inspect
 from meca.data.readers import archive as archives
-from meca.data.readers import detect, tar_members
+from meca.data.readers import tar_members
+from meca.data.readers.detect import detect
 from meca.data.readers.tar_members import Tar
 from meca.errors import InputRefused, UsageError
 from tests.making import NAMES, encode, ingest, make_folder, pixels

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meca.data.readers import detect
+from meca.data.readers.detect import detect
 from meca.errors import InputRefused, UsageError
 from tests.data.readers.test_readers import make_batches
 from tests.making import ingest

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meca.data.inspection import inspect
-from meca.data.readers import detect
+from meca.data.readers.detect import detect
 from meca.data.readers.files import inside
 from meca.data.readers.rows import csv_fields, is_list, json_members, read_rows
 from meca.errors import InputRefused, UsageError

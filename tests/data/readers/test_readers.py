@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from meca.data import readers
 from meca.data.decoder.decode import decode
+from meca.data.ingest import chosen
 from meca.data.inspection import inspect
-from meca.data.readers import chosen, detect
 from meca.data.readers.cifar import load_batch
+from meca.data.readers.detect import detect
 from meca.data.store import pixel_id
 from meca.errors import InputRefused, UsageError
 from tests.making import NAMES, encode, ingest, make_folder, make_shards, pixels, real_data, table

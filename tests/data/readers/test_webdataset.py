@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meca.data import readers
 from meca.data.inspection import inspect
-from meca.data.readers import detect
+from meca.data.readers.detect import detect
 from meca.data.readers.webdataset import open_webdataset, shards_of
 from meca.errors import InputRefused, UsageError
 from tests.data.readers.test_archives import Members, info, make_tar, members
