@@ -154,12 +154,12 @@ def test_no_file_is_written_in_a_way_that_can_lose_a_failure() -> None:
             unguarded = called == "open" and not descriptor and id(node) not in guarded and any(set(word) & set("wxa+") for word in words[-1:])
             if lossy or mapped or unguarded:
                 found.append(f"{file.relative_to(ROOT)}:{node.lineno} {called}")
-    assert found == [f"meca/data/readers/__init__.py:{_opened_by_the_collector()} open"] * 2
+    assert found == [f"meca/data/ingest.py:{_opened_by_the_collector()} open"] * 2
 
 
 def _opened_by_the_collector() -> int:
     """Return the line in which `_Collector.__enter__` opens two files, which its `__exit__` closes."""
-    lines = (ROOT / "meca" / "data" / "readers" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "meca" / "data" / "ingest.py").read_text(encoding="utf-8").splitlines()
     return next(number for number, line in enumerate(lines, 1) if 'open(self.payload, "wb")' in line)
 
 
