@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["SOME_POWER", "Figures", "Gate", "Gates", "check", "compare"]
 
 
-SOME_POWER = 0.1  # of the leak test: a share of less would be a matter of chance with a few thousand pictures
+SOME_POWER = 0.1  # of the leak test: a share of less would be a matter of chance with a few thousand images
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ def _left(verdict: Mapping[str, Any], limit: float) -> Gate:
 
 
 def _power(verdict: Mapping[str, Any], limit: float) -> Gate:
-    what, value = "the power of the leak test (what the flagged samples carry turns in a model trained on everything)", verdict.get("leak_power")
+    what, value = (
+        "the power of the leak test (share of images that the same trigger flips in a model trained on all samples)",
+        verdict.get("leak_power"),
+    )
     if value is None:
         holds = verdict["verdict"] != "poisoned" or limit <= 0
         sentence = f"{what} is not measured" + (", because nothing is suspected" if verdict["verdict"] != "poisoned" else "")

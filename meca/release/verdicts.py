@@ -293,13 +293,13 @@ def _warnings(
         for label in verdict.get("doubtful") or ():
             said.append(
                 f"A part of class {store.info.class_names[label]!r} stands apart, too, but not enough to prove anything; it was kept. "
-                "A second trigger would look like this, and so would two kinds of pictures."
+                "A second trigger would look like this, and so would a class with two kinds of images."
             )
     power = verdict.get("leak_power")
     if power is not None and power < LITTLE_POWER:
         said.append(
-            f"The test of the model for what is left of the backdoor has little power ({power:.1%}): what the flagged samples carry turns few "
-            "images even in a model trained on everything, so a small leak says little."
+            f"The test of the model for what is left of the backdoor has little power ({power:.1%}): what the flagged samples share flips few "
+            "images even in a model trained on all samples, so a small leak says little."
         )
     if store.info.n_test == 0:
         said.append("There is no test split: the accuracy of the model is not known.")

@@ -134,7 +134,7 @@ def render(run: Run, seed: int, pictures: Pictures) -> str:
     page = page.encode("utf-8", "replace").decode()
     if len(page.encode()) > MAX_BYTES:
         raise MecaError(
-            f"Expected the report to stay below {MAX_BYTES} bytes, got {len(page.encode())}; ask for fewer pictures in params.yaml [report]."
+            f"Expected the report to stay below {MAX_BYTES} bytes, got {len(page.encode())}; ask for fewer images in params.yaml [report]."
         )
     return page
 
@@ -209,7 +209,7 @@ def _counts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     counts = summary["counts"]
     words = (
         ("keep", "kept", "bytes unchanged"),
-        ("relabel", "relabelled", "picture kept, label corrected"),
+        ("relabel", "relabelled", "image kept, label corrected"),
         ("remove", "removed", "poisoned, no label defensible"),
         ("quarantine", "quarantined", "unreadable, or for a person to decide"),
     )

@@ -1,6 +1,6 @@
-"""One model on one body of evidence: the test split, and what the suspects carry, of a finished run.
+"""One model on one body of evidence: the test split, and what the suspects have in common, of a finished run.
 
-Champion and challenger are measured here by the same code on the same pictures; figures that each brought along from its
+Champion and challenger are measured here by the same code on the same images; figures that each brought along from its
 own data would not speak of the same thing. What the evidence is stands in the published folder, or is named there by SHA-256:
 where that is signed, nothing else has a say in what is measured.
 """
@@ -35,7 +35,7 @@ class Evidence:
     content: "np.ndarray"  # int64 [n_train], what the clean model sees
     is_tested: bool  # whether there was a test for a leak
     seed: int
-    probe: int  # pictures that it took at most
+    probe: int  # images that it took at most
 
 
 def gather(store: Path, published: Path, params: Params) -> Evidence:
@@ -88,7 +88,7 @@ def measure(model: Path, evidence: Evidence) -> Figures:
         evidence: The data.
 
     Raises:
-        Incomparable: The model cannot be read, or was made for other classes or pictures of another size.
+        Incomparable: The model cannot be read, or was made for other classes or images of another size.
     """
     import torch
 
@@ -108,7 +108,7 @@ def measure(model: Path, evidence: Evidence) -> Figures:
         )
     sizes = [(found.height, found.width, found.channels) for found in (made_for, store.info)]
     if sizes[0] != sizes[1]:
-        raise Incomparable("it takes pictures of {}x{}x{}, and these are {}x{}x{}".format(*sizes[0], *sizes[1]))
+        raise Incomparable("it takes images of {}x{}x{}, and these are {}x{}x{}".format(*sizes[0], *sizes[1]))
     device = prepare()
     network = network.to(device.name)
     acc = worst = None
@@ -121,7 +121,7 @@ def measure(model: Path, evidence: Evidence) -> Figures:
 
 
 def _leak(network: "torch.nn.Module", evidence: Evidence, device: str) -> float | None:
-    """Return what stage `relabel_finetune` calls the leak, on the very pictures that it took; None where it tested nothing."""
+    """Return what stage `relabel_finetune` calls the leak, on the very images that it took; None where it tested nothing."""
     import numpy as np
     import torch
 

@@ -27,7 +27,7 @@ PATIENCE = 300.0  # seconds for the whole check, of which importing torch and ML
 
 
 class Classifier:
-    """A classifier as MLflow wants it: pictures in, labels with their names out."""
+    """A classifier as MLflow wants it: images in, labels with their names out."""
 
     def __init__(self, folder: Path) -> None:
         """Load the model of a folder (`model.safetensors`, `model.json`)."""
@@ -37,7 +37,7 @@ class Classifier:
         self.model = load_model(folder).eval()
 
     def predict(self, images: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return `label` (int64), `class_name` and `confidence` (of the label, in [0, 1]) of each picture.
+        """Return `label` (int64), `class_name` and `confidence` (of the label, in [0, 1]) of each image.
 
         Args:
             images: uint8 [n height width channels], as the files have them; other types and sizes are refused.
@@ -72,7 +72,7 @@ def check(workspace: Path, name: str, alias: str) -> dict[str, Any]:
         alias: One of its aliases.
 
     Returns:
-        `model`, `version`, `alias`, `sha256` (of the model), `classes`, `labels` (that it gave to pictures of noise), `seconds`.
+        `model`, `version`, `alias`, `sha256` (of the model), `classes`, `labels` (that it gave to images of noise), `seconds`.
 
     Raises:
         MecaError: It cannot be loaded, is not what was registered, or does not predict.
