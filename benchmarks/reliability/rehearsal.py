@@ -1,6 +1,6 @@
 """A tiny finished run, and places in which one stage of it can be run, killed and run again; rows of reliability.jsonl.
 
-python -m benchmarks.reliability.scene FOLDER     make the run
+python -m benchmarks.reliability.rehearsal FOLDER     make the run
 """
 
 import dataclasses
