@@ -3,7 +3,7 @@
     python -m tasks.mlflow.serving NAME ALIAS     load what the alias names, in this clean process, and let it predict
 
 The program that loads it needs meca installed; `mlflow.pyfunc.load_model` finds `_load_pyfunc` here. That function of MLflow
-runs whatever module the entry of a registry names: load what `tasks.mlflow.registry.fetch` has looked at, or a model that you trust.
+runs whatever module the entry of a registry names: load what `tasks.mlflow.registry.fetch_alias` has looked at, or a model that you trust.
 """
 
 import argparse
