@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from meca.errors import MecaError
 from meca.params import Params
 from meca.release.gates import Figures
+from meca.release.published import Published
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ class Evidence:
     probe: int  # images that it took at most
 
 
-def gather(store: Path, published: Path, params: Params) -> Evidence:
+def gather(store: Path, published: Published, params: Params) -> Evidence:
     """Return the evidence that a published folder is about.
 
     Args:
@@ -52,23 +53,23 @@ def gather(store: Path, published: Path, params: Params) -> Evidence:
     import numpy as np
 
     from meca.data.columns import pc
-    from meca.data.store import open_store, read_parquet
-    from meca.release.foreign import read_object
+    from meca.data.store import open_store
     from meca.stages.publish import params_digest
 
-    summary, data = read_object(published / "summary.json"), open_store(store)
+    summary, data = published.summary, open_store(store)
     for what, found, expected in (
         (f"The data in {store}", data.info.root, summary["input_sha256"]),
         (f"What {params.origin} says", params_digest(params), summary["params_sha256"]),
     ):
         if found != expected:
             raise MecaError(
-                f"{what} has the SHA-256 {found[:12]}, and {published} was made with {str(expected)[:12]}; bring that back or run the pipeline again."
+                f"{what} has the SHA-256 {found[:12]}, and {published.path} was made with {str(expected)[:12]}; "
+                "bring that back or run the pipeline again."
             )
-    verdicts = read_parquet(published / "verdicts.parquet")
+    verdicts = published.verdicts()
     samples = data.samples.filter(pc.equal(data.samples["split"], "train")).sort_by("source")
     if not all(samples[name].equals(verdicts[name]) for name in ("source", "sample_id", "label")):
-        raise MecaError(f"The verdicts in {published} are about other samples than {store} holds; run the pipeline again.")
+        raise MecaError(f"The verdicts in {published.path} are about other samples than {store} holds; run the pipeline again.")
     row = samples["row"].to_numpy()
     flagged, content = np.zeros(data.info.n_train, bool), np.zeros(data.info.n_train, np.int64)
     judged = verdicts.filter(row >= 0)
