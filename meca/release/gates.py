@@ -132,7 +132,7 @@ def compare(gates: Gates, challenger: Figures, champion: Figures, version: str) 
         ("max_recall_drop", "the recall of the worst class", challenger.min_recall, champion.min_recall, gates.max_recall_drop, -1),
         ("max_leak_rise", "the leak", challenger.leak, champion.leak, gates.max_leak_rise, 1),
     ]
-    found: list[Gate] = []
+    compared: list[Gate] = []
     for name, what, mine, theirs, limit, sign in pairs:
         if mine is None or theirs is None:
             continue  # not measured for either: gates of `check` say what that means
@@ -142,5 +142,5 @@ def compare(gates: Gates, challenger: Figures, champion: Figures, version: str) 
         sentence = f"{what} is {mine:.4f}, that of version {version} on the same evidence {theirs:.4f}: {how}" + (
             "" if holds else f", more than {limit:.4g}"
         )
-        found.append(Gate(name, worse, limit, holds, sentence))
-    return found
+        compared.append(Gate(name, worse, limit, holds, sentence))
+    return compared

@@ -107,7 +107,7 @@ def measure(model: Path, evidence: Evidence) -> Figures:
         raise Incomparable(
             f"it knows {len(made_for.class_names)} classes, which are not the {len(store.info.class_names)} of this data by name and order"
         )
-    sizes = [(found.height, found.width, found.channels) for found in (made_for, store.info)]
+    sizes = [(each.height, each.width, each.channels) for each in (made_for, store.info)]
     if sizes[0] != sizes[1]:
         raise Incomparable("it takes images of {}x{}x{}, and these are {}x{}x{}".format(*sizes[0], *sizes[1]))
     device = prepare()
@@ -116,8 +116,8 @@ def measure(model: Path, evidence: Evidence) -> Figures:
     n = store.info.n_test
     if n:
         predicted = predict(network, torch.from_numpy(store.pixels(store.test)).to(device.name)).argmax(1).cpu().numpy()
-        found = accuracy(predicted, store.labels[store.test], len(store.info.class_names))
-        acc, worst = found["acc"], None if None in found["recall"] else min(found["recall"])
+        figures = accuracy(predicted, store.labels[store.test], len(store.info.class_names))
+        acc, worst = figures["acc"], None if None in figures["recall"] else min(figures["recall"])
     return Figures(acc, worst, _leak(network, evidence, device.name), n)
 
 

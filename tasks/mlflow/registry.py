@@ -87,11 +87,11 @@ def promote(
     gates = params.group("promote", Gates)
     name = str(params.raw("track")["registered_model"])
     _check_same_model(result)
-    found, signed = list[Gate](), dict[str, str]()
+    results, signed = list[Gate](), dict[str, str]()
     if key is not None:
         gate, signed = _signature(result.published, key, attestation)
         _refuse([gate], params)  # what nobody signed has no say in the gates
-        found.append(gate)
+        results.append(gate)
     published = _published(result)
     summary = published.summary
     if not (result.published / "model").is_dir():
@@ -103,8 +103,8 @@ def promote(
         mine = measure(result.published / "model", evidence)
     except Incomparable as error:
         raise MecaError(f"The model in {result.published} cannot be measured on {result.store}: {error}; run the pipeline again.") from None
-    found = check(gates, summary, mine) + found
-    _refuse(found, params)  # before the server is asked for anything
+    results = check(gates, summary, mine) + results
+    _refuse(results, params)  # before the server is asked for anything
     measured: dict[str, Any] = {"challenger": None, "champion": None}
     with open_client(workspace) as client, TemporaryDirectory() as temporary:
         champion = _holder(client, name, gates.alias)
@@ -114,21 +114,21 @@ def promote(
             except TrackingUnavailable:
                 raise
             except MecaError as error:
-                found.append(_no_comparison(str(champion.version), error, uncompared))
+                results.append(_no_comparison(str(champion.version), error, uncompared))
             else:
-                found += compare(gates, mine, theirs, str(champion.version))
+                results += compare(gates, mine, theirs, str(champion.version))
                 measured = {"challenger": asdict(mine), "champion": asdict(theirs)}
-    _refuse(found, params)
-    told = record(workspace, result)
-    tags["meca.parent_run"] = told["parent"]
+    _refuse(results, params)
+    tracked = record(workspace, result)
+    tags["meca.parent_run"] = tracked["parent"]
     before = None if champion is None else str(champion.version)
-    entry = _Entry("promote", why, {gate.name: gate.value for gate in found})
-    outcome = _move(workspace, name, gates.alias, told["models"][MODEL_STAGE], told["runs"][MODEL_STAGE], tags, before, entry)
+    entry = _Entry("promote", why, {gate.name: gate.value for gate in results})
+    outcome = _move(workspace, name, gates.alias, tracked["models"][MODEL_STAGE], tracked["runs"][MODEL_STAGE], tags, before, entry)
     if key is not None:
         with open_client(workspace) as client:
-            client.log_artifact(told["parent"], str(attestation or result.published / "attestation.json"))
-    said = notice(summary.get("judged_at"))
-    return {**outcome, **measured, "gates": [gate.__dict__ for gate in found], "warnings": [said] * bool(said)}
+            client.log_artifact(tracked["parent"], str(attestation or result.published / "attestation.json"))
+    warning = notice(summary.get("judged_at"))
+    return {**outcome, **measured, "gates": [gate.__dict__ for gate in results], "warnings": [warning] * bool(warning)}
 
 
 def rollback(workspace: Path = Path(), params: Params | None = None, why: str = "") -> dict[str, Any]:

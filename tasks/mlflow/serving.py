@@ -22,7 +22,7 @@ from tasks import environment
 
 __all__ = ["Classifier", "check"]
 
-PICTURES = 8  # that the check lets it see
+IMAGES = 8  # that the check lets it see
 PATIENCE = 300.0  # seconds for the whole check, of which importing torch and MLflow takes most
 
 
@@ -106,11 +106,11 @@ def _check(name: str, alias: str) -> dict[str, Any]:
         version, folder = registry.fetch_alias(Path(), name, alias, Path(temporary))
         served = mlflow.pyfunc.load_model(str(folder.parents[1]))  # what was looked at, and not what the alias may name by now
         (taken,) = served.metadata.signature.inputs.inputs
-        pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, *taken.shape[1:]), dtype=np.uint8)
-        given, direct = served.predict(pictures), Classifier(folder)
+        images = np.random.default_rng(0).integers(0, 256, (IMAGES, *taken.shape[1:]), dtype=np.uint8)
+        given, direct = served.predict(images), Classifier(folder)
         names = direct.description.class_names
         labels = [int(label) for label in given["label"]]
-        expected = direct.predict(pictures)
+        expected = direct.predict(images)
         if labels != expected["label"].tolist() or list(given["class_name"]) != [names[label] for label in labels]:
             raise MecaError("what MLflow serves answers otherwise than the model itself.")
         if not all(0 <= value <= 1 for value in given["confidence"]):
