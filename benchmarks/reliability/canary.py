@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.reliability import scene
+from benchmarks.reliability import rehearsal
 from benchmarks.reliability.faults import Campaign
 from infra.local.servers import answers
 
@@ -123,7 +123,7 @@ class Runs:
         self.room, self.words = room, words
         for name in ("home", "tmp", "logs", "work"):
             (room / name).mkdir(parents=True)
-        base = scene.variables(room) | {"HOME": str(room / "home"), "TMPDIR": str(room / "tmp"), "PREFECT_HOME": str(room / "home" / "prefect")}
+        base = rehearsal.variables(room) | {"HOME": str(room / "home"), "TMPDIR": str(room / "tmp"), "PREFECT_HOME": str(room / "home" / "prefect")}
         base["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), base["PATH"]])
         base.pop("MECA_SCRATCH")
         self.variables = base | {name: words[name] for name in NAMES} | {"MLFLOW_TRACKING_USERNAME": "somebody", "PREFECT_LOGGING_LEVEL": "DEBUG"}
@@ -178,20 +178,20 @@ def campaign(room: Path) -> Campaign:
     work = room / "work"
     place = work / "demo"
     tiny = {
-        **scene.TINY,
+        **rehearsal.TINY,
         "ingest.shapes_train": 200,
         "ingest.shapes_test": 100,
-        "ingest.size": scene.SIDE,
+        "ingest.size": rehearsal.SIDE,
         "promote.min_acc": 0.0,
         "promote.min_recall": 0.0,
     }
     tiny |= {"promote.max_leak": 1.0, "promote.max_leak_of_power": 99.0, "promote.verdicts": json.dumps(["no_evidence", "poisoned", "inconclusive"])}
     settings = [word for name, value in tiny.items() for word in ("--set", f"{name}={value}")]
-    data = scene.make_data(room / "data")
+    data = rehearsal.make_data(room / "data")
     password, token = words["password in MLFLOW_TRACKING_URI"], words["token in MLFLOW_TRACKING_URI"]
     nowhere = f"http://somebody:{password}@127.0.0.1:1/?token={token}"
     module = (sys.executable, "-m")
-    clean = [word for name, value in scene.TINY.items() for word in ("--set", f"{name}={value}")]
+    clean = [word for name, value in rehearsal.TINY.items() for word in ("--set", f"{name}={value}")]
     with watched(words, seen):
         runs.meca("demo", "demo", "--folder", str(place), *settings)
         runs.meca("keygen", "keygen", str(work / "key.pem"))
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{done.tried - len(done.wrong)} of {done.tried}; {notes}")
     else:
         good, seconds = done.tried - len(done.wrong), time.perf_counter() - started
-        scene.row(
+        rehearsal.row(
             "canary secrets: full runs, then a search of all that they left",
             done.tried,
             good,

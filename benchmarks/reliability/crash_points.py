@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.reliability import scene
-from benchmarks.reliability.scene import CLEAN, WITH_TORCH, WITHOUT_TORCH, Place
+from benchmarks.reliability import rehearsal
+from benchmarks.reliability.rehearsal import CLEAN, WITH_TORCH, WITHOUT_TORCH, Place
 from benchmarks.reliability.tracing import Point, disorder, fail, points, record, require_strace
 from meca.errors import UsageError
 
@@ -92,7 +92,7 @@ def campaign(room: Path, stages: Sequence[str], sample: int | None, seed: int, r
         for old in (None, other) if stage in ("poison", "publish", "report", CLEAN) else (None,):
             name = f"{stage}{' over an older output' if old else ''}"
             where = room / name.replace(" ", "-")
-            place = scene.set_up_clean(finished, where, old) if stage == CLEAN else scene.set_up(stage, finished, where, old)
+            place = rehearsal.set_up_clean(finished, where, old) if stage == CLEAN else rehearsal.set_up(stage, finished, where, old)
             found, wrong = enumerate_points(place)
             tried = drawn(found, sample, seed)
             outcome.disorder += [f"{name}: {what}" for what in wrong]
@@ -129,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = " ".join(["python -m benchmarks.reliability.crash_points", *(argv if argv is not None else sys.argv[1:])])
     wrong = 0
     try:
-        first = scene.make_run(room / "first")
-        runs = first, scene.make_run(room / "other", first / "source", **{"seed": 1, "publish.name": "another"})
+        first = rehearsal.make_run(room / "first")
+        runs = first, rehearsal.make_run(room / "other", first / "source", **{"seed": 1, "publish.name": "another"})
         for kind, stages, sample in (
             ("stages without torch", WITHOUT_TORCH, arguments.sample),
             ("the last step of `meca clean`", (CLEAN,), arguments.sample),
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 notes += f"; order of fsync and rename: {len(outcome.disorder)} faults"
                 how = "" if sample is None else ", a drawn sample"  # a kind that is tried whole has a row of its own
                 survived, seconds = outcome.tried - len(outcome.wrong), time.perf_counter() - started
-                scene.row(f"crash points, {kind}{how}", outcome.tried, survived, len(outcome.wrong), notes, command, arguments.seed, seconds)
+                rehearsal.row(f"crash points, {kind}{how}", outcome.tried, survived, len(outcome.wrong), notes, command, arguments.seed, seconds)
     finally:
         shutil.rmtree(room, ignore_errors=True)
     return 2 if wrong else 0

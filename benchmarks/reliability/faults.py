@@ -31,9 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability import scene
+from benchmarks.reliability import rehearsal
 from benchmarks.reliability.crash_points import enumerate_points
-from benchmarks.reliability.scene import WITH_TORCH, WITHOUT_TORCH, Place
+from benchmarks.reliability.rehearsal import WITH_TORCH, WITHOUT_TORCH, Place
 from benchmarks.reliability.tracing import CREATES, FOLDERS, RENAMES, SYNCS, WRITES, Fault, Point, fail, record_network, require_strace
 from benchmarks.rows import ROOT
 from meca import verbs
@@ -124,15 +124,15 @@ def listing(folder: Path) -> dict[str, str]:
 
 def disk(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Campaign]]:
     """Let each write fail."""
-    first = scene.make_run(room / "first")
-    other = scene.make_run(room / "other", first / "source", **{"seed": 1, "publish.name": "another"})
+    first = rehearsal.make_run(room / "first")
+    other = rehearsal.make_run(room / "other", first / "source", **{"seed": 1, "publish.name": "another"})
     for kind, stages, sample in (
         ("stages without torch", WITHOUT_TORCH, arguments.sample),
         ("stages with torch, a drawn sample", WITH_TORCH, arguments.sample or SAMPLE),
     ):
         campaign = Campaign()
         for stage in stages:
-            place = scene.set_up(stage, first, room / stage, other if stage == "publish" else None)
+            place = rehearsal.set_up(stage, first, room / stage, other if stage == "publish" else None)
             chosen = cases(enumerate_points(place)[0])
             n = len(chosen)
             if sample and sample < n:
@@ -154,12 +154,18 @@ class Cleaning:
 
     def command(self, out: Path) -> list[str]:
         """The command line."""
-        return scene.clean_command(self.source, out, self.params)
+        return rehearsal.clean_command(self.source, out, self.params)
 
     def run(self, out: Path, *wrapper: str) -> subprocess.CompletedProcess[str]:
         """Run it, behind the words of another program."""
         return subprocess.run(
-            [*wrapper, *self.command(out)], cwd=out.parent, env=scene.variables(out.parent), capture_output=True, text=True, timeout=600, check=False
+            [*wrapper, *self.command(out)],
+            cwd=out.parent,
+            env=rehearsal.variables(out.parent),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
 
     def failure(self, done: subprocess.CompletedProcess[str], out: Path) -> str | None:
@@ -178,8 +184,8 @@ def cleaning(room: Path) -> Cleaning:
     from meca.params import PACKAGED, read_params, with_settings
 
     room.mkdir(parents=True, exist_ok=True)
-    source, params = scene.make_data(room / "source"), room / "params.json"
-    params.write_text(json.dumps(with_settings(read_params(PACKAGED), scene.TINY).tree))
+    source, params = rehearsal.make_data(room / "source"), room / "params.json"
+    params.write_text(json.dumps(with_settings(read_params(PACKAGED), rehearsal.TINY).tree))
     found = Cleaning(source, params, "")
     done = found.run(room / "whole")
     if done.returncode not in (0, 1, 5):
@@ -250,7 +256,9 @@ def limited(campaign: Campaign, clean: Cleaning, out: Path, what: str, *wrapper:
 def read_only(campaign: Campaign, clean: Cleaning, place: Path, seconds: float) -> None:
     """Turn the disk read-only after some seconds, and back."""
     out = place / "out"
-    process = subprocess.Popen(clean.command(out), cwd=place, env=scene.variables(place), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        clean.command(out), cwd=place, env=rehearsal.variables(place), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     time.sleep(seconds)
     # A file that is open for writing holds the mount: the kernel lets go in between.
     while process.poll() is None and subprocess.run(["mount", "-o", "remount,ro", str(place)], capture_output=True, check=False).returncode:
@@ -297,12 +305,12 @@ def network(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Ca
     campaign.note("in a namespace without a network", clean.success(clean.run(room / "without" / "out", "unshare", "-Urn"), room / "without" / "out"))
     verified = subprocess.run(
         ["unshare", "-Urn", sys.executable, "-c", "from flows.cli import main; main()", "verify", str(room / "without" / "out")],
-        cwd=room, env=scene.variables(room), capture_output=True, text=True, check=False,
+        cwd=room, env=rehearsal.variables(room), capture_output=True, text=True, check=False,
     )  # fmt: skip
     campaign.note("verify without a network", None if verified.returncode == 0 else verified.stderr[-300:])
     (room / "with").mkdir()
     out = room / "with" / "out"
-    calls = record_network(clean.command(out), out.parent, scene.variables(out.parent), room / "record")
+    calls = record_network(clean.command(out), out.parent, rehearsal.variables(out.parent), room / "record")
     campaign.note("with a network: same bytes", None if sha256_tree(out) == clean.expected else "other bytes")
     campaign.note("with a network: calls", f"{calls[:5]}" if calls else None)
     campaign.notes = [f"{len(calls)} calls of socket, connect, bind or send that were not for a local (unix) address"]
@@ -311,8 +319,8 @@ def network(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Ca
 
 def together(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Campaign]]:
     """Start stage `ingest` several times at once: on one output, and on one input with outputs of their own."""
-    first = scene.make_run(room / "first")
-    place, campaign = scene.set_up("ingest", first, room / "ingest"), Campaign()
+    first = rehearsal.make_run(room / "first")
+    place, campaign = rehearsal.set_up("ingest", first, room / "ingest"), Campaign()
     owners = refused = 0
     for n in (2, 4, 8, 16):
         place.reset()
@@ -355,7 +363,7 @@ def moving(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Cam
     from meca.data.readers.shapes import CLASS_NAMES, generate
     from meca.data.store import png_bytes
 
-    images, labels = generate(400, arguments.seed, scene.SIDE)
+    images, labels = generate(400, arguments.seed, rehearsal.SIDE)
     campaign, vanished = Campaign(), 0
     for number in range(arguments.rounds):
         rng, folder = random.Random(arguments.seed * 1000 + number), room / f"moving-{number}"
@@ -448,9 +456,9 @@ def bits(room: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Campa
     from meca.release.verification import verify
 
     campaign, rng, room = Campaign(), random.Random(arguments.seed), room.resolve()
-    source, secret, public = scene.make_data(room / "source"), room / "key.pem", room / "key.pub"
+    source, secret, public = rehearsal.make_data(room / "source"), room / "key.pem", room / "key.pub"
     signing.make_keys(secret, public)
-    params = with_settings(read_params(PACKAGED), {**scene.TINY, "poison.attack": "none", "ingest.source": str(source)})
+    params = with_settings(read_params(PACKAGED), {**rehearsal.TINY, "poison.attack": "none", "ingest.source": str(source)})
     key = signing.read_private_key(secret)
 
     def clean() -> str:
@@ -576,7 +584,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if arguments.no_row:
                     print(f"{name}: {good} of {campaign.tried}; {notes}", flush=True)
                 else:
-                    scene.row(name, campaign.tried, good, None, notes, f"python -m benchmarks.reliability.faults {what}", arguments.seed, seconds)
+                    rehearsal.row(name, campaign.tried, good, None, notes, f"python -m benchmarks.reliability.faults {what}", arguments.seed, seconds)
                 started = time.perf_counter()
         except UsageError as error:
             print(f"meca: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability import scene
+from benchmarks.reliability import rehearsal
 from benchmarks.reliability.faults import Campaign, Cleaning, cleaning
 from meca.files import sha256_tree
 
@@ -60,8 +60,8 @@ class Clock:
 def clean(room: Path, clock: Clock, rng: random.Random) -> Campaign:
     """Kill `meca clean`, in every other run over an earlier output."""
     first, campaign = cleaning(room), Campaign()
-    older = scene.clean_command(first.source, room / "older", _other(room))
-    subprocess.run(older, cwd=room, env=scene.variables(room), capture_output=True, check=False)
+    older = rehearsal.clean_command(first.source, room / "older", _other(room))
+    subprocess.run(older, cwd=room, env=rehearsal.variables(room), capture_output=True, check=False)
     started = time.perf_counter()
     (room / "timed").mkdir()
     first.run(room / "timed" / "out")
@@ -86,7 +86,7 @@ def _other(room: Path) -> Path:
     from meca.params import PACKAGED, read_params, with_settings
 
     params = room / "other.json"
-    params.write_text(json.dumps(with_settings(read_params(PACKAGED), {**scene.TINY, "seed": 1}).tree))
+    params.write_text(json.dumps(with_settings(read_params(PACKAGED), {**rehearsal.TINY, "seed": 1}).tree))
     return params
 
 
@@ -95,7 +95,7 @@ def _killed_until_done(
 ) -> str | None:
     for _ in range(PER_RUN):
         process = subprocess.Popen(
-            first.command(out), cwd=out.parent, env=scene.variables(out.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            first.command(out), cwd=out.parent, env=rehearsal.variables(out.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         with suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0, seconds))
@@ -113,11 +113,11 @@ def _killed_until_done(
 
 def stages(room: Path, clock: Clock, rng: random.Random) -> Campaign:
     """Kill the programs of the stages without torch, whose runs are short, and run each once more."""
-    first = scene.make_run(room / "first")
-    other = scene.make_run(room / "other", first / "source", **{"seed": 1, "publish.name": "another"})
+    first = rehearsal.make_run(room / "first")
+    other = rehearsal.make_run(room / "other", first / "source", **{"seed": 1, "publish.name": "another"})
     campaign, places = Campaign(), []
-    for stage in scene.WITHOUT_TORCH:
-        place = scene.set_up(stage, first, room / stage, other if stage == "publish" else None)
+    for stage in rehearsal.WITHOUT_TORCH:
+        place = rehearsal.set_up(stage, first, room / stage, other if stage == "publish" else None)
         place.reset()
         started = time.perf_counter()
         place.run()
@@ -137,7 +137,7 @@ def stages(room: Path, clock: Clock, rng: random.Random) -> Campaign:
         wrong = place.difference() if again.returncode == 0 else [again.stderr[-200:]]
         campaign.note(place.stage, f"a reader finds {torn} neither old nor new" if torn else f"{wrong} after the second run" if wrong else None)
         clock.left -= 1
-    campaign.notes = [f"stages {', '.join(scene.WITHOUT_TORCH)}"]
+    campaign.notes = [f"stages {', '.join(rehearsal.WITHOUT_TORCH)}"]
     return campaign
 
 
@@ -145,8 +145,8 @@ def dvc(room: Path, clock: Clock, rng: random.Random) -> Campaign:
     """Kill `dvc repro`: the parent, its children, the group."""
     from tasks.dvc.workspace import create
 
-    source = str(scene.make_data(room / "source"))
-    settings = {**scene.TINY, "ingest.source": source, "ingest.watch": source}
+    source = str(rehearsal.make_data(room / "source"))
+    settings = {**rehearsal.TINY, "ingest.source": source, "ingest.watch": source}
     whole = create(room / "whole", settings, code=False)
     started = time.perf_counter()
     done = _repro(whole)
@@ -185,7 +185,10 @@ def dvc(room: Path, clock: Clock, rng: random.Random) -> Campaign:
 
 
 def _repro_call(place: Path) -> dict[str, Any]:
-    environment = scene.variables(place) | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), "DVC_NO_ANALYTICS": "1"}
+    environment = rehearsal.variables(place) | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "DVC_NO_ANALYTICS": "1",
+    }
     return {"args": [sys.executable, "-m", "dvc", "repro", "report"], "cwd": place, "env": environment, "stdin": subprocess.DEVNULL}
 
 
@@ -233,7 +236,7 @@ def signals(room: Path, rounds: int, rng: random.Random) -> Campaign:
             place = room / f"{name.replace(' ', '-')}-{number}"
             place.mkdir()
             process = subprocess.Popen(
-                first.command(place / "out"), cwd=place, env=scene.variables(place), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                first.command(place / "out"), cwd=place, env=rehearsal.variables(place), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )
             # Before its handlers are there the interpreter ends by the signal itself.
             while process.poll() is None and not (place / ".out.meca").exists():
@@ -285,7 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.no_row:
             print(f"{name}: {done.tried - len(done.wrong)} of {done.tried}; {notes}", flush=True)
         else:
-            scene.row(name, done.tried, done.tried - len(done.wrong), len(done.wrong), notes, command, arguments.seed, time.perf_counter() - started)
+            rehearsal.row(
+                name, done.tried, done.tried - len(done.wrong), len(done.wrong), notes, command, arguments.seed, time.perf_counter() - started
+            )
     return 2 if failed else 0
 
 

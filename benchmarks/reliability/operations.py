@@ -6,7 +6,7 @@
     python -m benchmarks.reliability.operations idle       `dvc repro` and the flow again where nothing has changed
     python -m benchmarks.reliability.operations kill       SIGKILL in the middle of `train_clean`, then again: the same bytes?
     python -m benchmarks.reliability.operations twice      every stage of the method a second time: the same bytes?
-    python -m benchmarks.reliability.operations inspect    `meca inspect` of 20,000 small pictures in a folder, all decoded in confined processes
+    python -m benchmarks.reliability.operations inspect    `meca inspect` of 20,000 small images in a folder, all decoded in confined processes
 
 `newcomer` times what a person waits for. The others use small settings: they are about everything around the training.
 """

@@ -48,7 +48,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one picture costs."""
+    """What one image costs."""
 
     forward: float  # operations
     train: float
@@ -57,19 +57,19 @@ class Cost:
     parameters: int
 
     def flops(self, kind: str, masks: int = 1) -> float:
-        """Return the operations of one picture: `train`, `score` or `forward`."""
+        """Return the operations of one image: `train`, `score` or `forward`."""
         return {"train": self.train, "score": self.gradient + masks * self.forward, "forward": self.forward}[kind]
 
-    def floor(self, limits: Ceilings, masks: int = 1, **pictures: float) -> float:
-        """Return the least seconds for so many pictures of each kind."""
-        flops = sum(n * self.flops(kind, masks) for kind, n in pictures.items())
-        moved = sum(n * self.elements * (BYTES[kind] + 6 * (masks - 1) * (kind == "score")) for kind, n in pictures.items())
+    def floor(self, limits: Ceilings, masks: int = 1, **images: float) -> float:
+        """Return the least seconds for so many images of each kind."""
+        flops = sum(n * self.flops(kind, masks) for kind, n in images.items())
+        moved = sum(n * self.elements * (BYTES[kind] + 6 * (masks - 1) * (kind == "score")) for kind, n in images.items())
         return limits.floor(flops, moved)
 
 
 @cache
 def cost(name: str, stem: str, size: int = 32, classes: int = 10, width: int = 32) -> Cost:
-    """Count one picture of a network."""
+    """Count one image of a network."""
     model = network(describe(name, stem, size, classes, width)).to("meta")
     elements = 0
 
@@ -81,35 +81,35 @@ def cost(name: str, stem: str, size: int = 32, classes: int = 10, width: int = 3
     model(torch.empty(2, 3, size, size, device="meta"))
     for hook in hooks:
         hook.remove()
-    forward = _counted(lambda: model(_pictures(size)))
+    forward = _counted(lambda: model(_images(size)))
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules())
     # torch counts the weight gradient of a grouped convolution as if it were a full one.
-    train = 3 * forward if grouped else _counted(lambda: model(_pictures(size)).sum().backward())
+    train = 3 * forward if grouped else _counted(lambda: model(_images(size)).sum().backward())
     model.requires_grad_(False)
-    gradient = 2 * forward if grouped else _counted(lambda: model(_pictures(size).requires_grad_()).sum().backward())
+    gradient = 2 * forward if grouped else _counted(lambda: model(_images(size).requires_grad_()).sum().backward())
     return Cost(forward, train, gradient, elements, sum(p.numel() for p in model.parameters()))
 
 
-def _pictures(size: int) -> Tensor:
+def _images(size: int) -> Tensor:
     return torch.empty(2, 3, size, size, device="meta")
 
 
 def _counted(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops() / 2  # of the two pictures: BatchNorm trains on no single one
+    return counter.get_total_flops() / 2  # of the two images: BatchNorm trains on no single one
 
 
 def trained(recipe: Recipe, kept: int) -> int:
-    """Return the pictures that a training on `kept` samples takes through the network."""
+    """Return the images that a training on `kept` samples takes through the network."""
     batch = min(recipe.batch_size, kept)
     return recipe.passes(kept) * max(1, kept // batch) * batch
 
 
 def passes(n: int, flagged: float = 0.05, params: Params | None = None) -> dict[str, dict[str, float]]:
-    """Return the pictures that each stage of preset `default` trains on, scores and looks at.
+    """Return the images that each stage of preset `default` trains on, scores and looks at.
 
-    `enhance` is counted with the shares of its first round in all rounds; `split` looks at few pictures, and only where
+    `enhance` is counted with the shares of its first round in all rounds; `split` looks at few images, and only where
     it has a suspicion.
 
     Args:
@@ -138,29 +138,29 @@ def works_with(stage: str, name: str, stem: str) -> NetworkParams:
 
 
 def stage_cost(stage: str, name: str, stem: str, size: int = 32) -> Cost:
-    """Count one picture of the network of a stage, see `works_with`."""
+    """Count one image of the network of a stage, see `works_with`."""
     used = works_with(stage, name, stem)
     return cost(used.name, used.stem, size, width=used.width)
 
 
-def target(device: str, name: str, stem: str, pictures: dict[str, float]) -> float | None:
-    """Return the seconds that we aim at for so many pictures; None where no target is set for this machine."""
+def target(device: str, name: str, stem: str, images: dict[str, float]) -> float | None:
+    """Return the seconds that we aim at for so many images; None where no target is set for this machine."""
     rates = TARGETS.get((device, name, stem))
-    if rates is None or not pictures:
+    if rates is None or not images:
         return None
     rates = rates | {"forward": 3 * rates["score"]}  # a score is three passes forward
-    return sum(n / rates[kind] for kind, n in pictures.items())
+    return sum(n / rates[kind] for kind, n in images.items())
 
 
 def main() -> None:
-    """Print what a picture costs, and the floor of every pass and stage."""
+    """Print what an image costs, and the floor of every pass and stage."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=50_000)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--measured", action="store_true", help="over what this machine reaches, instead of one H200")
     arguments = parser.parse_args()
     limits = ceilings(prepare().name) if arguments.measured else H200
-    print(f"ceilings: {limits.flops / 1e12:,.2f} TF/s, {limits.bytes / 1e9:,.0f} GB/s; {arguments.n:,} pictures of {arguments.size} px\n")
+    print(f"ceilings: {limits.flops / 1e12:,.2f} TF/s, {limits.bytes / 1e9:,.0f} GB/s; {arguments.n:,} images of {arguments.size} px\n")
     print(f"{'network':22}{'forward GF':>12}{'train GF':>10}{'M param.':>10}{'train s':>10}{'score s':>10}{'forward s':>10}")
     for name, stem in NETWORKS:
         c = cost(name, stem, arguments.size)
@@ -168,7 +168,7 @@ def main() -> None:
         print(f"{name + ' ' + stem:22}{c.forward / 1e9:12.4f}{c.train / 1e9:10.4f}{c.parameters / 1e6:10.2f}{seconds}")
     print(f"\n{'floor s, default':22}" + "".join(f"{stage:>18}" for stage in STAGES) + f"{'all':>10}")
     for name, stem in NETWORKS:
-        found = [stage_cost(stage, name, stem, arguments.size).floor(limits, **pictures) for stage, pictures in passes(arguments.n).items()]
+        found = [stage_cost(stage, name, stem, arguments.size).floor(limits, **images) for stage, images in passes(arguments.n).items()]
         print(f"{name + ' ' + stem:22}" + "".join(f"{seconds:18.3g}" for seconds in found) + f"{sum(found):10.3g}")
 
 

@@ -135,7 +135,7 @@ class Bench:
         return row
 
     def against(self, group: str, name: str, units: int, found: Ratio, to: str, **more: Any) -> dict[str, Any]:
-        """Append a row of two arms that each did `units` pictures in the measured seconds; see `row`."""
+        """Append a row of two arms that each did `units` images in the measured seconds; see `row`."""
         ours, other = (units / seconds for seconds in found.seconds)
         return self.row(group, name, "img/s", ours, other=other, **found.columns(to), **more)
 
@@ -283,7 +283,7 @@ def reset_peak(device: str) -> None:
 
 
 def describe(name: str, stem: str, size: int = 32, classes: int = 10, width: int = 32) -> Description:
-    """Return the description of a network for square pictures with three channels."""
+    """Return the description of a network for square images with three channels."""
     return Description(NetworkParams(name, stem, width), tuple(map(str, range(classes))), size, size, 3, MEAN, STD)  # pyright: ignore[reportArgumentType]
 
 
@@ -300,7 +300,7 @@ def random_set(n: int, size: int = 32, classes: int = 10, device: str = "cpu") -
 
 
 def cifar10(n: int) -> tuple[Tensor, Tensor] | None:
-    """Return the first pictures and labels of CIFAR-10's training split below MECA_DATA, or None where there is none."""
+    """Return the first images and labels of CIFAR-10's training split below MECA_DATA, or None where there is none."""
     files = sorted(Path(os.environ.get("MECA_DATA") or ".", "cifar10").glob("train-*.parquet"))
     if not files:
         return None

@@ -125,16 +125,16 @@ def step(bench: Bench, name: str, stem: str, batch: int) -> None:
         bench.against("micro", f"scoring, {name} {stem}, 1 mask against 4", many, found, "4 masks")
 
 
-def _rate(bench: Bench, name: str, pictures: int, kind: str, each: Cost, target: dict[str, float], found: Repeated, precision: str = "fp32") -> None:
+def _rate(bench: Bench, name: str, images: int, kind: str, each: Cost, target: dict[str, float], found: Repeated, precision: str = "fp32") -> None:
     flops, limits = each.flops(kind), bench.ceilings.at(precision)
     bench.row(
         "micro",
         name,
         "img/s",
-        pictures / found.seconds,
+        images / found.seconds,
         floor=1 / each.floor(limits, **{kind: 1}),
         target=target.get(kind),
-        mfu=pictures * flops / (found.seconds * limits.flops),
+        mfu=images * flops / (found.seconds * limits.flops),
         gflop=flops / 1e9,
         busy=found.busy,
         n=found.n,

@@ -3,10 +3,10 @@
     python -m benchmarks.speed.stages --out FILE   in a process of its own, which benchmarks.speed starts: cold is cold
 
 The functions of the method are called one after the other on tensors in memory: what the stage programs read, hash and write
-is not in these seconds (`stage_seconds` in quality.jsonl has both). A patch is planted on a twentieth of the pictures, and
+is not in these seconds (`stage_seconds` in quality.jsonl has both). A patch is planted on a twentieth of the images, and
 the stages after `split` go on with that truth instead of its verdict: every run does the same work, and its floor is known.
 
-*Peak memory over store + model.* A process imports what the work imports and takes one step on four pictures of 8 px, which
+*Peak memory over store + model.* A process imports what the work imports and takes one step on four images of 8 px, which
 brings in the pages of the libraries: its resident memory is the baseline. Then it holds the set and the network, trains
 and scores. The growth of its peak over that baseline is divided by the bytes of `images.npy` and of the weights. So all counts
 that the work itself needs: the set and every copy of it, momentum, gradients, activations, scratch memory, mapped files; only
@@ -51,7 +51,7 @@ TARGET_CLASS = 1
 
 
 def planted(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pictures, labels and the mask of those that carry a white patch and the target's label."""
+    """Return images, labels and the mask of those that carry a white patch and the target's label."""
     images, labels, poisoned = images.clone(), labels.clone(), torch.zeros(len(labels), dtype=torch.bool)
     poisoned[torch.randperm(len(labels), generator=generator("benchmarks", "poison"))[: int(FLAGGED * len(labels))]] = True
     images[poisoned, -4:-1, -4:-1] = 255
@@ -145,7 +145,7 @@ def stages(bench: Bench, name: str, stem: str, n: int, until: float, repeats: in
         bench: Where the rows go.
         name: Of the network.
         stem: Of the network.
-        n: Pictures.
+        n: Images.
         until: Of time.monotonic: no run is started that would end after it.
         repeats: Warm runs, at most.
     """
@@ -233,7 +233,7 @@ def program_memory(bench: Bench, n: int) -> None:
 
 
 def _write_store(path: Path, n: int) -> int:
-    """Write a store of random pictures and return the bytes of its pixels."""
+    """Write a store of random images and return the bytes of its pixels."""
     from meca.data.store import pixel_id, write_store
 
     images, labels = (tensor.numpy() for tensor in random_set(n))

@@ -135,7 +135,7 @@ def poison(
     settings: Settings = (),
     as_json: Json = False,
 ) -> int:
-    """Plant a known attack into a copy of your data, to test a defence. Without `--set ingest.size=…` pictures keep their size."""
+    """Plant a known attack into a copy of your data, to test a defence. Without `--set ingest.size=…` images keep their size."""
     from meca import verbs
     from meca.progress import Progress
     from meca.report.console import attack_lines

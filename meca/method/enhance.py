@@ -54,7 +54,7 @@ class EnhanceParams:
         """Refuse numbers with which no round can be run."""
         check_fields(
             self,
-            ("rounds", "of 1 at least", self.rounds >= 1),
+            ("rounds", ">= 1", self.rounds >= 1),
             ("core", "in (0, 1)", 0 < self.core < 1),
             ("plain", "in (0, 1)", 0 < self.plain < 1),
             ("alpha_start", "in [0, 1]", 0 <= self.alpha_start <= 1),

@@ -45,9 +45,9 @@ class PartitionParams:
         check_fields(
             self,
             ("eps", "in [0, 255]", 0 <= self.eps <= 255),
-            ("patch", "of 1 at least", self.patch >= 1),
+            ("patch", ">= 1", self.patch >= 1),
             ("mask_share", "in [0, 1]", 0 <= self.mask_share <= 1),
-            ("masks", "of 1 at least", self.masks >= 1),
+            ("masks", ">= 1", self.masks >= 1),
             ("signals", "to be one or both of kl, loss", bool(self.signals) and set(self.signals) <= {"kl", "loss"}),
             ("alpha", "in [0, 1]", 0 <= self.alpha <= 1),
         )

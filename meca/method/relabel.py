@@ -29,7 +29,7 @@ class RelabelParams:
 
     def __post_init__(self) -> None:
         """Refuse a test that asks nobody."""
-        check_fields(self, ("probe", "of 1 at least", self.probe >= 1), ("confidence", "of 0 at least", self.confidence >= 0))
+        check_fields(self, ("probe", ">= 1", self.probe >= 1), ("confidence", ">= 0", self.confidence >= 0))
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,13 @@ class SecondLookParams:
         """Refuse numbers with which no round can be run."""
         check_fields(
             self,
-            ("rounds", "of 0 at least", self.rounds >= 0),
+            ("rounds", ">= 0", self.rounds >= 0),
             ("trusted", "in (0, 1)", 0 < self.trusted < 1),
             ("kept", "in (0, 1)", 0 < self.kept < 1),
-            ("margin_weight", "of 0 at least", self.margin_weight >= 0),
-            ("min_classes", "of 2 at least", self.min_classes >= 2),
+            ("margin_weight", ">= 0", self.margin_weight >= 0),
+            ("min_classes", ">= 2", self.min_classes >= 2),
             ("suspects", "in (0, 1)", 0 < self.suspects < 1),
-            ("min_suspects", "of 1 at least", self.min_suspects >= 1),
+            ("min_suspects", ">= 1", self.min_suspects >= 1),
             ("cluster", "in [0, 0.5]", 0 <= self.cluster <= 0.5),
         )
 
@@ -149,7 +149,9 @@ def second_look(
     code, sentence = _proof(target, len(proven), int(flagged.sum()))
     if broken is not None:
         verdict = "inconclusive"
-        reason = f"{broken['name']} is {broken['value']:.3f}, beyond its limit {broken['limit']:.3f}: so much poison is not believed"
+        reason = (
+            f"{broken['name']} is {broken['value']:.3f}, beyond its limit {broken['limit']:.3f}: meca does not trust a verdict that flags so much"
+        )
     else:
         verdict, reason = "poisoned", sentence
     unproven = tuple(c for c in first.doubtful if not any(f.label == c for f in proven))
@@ -175,14 +177,14 @@ def _proof(target: Foreign, count: int, flagged: int) -> tuple[Proof, str]:
     """Return the kind of a proof, which is its code in column `reasons` (docs/files.md, "Reasons"), and its sentence."""
     which = f"class {target.label}" if count == 1 else f"{count} classes"
     if target.paired is not None:
-        sentence = f"small clusters in at least half of all classes turn pictures of one other class to their own, up to {target.paired:.0%} of them"
+        sentence = f"small clusters in at least half of all classes flip images of one other class to their own, up to {target.paired:.0%} of them"
         return (
             "paired-cluster",
             f"{sentence}: a trigger that changes each class to another; the {flagged} samples of the clusters of {which} are flagged",
         )
     if target.carried is not None:
         code: Proof = "common-feature"
-        sentence = f"what the least trusted samples of {which} have in common turns {target.carried:.0%} of other pictures to it"
+        sentence = f"what the least trusted samples of {which} have in common flips {target.carried:.0%} of other images to it"
     else:
         code = "foreign-content"
         sentence = f"a network that was trained on the most trusted part sees many other classes in {target.share:.0%} of {which}"

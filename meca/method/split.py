@@ -88,8 +88,8 @@ class SplitParams:
         check_fields(
             self,
             ("end", "in [0, 0.2]", 0 <= self.end <= 0.2),
-            ("min_end", "of 1 at least", self.min_end >= 1),
-            ("probe", "of 1 at least", self.probe >= 1),
+            ("min_end", ">= 1", self.min_end >= 1),
+            ("probe", ">= 1", self.probe >= 1),
         )
 
 
@@ -389,12 +389,15 @@ def _verdict(
 ) -> tuple[str, str]:
     if broken:
         cap = broken[0]
-        return "inconclusive", f"{cap['name']} is {cap['value']:.3f}, beyond its limit {cap['limit']:.3f}: so much poison is not believed"
+        return (
+            "inconclusive",
+            f"{cap['name']} is {cap['value']:.3f}, beyond its limit {cap['limit']:.3f}: meca does not trust a verdict that flags so much",
+        )
     if certain:
         which = "one class" if len(certain) == 1 else f"{len(certain)} classes"
         strongest = max(certain, key=lambda e: e.flips or 0.0)
         proof = (
-            f"added to pictures of other classes it turns {strongest.flips or 0.0:.0%} of them to that class"
+            f"added to images of other classes it flips {strongest.flips or 0.0:.0%} of them to that class"
             if _carries(strongest, params)
             else f"a network that was trained without them sees other classes in {strongest.foreign or 0.0:.0%} of them"
         )
@@ -402,10 +405,10 @@ def _verdict(
     if doubtful:
         e = max(doubtful, key=lambda e: e.flips or 0.0)
         return "inconclusive", (
-            f"class {e.label} holds two kinds of pictures, and what tells them apart turns {e.flips or 0.0:.0%} of other pictures to that class: "
+            f"class {e.label} holds two kinds of images, and what tells them apart flips {e.flips or 0.0:.0%} of other images to that class: "
             "too little for a trigger, or too much for none"
         )
-    reason = "in no class does a part of the samples carry a feature that turns other pictures to that class, or belong to many other classes"
+    reason = "in no class does a part of the samples have a feature that flips other images to that class, or belong to many other classes"
     smallest = int(np.bincount(labels, minlength=classes).min())
     if smallest < FEW:
         reason += f"; the smallest class has {smallest} samples, so that the test has little power"

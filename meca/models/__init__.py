@@ -31,7 +31,7 @@ class NetworkParams:
 
     def __post_init__(self) -> None:
         """Refuse a network without channels."""
-        check_fields(self, ("width", "of 1 at least", self.width >= 1))
+        check_fields(self, ("width", ">= 1", self.width >= 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DetectorParams:
 
     def __post_init__(self) -> None:
         """Refuse a network without channels."""
-        check_fields(self, ("width", "of 1 at least", self.width >= 1))
+        check_fields(self, ("width", ">= 1", self.width >= 1))
 
     def resolve(self, network: NetworkParams) -> NetworkParams:
         """Return the network that detects."""

@@ -43,6 +43,8 @@ __all__ = [
     "WORK",
     "Contents",
     "look",
+    "parse_manifest",
+    "parse_verdicts",
 ]
 
 
@@ -127,13 +129,13 @@ def look(folder: Folder, statement: "Statement | None" = None) -> tuple[list[str
             wrong = list(statement.changed(folder, digest))
             if not statement.covers(MANIFEST, digest):
                 return wrong, None
-        manifest = _manifest(data)
+        manifest = parse_manifest(data)
         del data
         wrong += _first(_files(folder, manifest))
         if wrong:
             return wrong, None
         summary = parse_object(_listed(folder, manifest, "summary.json", MAX_JSON), "summary.json")
-        verdicts = _verdicts(_listed(folder, manifest, "verdicts.parquet", MAX_VERDICTS))
+        verdicts = parse_verdicts(_listed(folder, manifest, "verdicts.parquet", MAX_VERDICTS))
         report = folder.sha256(REPORT) if folder.holds(REPORT) else None
         contents = Contents(manifest, digest, report, summary, verdicts)
         # Each check stands on those before it.
@@ -153,7 +155,12 @@ def _first(sentences: Iterator[str]) -> list[str]:
     return said if len(said) <= MOST else [*said[:MOST], f"More than {MOST} things do not match; the others are not named."]
 
 
-def _manifest(data: bytes) -> dict[str, Any]:
+def parse_manifest(data: bytes) -> dict[str, Any]:
+    """Return what manifest.json says.
+
+    Raises:
+        Unfit: It is not JSON as meca writes it, or lists no SHA-256 of its files.
+    """
     manifest = parse_object(data, MANIFEST, ENTRY)
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
@@ -222,7 +229,7 @@ def _listed(folder: Folder, manifest: Mapping[str, Any], name: str, limit: int) 
     return data
 
 
-def _verdicts(data: bytes) -> pa.Table:
+def parse_verdicts(data: bytes) -> pa.Table:
     """Return the columns `NEEDED` of verdicts.parquet; the others are unpacked in passing.
 
     Raises:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["SOME_POWER", "Figures", "Gate", "Gates", "check", "compare"]
 
 
-SOME_POWER = 0.1  # of the leak test: a share of less would be a matter of chance with a few thousand pictures
+SOME_POWER = 0.1  # of the leak test: a share of less would be a matter of chance with a few thousand images
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ def _left(verdict: Mapping[str, Any], limit: float) -> Gate:
 
 
 def _power(verdict: Mapping[str, Any], limit: float) -> Gate:
-    what, value = "the power of the leak test (what the flagged samples carry turns in a model trained on everything)", verdict.get("leak_power")
+    what, value = (
+        "the power of the leak test (share of images that the same trigger flips in a model trained on all samples)",
+        verdict.get("leak_power"),
+    )
     if value is None:
         holds = verdict["verdict"] != "poisoned" or limit <= 0
         sentence = f"{what} is not measured" + (", because nothing is suspected" if verdict["verdict"] != "poisoned" else "")
@@ -129,7 +132,7 @@ def compare(gates: Gates, challenger: Figures, champion: Figures, version: str) 
         ("max_recall_drop", "the recall of the worst class", challenger.min_recall, champion.min_recall, gates.max_recall_drop, -1),
         ("max_leak_rise", "the leak", challenger.leak, champion.leak, gates.max_leak_rise, 1),
     ]
-    found: list[Gate] = []
+    compared: list[Gate] = []
     for name, what, mine, theirs, limit, sign in pairs:
         if mine is None or theirs is None:
             continue  # not measured for either: gates of `check` say what that means
@@ -139,5 +142,5 @@ def compare(gates: Gates, challenger: Figures, champion: Figures, version: str) 
         sentence = f"{what} is {mine:.4f}, that of version {version} on the same evidence {theirs:.4f}: {how}" + (
             "" if holds else f", more than {limit:.4g}"
         )
-        found.append(Gate(name, worse, limit, holds, sentence))
-    return found
+        compared.append(Gate(name, worse, limit, holds, sentence))
+    return compared

@@ -271,36 +271,38 @@ def _warnings(
     decisions: Mapping[str, Any] | None,
     judged: Mapping[str, Any],
 ) -> list[str]:
-    said: list[str] = []
+    warnings: list[str] = []
     if decisions:
         parts = ", ".join(f"{decisions[word]} {word}" for word in ("kept", "relabelled", "removed"))
-        said.append(f"A person decided about {decisions['samples']} samples ({parts}); decisions.jsonl says who, when and why.")
+        warnings.append(f"A person decided about {decisions['samples']} samples ({parts}); decisions.jsonl says who, when and why.")
         if verdict["verdict"] != "inconclusive":
-            said.append("The model was trained before these decisions and knows nothing of them.")
+            warnings.append("The model was trained before these decisions and knows nothing of them.")
     unreadable = _times(verdicts["verdict"], "quarantined")
     if unreadable:
-        said.append(f"{unreadable} samples could not be read and are quarantined; verdicts.parquet names them.")
-    said += [notice(judged)] * is_reduced(judged)
+        warnings.append(f"{unreadable} samples could not be read and are quarantined; verdicts.parquet names them.")
+    warnings += [notice(judged)] * is_reduced(judged)
     conflicts = _times(pc.list_flatten(verdicts["reasons"]), "label-conflict")
     if conflicts:
-        said.append(f"{conflicts} samples are copies of one image under different labels (reason label-conflict).")
+        warnings.append(f"{conflicts} samples are copies of one image under different labels (reason label-conflict).")
     if verdict["verdict"] != "inconclusive" or decisions:
         for line in classes:
             if line["kept"] + line["relabelled_in"] == 0:
-                said.append(f"Class {line['name']!r} is empty after sanitizing: {line['input']} samples came in.")
-    said += [f"The cap {cap['name']} does not hold: {cap['value']} against {cap['limit']}." for cap in verdict.get("caps") or [] if not cap["holds"]]
+                warnings.append(f"Class {line['name']!r} is empty after sanitizing: {line['input']} samples came in.")
+    warnings += [
+        f"The cap {cap['name']} does not hold: {cap['value']} against {cap['limit']}." for cap in verdict.get("caps") or [] if not cap["holds"]
+    ]
     if verdict["verdict"] == "poisoned":
         for label in verdict.get("doubtful") or ():
-            said.append(
+            warnings.append(
                 f"A part of class {store.info.class_names[label]!r} stands apart, too, but not enough to prove anything; it was kept. "
-                "A second trigger would look like this, and so would two kinds of pictures."
+                "A second trigger would look like this, and so would a class with two kinds of images."
             )
     power = verdict.get("leak_power")
     if power is not None and power < LITTLE_POWER:
-        said.append(
-            f"The test of the model for what is left of the backdoor has little power ({power:.1%}): what the flagged samples carry turns few "
-            "images even in a model trained on everything, so a small leak says little."
+        warnings.append(
+            f"The test of the model for what is left of the backdoor has little power ({power:.1%}): what the flagged samples share flips few "
+            "images even in a model trained on all samples, so a small leak says little."
         )
     if store.info.n_test == 0:
-        said.append("There is no test split: the accuracy of the model is not known.")
-    return said
+        warnings.append("There is no test split: the accuracy of the model is not known.")
+    return warnings

@@ -134,7 +134,7 @@ def render(run: Run, seed: int, pictures: Pictures) -> str:
     page = page.encode("utf-8", "replace").decode()
     if len(page.encode()) > MAX_BYTES:
         raise MecaError(
-            f"Expected the report to stay below {MAX_BYTES} bytes, got {len(page.encode())}; ask for fewer pictures in params.yaml [report]."
+            f"Expected the report to stay below {MAX_BYTES} bytes, got {len(page.encode())}; ask for fewer images in params.yaml [report]."
         )
     return page
 
@@ -209,7 +209,7 @@ def _counts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     counts = summary["counts"]
     words = (
         ("keep", "kept", "bytes unchanged"),
-        ("relabel", "relabelled", "picture kept, label corrected"),
+        ("relabel", "relabelled", "image kept, label corrected"),
         ("remove", "removed", "poisoned, no label defensible"),
         ("quarantine", "quarantined", "unreadable, or for a person to decide"),
     )
@@ -219,7 +219,7 @@ def _counts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _classes(run: Run) -> list[dict[str, Any]]:
     """Return a bar per class: what became of the samples that came with this label."""
-    found: list[dict[str, Any]] = []
+    bars: list[dict[str, Any]] = []
     targets = set(run.label[run.verdict == "poisoned"].tolist()) if run.summary.get("target_class") else set[int]()
     widest = max([1, *(int(c["input"]) for c in run.summary["classes"])])
     # Where there are too many classes to list, those with most changes are the ones to look at.
@@ -229,8 +229,8 @@ def _classes(run: Run) -> list[dict[str, Any]]:
             {"action": action, "n": int(item[key]), "width": 100 * int(item[key]) / widest}
             for action, key in zip(ACTIONS, ("kept", "relabelled_out", "removed", "quarantined"), strict=True)
         ]
-        found.append({**item, "name": plain(item["name"], 60), "parts": parts, "is_target": item["label"] in targets})
-    return found
+        bars.append({**item, "name": plain(item["name"], 60), "parts": parts, "is_target": item["label"] in targets})
+    return bars
 
 
 def _trigger(run: Run, features: np.ndarray, kept: np.ndarray) -> dict[str, Any] | None:
@@ -249,24 +249,28 @@ def _trigger(run: Run, features: np.ndarray, kept: np.ndarray) -> dict[str, Any]
     if len(flagged) < MIN_PAIRS or len(kept) < MIN_PAIRS:
         return None
     matched = kept[nearest(features[flagged], features[kept])]
-    found = estimate_trigger(run.store.images, flagged, matched)
-    return {"name": run.name(label), "others": others, "n": found.n, "panels": _panels(found), "distinct": len(np.unique(matched))}
+    estimate = estimate_trigger(run.store.images, flagged, matched)
+    return {"name": run.name(label), "others": others, "n": estimate.n, "panels": _panels(estimate), "distinct": len(np.unique(matched))}
 
 
-def _panels(found: Estimate) -> list[dict[str, str]]:
-    largest = float(np.quantile(np.abs(found.difference), 0.999))
+def _panels(estimate: Estimate) -> list[dict[str, str]]:
+    largest = float(np.quantile(np.abs(estimate.difference), 0.999))
     gain = min(40.0, max(1.0, 110 / max(largest, 1e-6)))
     # The channel that speaks loudest decides the colour: in a mean over channels a coloured trigger would cancel out.
-    t = np.take_along_axis(found.t, np.abs(found.t).argmax(axis=2)[..., None], axis=2)[..., 0]
+    t = np.take_along_axis(estimate.t, np.abs(estimate.t).argmax(axis=2)[..., None], axis=2)[..., 0]
     t_limit = max(8.0, float(np.abs(t).max()))
-    s_limit = max(0.15, float(np.abs(found.spectrum).max()))
+    s_limit = max(0.15, float(np.abs(estimate.spectrum).max()))
     return [
-        {"image": shown(found.flagged), "title": "Mean of the flagged", "note": f"{found.n} images"},
-        {"image": shown(found.matched), "title": "Mean of their matches", "note": "the nearest kept image of each"},
-        {"image": shown(128 + gain * found.difference), "title": f"Difference, × {gain:.1f}", "note": f"grey is equal; largest {largest:.1f} of 255"},
+        {"image": shown(estimate.flagged), "title": "Mean of the flagged", "note": f"{estimate.n} images"},
+        {"image": shown(estimate.matched), "title": "Mean of their matches", "note": "the nearest kept image of each"},
+        {
+            "image": shown(128 + gain * estimate.difference),
+            "title": f"Difference, × {gain:.1f}",
+            "note": f"grey is equal; largest {largest:.1f} of 255",
+        },
         {"image": shown(diverging(t, t_limit)), "title": "t per pixel", "note": f"blue −{t_limit:.0f}, white 0, red +{t_limit:.0f}"},
         {
-            "image": shown(diverging(found.spectrum, s_limit)),
+            "image": shown(diverging(estimate.spectrum, s_limit)),
             "title": "Frequencies",
             "note": f"amplitude: blue ÷ {10**s_limit:.1f}, red × {10**s_limit:.1f}; slow waves in the middle",
         },

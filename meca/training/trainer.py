@@ -31,14 +31,14 @@ class Recipe:
         """Refuse numbers with which nothing can be trained."""
         check_fields(
             self,
-            ("epochs", "of 1 at least", self.epochs >= 1),
-            ("min_steps", "of 0 at least", self.min_steps >= 0),
-            ("batch_size", "of 1 at least", self.batch_size >= 1),
-            ("lr", "above 0", self.lr > 0),
+            ("epochs", ">= 1", self.epochs >= 1),
+            ("min_steps", ">= 0", self.min_steps >= 0),
+            ("batch_size", ">= 1", self.batch_size >= 1),
+            ("lr", "> 0", self.lr > 0),
             ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
-            ("weight_decay", "of 0 at least", self.weight_decay >= 0),
+            ("weight_decay", ">= 0", self.weight_decay >= 0),
             ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
-            ("padding", "of 0 at least", self.padding >= 0),
+            ("padding", ">= 0", self.padding >= 0),
         )
 
     def passes(self, kept: int) -> int:

@@ -34,7 +34,7 @@ __all__ = ["EIGHT", "NETWORKS", "Cell", "CellFailed", "Grid", "Plan", "cells", "
 
 ROOT = Path(meca.__file__).parents[1]
 EIGHT = ("badnet", "blend", "sig", "wanet", "physical", "tact", "adaptive_blend", "adaptive_patch")  # of the paper
-NETWORKS = {"compact": "s2d", "resnet18": "cifar", "resnet34": "cifar", "mobilenet_v2": "cifar"}  # with the stem for small pictures
+NETWORKS = {"compact": "s2d", "resnet18": "cifar", "resnet34": "cifar", "mobilenet_v2": "cifar"}  # with the stem for small images
 # The stages whose code makes figures; an edit of the report page must not cost a grid.
 MEASURED = ("ingest", "poison", "partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate", "publish")
 IGNORED = ("publish", "report", "track", "promote")  # groups of params.yaml that no figure depends on

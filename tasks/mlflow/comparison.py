@@ -1,6 +1,6 @@
-"""One model on one body of evidence: the test split, and what the suspects carry, of a finished run.
+"""One model on one body of evidence: the test split, and what the suspects have in common, of a finished run.
 
-Champion and challenger are measured here by the same code on the same pictures; figures that each brought along from its
+Champion and challenger are measured here by the same code on the same images; figures that each brought along from its
 own data would not speak of the same thing. What the evidence is stands in the published folder, or is named there by SHA-256:
 where that is signed, nothing else has a say in what is measured.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from meca.errors import MecaError
 from meca.params import Params
 from meca.release.gates import Figures
+from meca.release.published import Published
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +36,10 @@ class Evidence:
     content: "np.ndarray"  # int64 [n_train], what the clean model sees
     is_tested: bool  # whether there was a test for a leak
     seed: int
-    probe: int  # pictures that it took at most
+    probe: int  # images that it took at most
 
 
-def gather(store: Path, published: Path, params: Params) -> Evidence:
+def gather(store: Path, published: Published, params: Params) -> Evidence:
     """Return the evidence that a published folder is about.
 
     Args:
@@ -52,23 +53,23 @@ def gather(store: Path, published: Path, params: Params) -> Evidence:
     import numpy as np
 
     from meca.data.columns import pc
-    from meca.data.store import open_store, read_parquet
-    from meca.release.foreign import read_object
+    from meca.data.store import open_store
     from meca.stages.publish import params_digest
 
-    summary, data = read_object(published / "summary.json"), open_store(store)
+    summary, data = published.summary, open_store(store)
     for what, found, expected in (
         (f"The data in {store}", data.info.root, summary["input_sha256"]),
         (f"What {params.origin} says", params_digest(params), summary["params_sha256"]),
     ):
         if found != expected:
             raise MecaError(
-                f"{what} has the SHA-256 {found[:12]}, and {published} was made with {str(expected)[:12]}; bring that back or run the pipeline again."
+                f"{what} has the SHA-256 {found[:12]}, and {published.path} was made with {str(expected)[:12]}; "
+                "bring that back or run the pipeline again."
             )
-    verdicts = read_parquet(published / "verdicts.parquet")
+    verdicts = published.verdicts()
     samples = data.samples.filter(pc.equal(data.samples["split"], "train")).sort_by("source")
     if not all(samples[name].equals(verdicts[name]) for name in ("source", "sample_id", "label")):
-        raise MecaError(f"The verdicts in {published} are about other samples than {store} holds; run the pipeline again.")
+        raise MecaError(f"The verdicts in {published.path} are about other samples than {store} holds; run the pipeline again.")
     row = samples["row"].to_numpy()
     flagged, content = np.zeros(data.info.n_train, bool), np.zeros(data.info.n_train, np.int64)
     judged = verdicts.filter(row >= 0)
@@ -88,7 +89,7 @@ def measure(model: Path, evidence: Evidence) -> Figures:
         evidence: The data.
 
     Raises:
-        Incomparable: The model cannot be read, or was made for other classes or pictures of another size.
+        Incomparable: The model cannot be read, or was made for other classes or images of another size.
     """
     import torch
 
@@ -106,22 +107,22 @@ def measure(model: Path, evidence: Evidence) -> Figures:
         raise Incomparable(
             f"it knows {len(made_for.class_names)} classes, which are not the {len(store.info.class_names)} of this data by name and order"
         )
-    sizes = [(found.height, found.width, found.channels) for found in (made_for, store.info)]
+    sizes = [(each.height, each.width, each.channels) for each in (made_for, store.info)]
     if sizes[0] != sizes[1]:
-        raise Incomparable("it takes pictures of {}x{}x{}, and these are {}x{}x{}".format(*sizes[0], *sizes[1]))
+        raise Incomparable("it takes images of {}x{}x{}, and these are {}x{}x{}".format(*sizes[0], *sizes[1]))
     device = prepare()
     network = network.to(device.name)
     acc = worst = None
     n = store.info.n_test
     if n:
         predicted = predict(network, torch.from_numpy(store.pixels(store.test)).to(device.name)).argmax(1).cpu().numpy()
-        found = accuracy(predicted, store.labels[store.test], len(store.info.class_names))
-        acc, worst = found["acc"], None if None in found["recall"] else min(found["recall"])
+        figures = accuracy(predicted, store.labels[store.test], len(store.info.class_names))
+        acc, worst = figures["acc"], None if None in figures["recall"] else min(figures["recall"])
     return Figures(acc, worst, _leak(network, evidence, device.name), n)
 
 
 def _leak(network: "torch.nn.Module", evidence: Evidence, device: str) -> float | None:
-    """Return what stage `relabel_finetune` calls the leak, on the very pictures that it took; None where it tested nothing."""
+    """Return what stage `relabel_finetune` calls the leak, on the very images that it took; None where it tested nothing."""
     import numpy as np
     import torch
 

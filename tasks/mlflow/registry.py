@@ -29,8 +29,8 @@ from meca.data.judged import as_tag, notice
 from meca.errors import Inconclusive, MecaError, UsageError
 from meca.files import read_json, sha256_file, sha256_tree
 from meca.params import Params, read_params
-from meca.release.foreign import read_object
 from meca.release.gates import Gate, Gates, _verdict, check, compare
+from meca.release.published import Published
 from meca.text import plain
 from tasks.mlflow.client import TrackingUnavailable, open_client
 from tasks.mlflow.comparison import Incomparable, gather, measure
@@ -45,7 +45,6 @@ HISTORY = "meca.history."  # tags of the registered model, one for each time tha
 LOADER = "tasks.mlflow.serving"  # the only module that may load a model of the registry
 LOADERS = (LOADER, "tasks.serving")  # and what it was called when older versions were registered
 WEIGHTS = ("model.json", "model.safetensors")
-BOUND = ("summary.json", "verdicts.parquet", *(f"model/{name}" for name in WEIGHTS))  # what the gates go by, of the published folder
 SAID = ("verdict", "leak", "leak_power", "seed", "input_sha256", "sanitized_sha256", "params_sha256", "code_sha256")  # in its summary
 SAME = ("meca.manifest_sha256", "meca.sanitized_sha256", "meca.model_sha256")  # tags: a version is one model out of one published folder
 # What an entry of the registry may hold. All else may be code to somebody.
@@ -88,23 +87,24 @@ def promote(
     gates = params.group("promote", Gates)
     name = str(params.raw("track")["registered_model"])
     _check_same_model(result)
-    found, signed = list[Gate](), dict[str, str]()
+    results, signed = list[Gate](), dict[str, str]()
     if key is not None:
         gate, signed = _signature(result.published, key, attestation)
         _refuse([gate], params)  # what nobody signed has no say in the gates
-        found.append(gate)
-    summary = _published(result)
+        results.append(gate)
+    published = _published(result)
+    summary = published.summary
     if not (result.published / "model").is_dir():
         _refuse([_verdict(summary, gates.verdicts)], params)
         raise MecaError(f"{result.published} holds no model, because the verdict is {summary['verdict']}, so there is none to promote.")
-    tags = _identity(result, summary) | signed
-    evidence = gather(result.store, result.published, read_params(result.params))
+    tags = _identity(result, published) | signed
+    evidence = gather(result.store, published, read_params(result.params))
     try:
         mine = measure(result.published / "model", evidence)
     except Incomparable as error:
         raise MecaError(f"The model in {result.published} cannot be measured on {result.store}: {error}; run the pipeline again.") from None
-    found = check(gates, summary, mine) + found
-    _refuse(found, params)  # before the server is asked for anything
+    results = check(gates, summary, mine) + results
+    _refuse(results, params)  # before the server is asked for anything
     measured: dict[str, Any] = {"challenger": None, "champion": None}
     with open_client(workspace) as client, TemporaryDirectory() as temporary:
         champion = _holder(client, name, gates.alias)
@@ -114,21 +114,21 @@ def promote(
             except TrackingUnavailable:
                 raise
             except MecaError as error:
-                found.append(_no_comparison(str(champion.version), error, uncompared))
+                results.append(_no_comparison(str(champion.version), error, uncompared))
             else:
-                found += compare(gates, mine, theirs, str(champion.version))
+                results += compare(gates, mine, theirs, str(champion.version))
                 measured = {"challenger": asdict(mine), "champion": asdict(theirs)}
-    _refuse(found, params)
-    told = record(workspace, result)
-    tags["meca.parent_run"] = told["parent"]
+    _refuse(results, params)
+    tracked = record(workspace, result)
+    tags["meca.parent_run"] = tracked["parent"]
     before = None if champion is None else str(champion.version)
-    entry = _Entry("promote", why, {gate.name: gate.value for gate in found})
-    outcome = _move(workspace, name, gates.alias, told["models"][MODEL_STAGE], told["runs"][MODEL_STAGE], tags, before, entry)
+    entry = _Entry("promote", why, {gate.name: gate.value for gate in results})
+    outcome = _move(workspace, name, gates.alias, tracked["models"][MODEL_STAGE], tracked["runs"][MODEL_STAGE], tags, before, entry)
     if key is not None:
         with open_client(workspace) as client:
-            client.log_artifact(told["parent"], str(attestation or result.published / "attestation.json"))
-    said = notice(read_json(result.published / "summary.json").get("judged_at"))
-    return {**outcome, **measured, "gates": [gate.__dict__ for gate in found], "warnings": [said] * bool(said)}
+            client.log_artifact(tracked["parent"], str(attestation or result.published / "attestation.json"))
+    warning = notice(summary.get("judged_at"))
+    return {**outcome, **measured, "gates": [gate.__dict__ for gate in results], "warnings": [warning] * bool(warning)}
 
 
 def rollback(workspace: Path = Path(), params: Params | None = None, why: str = "") -> dict[str, Any]:
@@ -219,34 +219,31 @@ def _check_same_model(result: Result) -> None:
         raise MecaError(f"The model in {result.work / MODEL_STAGE} is not the one that was evaluated; run the pipeline again.")
 
 
-def _published(result: Result) -> dict[str, Any]:
-    """Return the summary of the published folder, whose model is that of the workspace.
+def _published(result: Result) -> Published:
+    """Return the published folder, whose model is that of the workspace.
 
     Raises:
         MecaError: One of the files that matter here is not what the manifest says, or the models differ.
     """
-    place, final = result.published, result.work / MODEL_STAGE
-    listed: Any = read_object(place / "manifest.json").get("files")
-    for name in BOUND if (place / "model").is_dir() else BOUND[:2]:
-        if not (place / name).is_file() or not isinstance(listed, dict) or sha256_file(place / name) != listed.get(name):
-            raise MecaError(f"{place / name} is not what its manifest says; run the pipeline again.")
-        if name.startswith("model/") and sha256_file(place / name) != sha256_file(final / Path(name).name):
-            raise MecaError(f"{final / Path(name).name} is not the {name} that was published; run the pipeline again.")
-    summary = read_object(place / "summary.json")
-    if missing := [name for name in SAID if name not in summary]:
-        raise MecaError(f"{place / 'summary.json'} lacks {missing[0]}; run the pipeline again.")
-    return summary
+    published, final = Published.open(result.published), result.work / MODEL_STAGE
+    for name in WEIGHTS if (published.path / "model").is_dir() else ():
+        if published.sha256(f"model/{name}") != sha256_file(final / name):
+            raise MecaError(f"{final / name} is not the model/{name} that was published; run the pipeline again.")
+    if missing := [name for name in SAID if name not in published.summary]:
+        raise MecaError(f"{published.path / 'summary.json'} lacks {missing[0]}; run the pipeline again.")
+    return published
 
 
-def _identity(result: Result, summary: Mapping[str, Any]) -> dict[str, str]:
+def _identity(result: Result, published: Published) -> dict[str, str]:
     """Return the tags of a version: what it was made from, and what it is."""
+    summary = published.summary
     receipt = next(r for r in map(read_json, result.receipts) if r["stage"] == MODEL_STAGE)
     return {
         "meca.stage_key": str(receipt["key"]),
-        "meca.model_sha256": model_digest(result.published / "model"),
+        "meca.model_sha256": model_digest(published.path / "model"),
         "meca.input_sha256": str(summary["input_sha256"]),
         "meca.sanitized_sha256": str(summary["sanitized_sha256"]),
-        "meca.manifest_sha256": sha256_file(result.published / "manifest.json"),
+        "meca.manifest_sha256": published.manifest_sha256,
         "meca.params_sha256": str(summary["params_sha256"]),
         "meca.code_sha256": str(summary["code_sha256"]),
         "meca.verdict": str(summary["verdict"]),

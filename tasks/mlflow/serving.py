@@ -3,7 +3,7 @@
     python -m tasks.mlflow.serving NAME ALIAS     load what the alias names, in this clean process, and let it predict
 
 The program that loads it needs meca installed; `mlflow.pyfunc.load_model` finds `_load_pyfunc` here. That function of MLflow
-runs whatever module the entry of a registry names: load what `tasks.mlflow.registry.fetch` has looked at, or a model that you trust.
+runs whatever module the entry of a registry names: load what `tasks.mlflow.registry.fetch_alias` has looked at, or a model that you trust.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from tasks import environment
 
 __all__ = ["Classifier", "check"]
 
-PICTURES = 8  # that the check lets it see
+IMAGES = 8  # that the check lets it see
 PATIENCE = 300.0  # seconds for the whole check, of which importing torch and MLflow takes most
 
 
 class Classifier:
-    """A classifier as MLflow wants it: pictures in, labels with their names out."""
+    """A classifier as MLflow wants it: images in, labels with their names out."""
 
     def __init__(self, folder: Path) -> None:
         """Load the model of a folder (`model.safetensors`, `model.json`)."""
@@ -37,7 +37,7 @@ class Classifier:
         self.model = load_model(folder).eval()
 
     def predict(self, images: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return `label` (int64), `class_name` and `confidence` (of the label, in [0, 1]) of each picture.
+        """Return `label` (int64), `class_name` and `confidence` (of the label, in [0, 1]) of each image.
 
         Args:
             images: uint8 [n height width channels], as the files have them; other types and sizes are refused.
@@ -72,7 +72,7 @@ def check(workspace: Path, name: str, alias: str) -> dict[str, Any]:
         alias: One of its aliases.
 
     Returns:
-        `model`, `version`, `alias`, `sha256` (of the model), `classes`, `labels` (that it gave to pictures of noise), `seconds`.
+        `model`, `version`, `alias`, `sha256` (of the model), `classes`, `labels` (that it gave to images of noise), `seconds`.
 
     Raises:
         MecaError: It cannot be loaded, is not what was registered, or does not predict.
@@ -106,11 +106,11 @@ def _check(name: str, alias: str) -> dict[str, Any]:
         version, folder = registry.fetch_alias(Path(), name, alias, Path(temporary))
         served = mlflow.pyfunc.load_model(str(folder.parents[1]))  # what was looked at, and not what the alias may name by now
         (taken,) = served.metadata.signature.inputs.inputs
-        pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, *taken.shape[1:]), dtype=np.uint8)
-        given, direct = served.predict(pictures), Classifier(folder)
+        images = np.random.default_rng(0).integers(0, 256, (IMAGES, *taken.shape[1:]), dtype=np.uint8)
+        given, direct = served.predict(images), Classifier(folder)
         names = direct.description.class_names
         labels = [int(label) for label in given["label"]]
-        expected = direct.predict(pictures)
+        expected = direct.predict(images)
         if labels != expected["label"].tolist() or list(given["class_name"]) != [names[label] for label in labels]:
             raise MecaError("what MLflow serves answers otherwise than the model itself.")
         if not all(0 <= value <= 1 for value in given["confidence"]):

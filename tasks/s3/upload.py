@@ -23,7 +23,7 @@ from typing import Any
 from meca.errors import Inconclusive, InputRefused, MecaError, UsageError
 from meca.files import canonical_json, sha256_file
 from meca.progress import Progress
-from meca.release.foreign import read_object
+from meca.release import published as released
 from meca.release.verification import verify
 from meca.text import plain
 from tasks.s3 import download
@@ -86,7 +86,7 @@ def publish(
     bucket, prefix = download.split(url)
     if wrong := verify(folder, key, attestation):
         raise InputRefused(f"{plain(folder)} is not published, because it is not as it was written: {plain(wrong[0], 300)}")
-    summary = read_object(folder / "summary.json")
+    summary = released.Published.open(folder).summary
     if not (folder / "data").is_dir():
         raise Inconclusive(
             f"{plain(folder)} holds no set (its verdict is {plain(summary['verdict'], 40)}), so nothing is published and the pointer stays."

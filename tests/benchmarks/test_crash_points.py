@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability import crash_points, scene
+from benchmarks.reliability import crash_points, rehearsal
 from benchmarks.reliability.crash_points import Outcome, campaign
 from benchmarks.reliability.tracing import Call, Fault, Point, disorder, fail, points, read_record, record, require_strace
 from meca.errors import UsageError
@@ -128,8 +128,8 @@ def test_a_toy_is_killed_exactly_before_each_effect_and_each_fault_arrives(tmp_p
 @pytest.mark.slow
 @needs_strace
 def test_the_stages_without_torch_survive_a_sample_of_their_points_and_order_their_writes(tmp_path: Path) -> None:
-    first = scene.make_run(tmp_path / "first")
-    other = scene.make_run(tmp_path / "other", first / "source", **{"seed": 1, "publish.name": "another"})
+    first = rehearsal.make_run(tmp_path / "first")
+    other = rehearsal.make_run(tmp_path / "other", first / "source", **{"seed": 1, "publish.name": "another"})
     outcome = campaign(tmp_path / "points", ("ingest", "publish"), 3, 1, (first, other), Outcome())
     assert outcome.wrong == [] and outcome.disorder == []
     assert outcome.tried == 3 * 3 and outcome.points > 150
@@ -143,12 +143,12 @@ def test_a_stage_that_writes_in_place_is_found_out(tmp_path: Path, monkeypatch: 
         "import pathlib, sys\nout = pathlib.Path(sys.argv[1]); out.mkdir(exist_ok=True)\n"
         "for name in 'ab': (out / name).write_text(name) if not (out / name).exists() else None\n"
     )
-    place = scene.Place("toy", tmp_path / "toy", (), ("out",), None, {}, {})
+    place = rehearsal.Place("toy", tmp_path / "toy", (), ("out",), None, {}, {})
     place.folder.mkdir()
-    monkeypatch.setattr(scene.Place, "command", [sys.executable, str(program), str(place.folder / "out")])
+    monkeypatch.setattr(rehearsal.Place, "command", [sys.executable, str(program), str(place.folder / "out")])
     assert place.run().returncode == 0
-    place = scene.Place("toy", place.folder, (), ("out",), None, {**scene.results("toy", place.folder, ("out",)), "receipt": ""}, {})
-    monkeypatch.setattr(scene.Place, "difference", lambda self: [])
+    place = rehearsal.Place("toy", place.folder, (), ("out",), None, {**rehearsal.results("toy", place.folder, ("out",)), "receipt": ""}, {})
+    monkeypatch.setattr(rehearsal.Place, "difference", lambda self: [])
     found, wrong = crash_points.enumerate_points(place)
     assert any("in its place" in what for what in wrong)
     assert "not killed, exit code 0" in str(crash_points.survives(place, Point("write", "/nowhere", 1))), "a point that is never met is no pass"

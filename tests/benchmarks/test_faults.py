@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.reliability import canary, faults, scene
+from benchmarks.reliability import canary, faults, rehearsal
 from benchmarks.reliability.crash_points import enumerate_points
 from benchmarks.reliability.tracing import Fault, Point, record_network
 from meca.errors import UsageError
@@ -123,16 +123,16 @@ def test_every_kind_of_call_has_the_faults_that_it_can_meet() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> scene.Place:
+def place(tmp_path_factory: pytest.TempPathFactory) -> rehearsal.Place:
     """Stage ingest on the tiny set."""
     room = tmp_path_factory.mktemp("ingest")
-    settings = {**scene.TINY, "ingest.source": str(scene.make_data(room / "source"))}
+    settings = {**rehearsal.TINY, "ingest.source": str(rehearsal.make_data(room / "source"))}
     (room / "params.json").write_text(json.dumps(with_settings(read_params(PACKAGED), settings).tree))
-    return scene.set_up("ingest", room, room / "place")
+    return rehearsal.set_up("ingest", room, room / "place")
 
 
 @needs_strace
-def test_a_sample_of_the_faults_of_a_stage_is_endured(place: scene.Place) -> None:
+def test_a_sample_of_the_faults_of_a_stage_is_endured(place: rehearsal.Place) -> None:
     chosen = faults.cases(enumerate_points(place)[0])
     by_error = {fault.error: (point, fault) for point, fault in random.Random(3).sample(chosen, len(chosen))}
     assert len(by_error) == 4
@@ -141,13 +141,13 @@ def test_a_sample_of_the_faults_of_a_stage_is_endured(place: scene.Place) -> Non
 
 
 @needs_strace
-def test_a_fault_that_nobody_meets_is_no_pass_where_the_work_is_wrong(place: scene.Place) -> None:
-    wrong = scene.Place(place.stage, place.folder, place.inputs, place.outputs, None, {**place.expected, "data/ingested": "other bytes"}, {})
+def test_a_fault_that_nobody_meets_is_no_pass_where_the_work_is_wrong(place: rehearsal.Place) -> None:
+    wrong = rehearsal.Place(place.stage, place.folder, place.inputs, place.outputs, None, {**place.expected, "data/ingested": "other bytes"}, {})
     said = faults.endures(wrong, Point("write", "/nowhere", 1), Fault("EIO", False), again=False)
     assert said == "a fault that nobody noticed: ['data/ingested']"
 
 
-def test_of_several_runs_at_once_one_writes_and_the_others_name_it(place: scene.Place) -> None:
+def test_of_several_runs_at_once_one_writes_and_the_others_name_it(place: rehearsal.Place) -> None:
     place.reset()
     ends = faults.at_once([place.command] * 4, place)
     assert any(code == 0 for code, _ in ends)

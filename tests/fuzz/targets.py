@@ -137,7 +137,7 @@ def _decisions(data: bytes) -> None:
 
 def _judged(data: bytes) -> None:
     try:
-        contents._verdicts(data)  # pyright: ignore[reportPrivateUsage]
+        contents.parse_verdicts(data)
     except InputRefused as problem:
         assert str(problem)
 

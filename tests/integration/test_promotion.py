@@ -513,7 +513,7 @@ def test_what_is_served_answers_with_names(make, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")  # the check forbids it all the same
     assert cli.run(["check-serving", str(workspace), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["version"] == "1" and said["classes"] == ["blue", "green", "red"] and len(said["labels"]) == serving.PICTURES
+    assert said["version"] == "1" and said["classes"] == ["blue", "green", "red"] and len(said["labels"]) == serving.IMAGES
     redirect(artifacts(workspace))
     assert cli.run(["check-serving", str(workspace)]) == 2
     assert "cannot be served: Version 1" in (complaint := capsys.readouterr().err) and "asks for other code" in complaint

@@ -142,7 +142,7 @@ def test_a_common_feature_of_the_least_trusted_samples_is_asked_about_where_no_c
     found = look(network, rng.normal(0, 1, len(LABELS)), carry=carry)
     assert (found.verdict, found.target_class, found.code) == ("poisoned", 4, "common-feature")
     assert found.proofs == {4: "common-feature"}, "a clean model's word clears none of them"
-    assert "turns 20% of other pictures to it" in found.reason and "the 40 samples" in found.reason
+    assert "flips 20% of other images to it" in found.reason and "the 40 samples" in found.reason
     assert np.bincount(LABELS[found.flagged], minlength=CLASSES).tolist() == [0, 0, 0, 0, 40, 0, 0, 0]
     ((suspects, trusted, content),) = asked
     assert np.bincount(LABELS[suspects]).tolist() == [10] * CLASSES and np.bincount(LABELS[trusted]).tolist() == [60] * CLASSES

@@ -167,7 +167,7 @@ def test_what_is_called_suspect_when_scored_again_must_turn_as_many_as_an_end(sh
     found = decide(margins, flips, again=lambda ranks: wide)
     assert (found.verdict, int(found.flagged.sum())) == (verdict, 40 * (verdict == "poisoned"))
     if verdict == "inconclusive":
-        assert f"turns {share:.0%} of other pictures" in found.reason
+        assert f"flips {share:.0%} of other images" in found.reason
 
 
 def test_an_end_is_compared_with_the_lower_half_and_only_where_the_margins_are_wide() -> None:
@@ -271,7 +271,7 @@ def test_heaps_far_apart_are_inconclusive_unless_their_content_explains_them(
     found = decide(margins, always(0.0), unseen=sees(second, 0, classes, share))
     assert (found.verdict, found.flagged.any()) == (verdict, verdict == "poisoned")
     if verdict == "inconclusive":
-        assert "class 1 holds two kinds of pictures" in found.reason and found.target_class is None
+        assert "class 1 holds two kinds of images" in found.reason and found.target_class is None
 
 
 def test_heaps_far_apart_that_cannot_be_asked_about_are_inconclusive() -> None:
@@ -280,7 +280,7 @@ def test_heaps_far_apart_that_cannot_be_asked_about_are_inconclusive() -> None:
     keep = np.sort(np.concatenate([np.flatnonzero(~one), np.flatnonzero(one & second)[:40], np.flatnonzero(one & ~second)[:40]]))
     found = decide(margins[keep], always(0.0), heaps({}, seed=9)[0][keep], LABELS[keep], unseen=lambda left_out: [LABELS[keep]] * len(left_out))
     assert (found.verdict, found.target_class, found.flagged.any()) == ("inconclusive", None, False)
-    assert "class 1 holds two kinds of pictures" in found.reason
+    assert "class 1 holds two kinds of images" in found.reason
 
 
 def test_a_difference_that_carries_over_half_way_is_inconclusive() -> None:

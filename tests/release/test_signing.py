@@ -207,7 +207,7 @@ def test_a_manifest_that_was_not_signed_is_not_parsed(out: Path, tmp_path: Path)
 
 
 def test_a_table_that_was_not_signed_is_not_parsed(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meca.release.contents._verdicts", lambda data: pytest.fail("parsed"))
+    monkeypatch.setattr("meca.release.contents.parse_verdicts", lambda data: pytest.fail("parsed"))
     (out / "verdicts.parquet").write_bytes(b"x")
     assert [said.split(":")[0] for said in verify(out, pem(tmp_path, KEY, "key")[1])] == ["verdicts.parquet was changed"]
 

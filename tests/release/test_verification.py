@@ -257,7 +257,7 @@ def test_nothing_is_parsed_whose_hash_is_another(copy: Path, monkeypatch: pytest
     parsed: list[str] = []
     real = contents.parse_object
     monkeypatch.setattr(contents, "parse_object", lambda data, name, *rest: (parsed.append(name), real(data, name, *rest))[1])
-    monkeypatch.setattr(contents, "_verdicts", lambda data: parsed.append("verdicts.parquet"))
+    monkeypatch.setattr(contents, "parse_verdicts", lambda data: parsed.append("verdicts.parquet"))
     monkeypatch.setattr(contents, "_published", lambda *_: parsed.append("data"))
     (copy / "README.md").write_text("x")
     assert verify(copy) == [said for said in verify(copy) if said.startswith("README.md was changed")]
@@ -300,7 +300,7 @@ def test_one_reason_in_every_row_is_kept_once(groups: int, tmp_path: Path) -> No
     pq.write_table(table, tmp_path / "x", compression="zstd", row_group_size=60_000 // groups)
     data = (tmp_path / "x").read_bytes()
     assert len(data) * contents.MAX_RATIO < table["review_note"].nbytes
-    kept = contents._verdicts(data)  # pyright: ignore[reportPrivateUsage]
+    kept = contents.parse_verdicts(data)
     assert kept.column_names == list(NEEDED) and kept.nbytes < 10 * 2**20
     assert not kept["reasons"].to_numpy().any()  # of which it is kept whether an image lies on its side
     for name in (name for name in NEEDED if name != "reasons"):

@@ -111,7 +111,7 @@ def test_the_page_says_verdict_counts_and_how_to_repeat(tmp_path):
         assert summary[key] in text
     assert "meca clean synthetic --output OUT --preset default --set seed=0" in text
     assert "meca verify OUT" in text
-    shown = re.search(r"pictures of (\d+) samples; it does not show the other (\d+)", text)
+    shown = re.search(r"images of (\d+) samples; it does not show the other (\d+)", text)
     assert shown and int(shown[1]) + int(shown[2]) == summary["counts"]["input"]
 
 

@@ -1,5 +1,6 @@
 """The evidence that models are compared on, out of a published folder and the data that it names."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import torch
 
 from meca.data.store import Store, read_parquet, write_parquet
 from meca.errors import MecaError
+from meca.files import canonical_json
 from meca.method.relabel import Relabelled
 from meca.params import PACKAGED, read_params, with_settings
+from meca.release.manifest import listing
+from meca.release.published import Published
 from meca.stages import publish
 from meca.stages.relabel_finetune import _final
 from meca.stages.runtime import execute
@@ -45,7 +49,7 @@ def published(folder: Path, seed: int) -> tuple[Store, Path, np.ndarray, np.ndar
 def test_the_evidence_is_that_of_the_stages_and_nothing_of_theirs_is_read(seed: int, tmp_path: Path) -> None:
     store, folder, flagged, content = published(tmp_path, seed)
     shutil.rmtree(tmp_path / "work")
-    found = gather(store.path, folder, settings())
+    found = gather(store.path, Published.open(folder), settings())
     assert np.array_equal(found.flagged, flagged) and np.array_equal(found.content, content)
     assert found.is_tested and found.seed == read_params(PACKAGED).seed
     assert found.probe == read_params(PACKAGED).raw("relabel_finetune")["probe"] and found.store.info == store.info
@@ -55,13 +59,17 @@ def test_data_numbers_and_verdicts_of_another_set_are_no_evidence(tmp_path: Path
     store, folder, _, _ = published(tmp_path / "a", 0)
     other = ingest(make_folder(tmp_path / "b", per_class=4), tmp_path / "b" / "store")
     with pytest.raises(MecaError, match=r"The data in .* has the SHA-256"):
-        gather(other.path, folder, settings())
+        gather(other.path, Published.open(folder), settings())
     for name, value in (("relabel_finetune.probe", 1), ("seed", 9), ("publish.name", "x")):
         with pytest.raises(MecaError, match=r"What params\.yaml says has the SHA-256"):
-            gather(store.path, folder, with_settings(read_params(PACKAGED), {name: value}))
-    gather(store.path, folder, with_settings(read_params(PACKAGED), {"promote.min_acc": 0.0}))
+            gather(store.path, Published.open(folder), with_settings(read_params(PACKAGED), {name: value}))
+    gather(store.path, Published.open(folder), with_settings(read_params(PACKAGED), {"promote.min_acc": 0.0}))
     table = read_parquet(folder / "verdicts.parquet")
     for lines in (table.slice(1), table.set_column(3, "label", pa.array([0] * table.num_rows, pa.int64()))):
         write_parquet(lines, folder / "verdicts.parquet")
+        with pytest.raises(MecaError, match=r"verdicts\.parquet is not what its manifest says"):
+            gather(store.path, Published.open(folder), settings())
+        manifest = json.loads((folder / "manifest.json").read_text()) | {"files": listing(folder)}
+        (folder / "manifest.json").write_text(canonical_json(manifest))
         with pytest.raises(MecaError, match="are about other samples than"):
-            gather(store.path, folder, settings())
+            gather(store.path, Published.open(folder), settings())

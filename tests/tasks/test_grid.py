@@ -111,7 +111,7 @@ def test_a_limit_stands_behind_a_colon(text: str, expected: tuple[str, int]) -> 
         ({"data": ("nowhere",)}, "found nothing at 'nowhere'"),
         ({"settings": {"split.min_flip": "1"}}, "did you mean 'split.min_flips'"),
         ({"settings": {"poison.rate": "0.2"}}, "leave the axes of the grid alone, got poison.rate"),
-        ({"settings": {"relabel_finetune.probe": "0"}}, r"\[relabel_finetune\] expected probe of 1 at least, got 0"),
+        ({"settings": {"relabel_finetune.probe": "0"}}, r"\[relabel_finetune\] expected probe >= 1, got 0"),
     ],
 )
 def test_a_plan_that_is_not_possible_is_refused_before_anything_runs(changes: dict, message: str) -> None:

@@ -49,22 +49,23 @@ def open_idx(path: Path) -> Source:
     labels: dict[str, Labels] = {}
     zipped = False
     for split, prefix in PREFIX.items():
-        picture, answer = (_find(folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
-        if split == "test" and picture is None and answer is None:
+        image_file, label_file = (_find(folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        if split == "test" and image_file is None and label_file is None:
             images[split], labels[split] = np.empty((0, 1, 1), np.uint8), np.empty(0, np.int64)
             continue
-        if picture is None or answer is None:
+        if image_file is None or label_file is None:
             raise InputRefused(f"Expected {prefix}-images-idx3-ubyte and {prefix}-labels-idx1-ubyte side by side, found only one of them.")
-        zipped = zipped or picture.suffix == ".gz"
-        images[split], labels[split] = _array(picture, 3), _array(answer, 1).astype(np.int64)
+        zipped = zipped or image_file.suffix == ".gz"
+        images[split], labels[split] = _array(image_file, 3), _array(label_file, 1).astype(np.int64)
         height, width = images[split].shape[1:]
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDES * min(height, width):
             raise InputRefused(
-                f"Expected images of at most {MAX_PIXELS} pixels, at most {MAX_SIDES} times as long as wide, in {picture.name}, got {height}x{width}."
+                f"Expected images of at most {MAX_PIXELS} pixels, at most {MAX_SIDES} times as long as wide, in {image_file.name}, "
+                f"got {height}x{width}."
             )
         if len(images[split]) != len(labels[split]):
             raise InputRefused(
-                f"Expected as many labels as images, got {len(labels[split])} in {answer.name} and {len(images[split])} in {picture.name}."
+                f"Expected as many labels as images, got {len(labels[split])} in {label_file.name} and {len(images[split])} in {image_file.name}."
             )
     fashion = "fashion" in "/".join(folder.resolve().parts[-3:]).lower()
     classes = len(FASHION) if fashion else int(labels["train"].max(initial=0)) + 1

@@ -1,6 +1,6 @@
 """A tiny finished run, and places in which one stage of it can be run, killed and run again; rows of reliability.jsonl.
 
-python -m benchmarks.reliability.scene FOLDER     make the run
+python -m benchmarks.reliability.rehearsal FOLDER     make the run
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ CLEAN = "clean"
 WITH_TORCH = ("partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate")
 VOLATILE = ("seconds", "timings", "peak_mib")  # of a receipt; all else in it is a function of input, parameters and code
 
-TRAIN, TEST, SIDE = 80, 40, 16  # pictures, pixels
+TRAIN, TEST, SIDE = 80, 40, 16  # images, pixels
 # One or two passes, and thresholds under which so small a set has a verdict `poisoned` and something to relabel: what is found does not matter.
 TINY: Mapping[str, Any] = {
     "ingest.size": SIDE, "network.width": 4, "detector.width": 4, "poison.rate": 0.1,
@@ -60,7 +60,7 @@ def row(name: str, tried: int, as_specified: int, lost: int | None, notes: str, 
 
 
 def make_data(folder: Path) -> Path:
-    """Write pictures as Hugging Face's parquet shards, with a further column and one broken picture: every kind of file that a store has."""
+    """Write images as Hugging Face's parquet shards, with a further column and one broken image: every kind of file that a store has."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
