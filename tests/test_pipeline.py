@@ -186,7 +186,7 @@ def test_a_damaged_result_is_made_again(tmp_path, stages, images, how):
 
 def test_changed_code_runs_everything(tmp_path, stages, images, monkeypatch):
     clean(images, tmp_path / "out")
-    monkeypatch.setattr(pipeline, "_code", lambda: "other")
+    monkeypatch.setattr(pipeline, "code_digest", lambda: "other")
     clean(images, tmp_path / "out")
     assert counts(stages) == [2, 2, 2, 2]
 
@@ -194,7 +194,7 @@ def test_changed_code_runs_everything(tmp_path, stages, images, monkeypatch):
 def test_a_failed_stage_is_resumed_and_nothing_is_published_before(tmp_path, stages, images, monkeypatch):
     works = stages["second"].run
 
-    def fails(ctx, first, out):
+    def fails(ctx, first, out: Output):
         (out / "b").write_text("half")
         raise RuntimeError("killed")
 

@@ -175,7 +175,7 @@ def _cell(
         if share_key == "enhance.alpha_end":  # the schedule grows from there, and never shrinks
             changed["enhance.alpha_start"] = min(share, float(params.raw("enhance")["alpha_start"]))
         params = with_settings(params, changed)
-    numbers = params.in_force(group for group in params.tree if group not in IGNORED)
+    numbers = params.in_force(group for group in params.numbers if group not in IGNORED)
     if is_path:
         # What is there counts, not where: the same folder moved elsewhere has its rows already.
         numbers["ingest"] |= {"source": digest, "watch": None}

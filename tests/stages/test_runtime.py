@@ -304,7 +304,7 @@ def test_a_program_exits_with_the_code_of_its_error_and_names_the_stage(
     main(MODULES["split"], arguments("split", folder, write_params(tmp_path)))
     receipt = json.loads((folder / "receipt.json").read_text())
     assert receipt["stage"] == "split" and receipt["schema"] == "meca.receipt/1"
-    assert set(receipt["params"]) == set(describe(MODULES["split"]).groups)
+    assert set(receipt["params"]) == {"seed", "preset", *describe(MODULES["split"]).groups}
     assert outputs("split", folder) == outputs("split", finished())
     with pytest.raises(SystemExit) as unknown:
         main(MODULES["split"], arguments("split", folder, tmp_path / "none.yaml"))
