@@ -3,7 +3,6 @@
 Importing this needs no YAML reader, so that a machine with a GPU and little else can add rows.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from meca.files import sha256_file
+from meca.files import SOURCE
+from meca.files import code_digest as files_digest
 from meca.params import Params
 from tasks.benchmark.rows import Row, append, identity, newest, read_rows
 from tasks.benchmark.rows import provenance as origin
@@ -103,12 +103,8 @@ def provenance(command: str, seconds: float, seed: int | None = 0, params: Param
 @cache
 def code_digest(root: Path = ROOT) -> str:
     """Return the SHA-256 over all code of the project: of a campaign nobody can say which part of it makes the figure."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for file in sorted((root / package).rglob("*")):
-            if file.suffix in (".py", ".yaml", ".html", ".css", ".js") and file.is_file():
-                digest.update(f"{file.relative_to(root).as_posix()}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
+    files = (file for package in PACKAGES for file in (root / package).rglob("*"))
+    return files_digest(root, [file for file in files if file.suffix in (*SOURCE, ".yaml") and file.is_file()])
 
 
 def write(file: str, row: Row) -> None:

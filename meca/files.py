@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from meca.errors import MecaError, UsageError
 __all__ = [
     "atomic_write",
     "canonical_json",
+    "code_digest",
     "copy_folder",
     "fresh_folder",
     "lock",
@@ -40,6 +41,7 @@ __all__ = [
     "sync",
 ]
 
+SOURCE = (".py", ".html", ".css", ".js")  # what can change a result or a page; numbers are told apart
 AWAY = "Remove it, or choose another place to write to."  # ends the sentences about what is in the way
 
 
@@ -306,6 +308,21 @@ def sha256_tree(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def code_digest(root: Path = Path(__file__).parent, files: Iterable[Path] | None = None) -> str:
+    """Return the SHA-256 over names and contents of source files: the one answer to "which code was this?".
+
+    Args:
+        root: Names are relative to it; the package `meca` if left out.
+        files: Which files; all source below `root` if None.
+    """
+    if files is None:
+        files = (path for path in root.rglob("*") if path.suffix in SOURCE and path.is_file())
+    digest = hashlib.sha256()
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
+        digest.update(f"{name}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """params.yaml: every number that changes a result, one group per stage, no unknown keys, no defaults in code.
 
-The groups of the method have two blocks, `default` and `paper`; the field `preset` says which one is in force. The
-packaged copy `meca/params.yaml` equals the one at the root of the repository (a test compares them).
+The groups hold the numbers of preset `default`; group `paper` holds the leaves in which preset `paper` differs, and the field
+`preset` says which is in force. What all recipes share stands once, in group `recipe`. The file in the package is the one at the
+root of the repository, by a link.
 """
 
 import dataclasses
@@ -11,8 +12,8 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ __all__ = ["PACKAGED", "PRESETS", "Params", "read_params", "with_settings"]
 
 PACKAGED = Path(__file__).with_name("params.yaml")
 PRESETS = ("default", "paper")
+OVERLAY = "paper"  # the preset that is a group of its own: the leaves that differ from the default
+SHARED = "recipe"  # the group that every recipe takes its missing fields from
 MAX_BYTES = 2**20  # of a parameter file; the packaged one has 20 kB
 MAX_DEPTH = 20
 ONE_MEANING = {  # how a value must be written, so that YAML 1.1 and 1.2 take it for the same: not `no`, `017`, `12:30:45`
@@ -57,14 +60,42 @@ class Params:
             raise UsageError(f"{self.origin}: expected seed to be an integer in [0, 2^31), got {seed!r}.")
         return seed
 
+    @cached_property
+    def numbers(self) -> Mapping[str, Any]:
+        """The groups as they are in force: with the leaves of [paper] where the preset says so, and what recipes share in each of them."""
+        overlay = self.tree.get(OVERLAY)
+        tree = {key: value for key, value in self.tree.items() if key not in (OVERLAY, SHARED)}
+        if isinstance(overlay, Mapping) and self.preset == OVERLAY:
+            tree = self._overlaid(tree, overlay, OVERLAY)
+        shared = self.tree.get(SHARED)
+        return _with_shared(tree, shared) if isinstance(shared, Mapping) else tree
+
+    def _overlaid(self, base: Mapping[str, Any], overlay: Mapping[str, Any], where: str) -> dict[str, Any]:
+        merged = dict(base)
+        for key, value in overlay.items():
+            if key not in base:
+                near = difflib.get_close_matches(key, list(base), 1)
+                raise UsageError(f"{self.origin}: [{where}] has unknown {key!r}" + (f" (did you mean {near[0]!r}?)." if near else "."))
+            inner = base[key]
+            is_group = isinstance(inner, Mapping) and isinstance(value, Mapping)
+            merged[key] = self._overlaid(inner, value, f"{where}.{key}") if is_group else value
+        return merged
+
     def raw(self, group: str) -> Mapping[str, Any]:
-        """Return a group as it stands, with the block of the preset in force chosen where there are blocks."""
-        block = self.tree.get(group)
+        """Return the numbers of a group that are in force."""
+        block = self.numbers.get(group)
         if not isinstance(block, Mapping):
             raise UsageError(f"{self.origin}: expected a group [{group}], found {'none' if block is None else type(block).__name__}.")
-        if set(block) == set(PRESETS):
-            block = block[self.preset]
         return block
+
+    def sources(self, group: str) -> list[str]:
+        """Return the keys of the file that a group in force is made of, dotted: what DVC watches."""
+        by_preset = ["preset", f"{OVERLAY}.{group}"] if self._has_presets(group) else []
+        return [group, *by_preset, *([SHARED] if isinstance(self.tree.get(SHARED), Mapping) and _has_recipe(self.raw(group)) else [])]
+
+    def _has_presets(self, group: str) -> bool:
+        overlay = self.tree.get(OVERLAY)
+        return isinstance(overlay, Mapping) and group in overlay
 
     def group(self, group: str, cls: type[T]) -> T:
         """Return a group as the dataclass `cls`; unknown, missing and ill-typed fields are errors.
@@ -108,9 +139,31 @@ class Params:
         expected = " or ".join(str(typing.get_args(o)) if typing.get_origin(o) is typing.Literal else getattr(o, "__name__", str(o)) for o in options)
         raise UsageError(f"{self.origin}: expected {where} to be {expected}, got {value!r}.")
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the whole tree."""
-        return hashlib.sha256(canonical_json(self.tree, indent=None).encode()).hexdigest()
+    def in_force(self, groups: Iterable[str]) -> dict[str, Any]:
+        """Return the numbers in force: the seed, and the groups as `raw` gives them; the preset too where it has a say in them.
+
+        Receipts, keys of results, the summary's digest and the benchmark's rows hold this and nothing else.
+        """
+        names = [group for group in groups if group not in ("seed", "preset")]
+        by_preset = {"preset": self.preset} if any(self._has_presets(group) for group in names) else {}
+        return {"seed": self.seed, **by_preset, **{group: dict(self.raw(group)) for group in names}}
+
+    def digest(self, groups: Iterable[str] | None = None) -> str:
+        """Return the SHA-256 of the numbers in force of some groups, of the whole tree if None."""
+        numbers = self.tree if groups is None else self.in_force(groups)
+        return hashlib.sha256(canonical_json(numbers, indent=None).encode()).hexdigest()
+
+
+def _has_recipe(node: Any) -> bool:
+    return isinstance(node, Mapping) and ("epochs" in node or any(_has_recipe(value) for value in node.values()))
+
+
+def _with_shared(node: Any, shared: Mapping[str, Any]) -> Any:
+    """Return a tree in which every recipe, which is a group with `epochs`, has what it does not say itself from `shared`."""
+    if not isinstance(node, Mapping):
+        return node
+    own = {key: _with_shared(value, shared) for key, value in node.items()}
+    return {**shared, **own} if "epochs" in own else own
 
 
 @cache
@@ -172,6 +225,12 @@ def read_params(path: Path = PACKAGED) -> Params:
         UsageError: The file is missing, is no YAML mapping, repeats a key, or has a group that nobody reads.
     """
     tree = _read_tree(path)
+    old = next((name for name, block in tree.items() if isinstance(block, dict) and set(block) == set(PRESETS)), None)
+    if old is not None:
+        raise UsageError(
+            f"{path.name} is of an older meca: [{old}] has the blocks default and paper. A group holds the numbers of preset default now, and "
+            f"group paper the ones that differ from them; carry what you changed over into a copy of {PACKAGED} (docs/files.md)."
+        )
     known = tree if path == PACKAGED else _packaged()
     unknown = next((group for group in tree if group not in known), None)
     if unknown is not None:
@@ -205,7 +264,7 @@ def _read_tree(path: Path) -> dict[str, Any]:
 def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
     """Return a copy with fields replaced; keys are dotted paths that exist already, such as `ingest.source`.
 
-    A field of the method (`partition.epochs`) is set in the block of the preset in force.
+    The value is in force whatever the preset: [paper] loses what it says about the field where it is the preset.
     Strings are read as YAML where the field holds no text. A text stays as it is: a path may hold `#`, `: ` and quotes.
     """
     import copy
@@ -214,24 +273,30 @@ def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
     if "preset" in settings:
         tree["preset"] = settings["preset"]
     for key, value in settings.items():
-        *groups, name = key.split(".")
+        *groups, name = path = key.split(".")
+        known: Any = {**tree, **Params(tree, params.origin).numbers}
         node: Any = tree
         for group in groups:
-            node = _in_force(node.get(group), tree) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or name not in node:
-            near = difflib.get_close_matches(key, _leaves(tree, tree), 1)
+            known, node = (part.get(group) if isinstance(part, dict) else None for part in (known, node))
+        if not isinstance(known, dict) or not isinstance(node, dict) or name not in known:
+            near = difflib.get_close_matches(key, _leaves(dict(Params(tree, params.origin).numbers)), 1)
             raise UsageError(f"{params.origin} has no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
-        node[name] = parse_yaml(value, f"--set {key}") if isinstance(value, str) and not isinstance(node[name], str) else value
+        node[name] = parse_yaml(value, f"--set {key}") if isinstance(value, str) and not isinstance(known[name], str) else value
+        if tree.get("preset") == OVERLAY:
+            _forget(tree.get(OVERLAY), path)
     return Params(tree=tree, origin=params.origin)
 
 
-def _in_force(node: Any, tree: Mapping[str, Any]) -> Any:
-    """Return a group, or the block of the preset in force where it has blocks."""
-    return node[tree["preset"]] if isinstance(node, dict) and set(node) == set(PRESETS) and tree.get("preset") in PRESETS else node
+def _forget(node: Any, path: list[str]) -> None:
+    """Remove a dotted path from a tree; a group stays, though empty, because DVC asks for it."""
+    *groups, name = path
+    for group in groups:
+        node = node.get(group) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node.pop(name, None)
 
 
-def _leaves(node: Any, tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    node = _in_force(node, tree)
+def _leaves(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
         return [prefix]
-    return [leaf for key, value in node.items() for leaf in _leaves(value, tree, f"{prefix}.{key}".lstrip("."))]
+    return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}.{key}".lstrip("."))]

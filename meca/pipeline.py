@@ -1,9 +1,9 @@
 """The whole pipeline without a platform: the stages in order, in one folder. `meca clean` is this and nothing else.
 
-The paths are those of dvc.yaml (a test compares them). A folder's last name is the name of the stage's parameter, so the
-table below is the DAG. Started again on the same input it resumes: a stage whose inputs, parameters and code are those of
-its receipt, and whose outputs still have the receipt's hashes, is not run again. Receipts are outputs too, which anybody can
-write; so this user's meca seals them (`meca.state`), and what carries no seal of this user is made anew.
+The graph is read from the signatures of the stages (`meca.stages.graph`), as that of dvc.yaml is. Started again on the same input it
+resumes: a stage whose inputs, parameters and code are those of its receipt, and whose outputs still have the receipt's hashes, is not
+run again. Receipts are outputs too, which anybody can write; so this user's meca seals them (`meca.state`), and what carries no seal
+of this user is made anew.
 """
 
 import contextlib
@@ -15,47 +15,28 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meca import state
 from meca.errors import MecaError, UsageError
 from meca.files import (
     canonical_json,
+    code_digest,
     lock,
     own_folder,
     read_json,
     refuse_foreign,
-    sha256_file,
     sha256_tree,
 )
 from meca.params import Params
 from meca.progress import Progress
+from meca.stages.graph import graph, place
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["STEPS", "find_run", "paths_of", "refuse_planted", "run", "run_folder"]
+__all__ = ["find_run", "paths_of", "refuse_planted", "run", "run_folder"]
 
 STORE = "data/store"
 FIRST = "ingest"  # the one stage that reads something outside of the run folder
 JUDGES = "partition"  # the first stage that looks at the images to judge them
-
-# stage: (what it reads, what it writes)
-STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "ingest": ((), ("data/ingested",)),
-    "poison": (("data/ingested",), (STORE, "data/truth")),
-    "partition": ((STORE,), ("work/partition",)),
-    "enhance": ((STORE, "work/partition"), ("work/enhance",)),
-    "split": ((STORE, "work/partition", "work/enhance"), ("work/split",)),
-    "train_clean": ((STORE, "work/split"), ("work/train_clean",)),
-    "relabel_finetune": ((STORE, "work/partition", "work/split", "work/train_clean"), ("work/relabel_finetune",)),
-    "evaluate": (
-        (STORE, "data/truth", "work/partition", "work/enhance", "work/split", "work/train_clean", "work/relabel_finetune"),
-        ("work/evaluate",),
-    ),
-    "publish": ((STORE, "work/partition", "work/enhance", "work/split", "work/relabel_finetune"), ("published",)),
-    "report": ((STORE, "published", "work/partition", "work/enhance", "work/relabel_finetune", "work/evaluate"), ("report",)),
-}
 
 Told = Callable[[str, float | None], None]  # stage, seconds; None where it was finished already
 
@@ -83,8 +64,8 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
         now = _forget_if_changed(folder, params, say)
         # All of them first: what is missing shows before hours of work, and the code that a stage's key stands for is the
         # same whether the stages before it ran in this process or in an earlier one.
-        modules = {name: importlib.import_module(f"meca.stages.{name}") for name in STEPS}
-        importlib.import_module("meca.stages.parameters").validate(params)  # a number that a late stage refuses shows now, too
+        modules = {name: importlib.import_module(f"meca.stages.{name}") for name in graph()}
+        importlib.import_module("meca.stages.parameters").validate(params, modules.values())  # a number that a late stage refuses shows now, too
         for name, module in modules.items():
             paths, receipt = paths_of(module, name, folder), _receipt(folder, name)
             if name == JUDGES and progress:
@@ -135,7 +116,7 @@ def find_run(path: Path, reads: Collection[str] | None = None) -> Path:
 
     Args:
         path: What the user named.
-        reads: The outputs of stages that are going to be read, as in `STEPS`; what the page is made of if None.
+        reads: The outputs of stages that are going to be read, as in the graph; what the page is made of if None.
 
     Raises:
         UsageError: There is none, or it is not this user's.
@@ -143,7 +124,7 @@ def find_run(path: Path, reads: Collection[str] | None = None) -> Path:
     for folder in (path, run_folder(path)):
         if (folder / "work").is_dir() and (folder / "published").is_dir():
             if folder != path:
-                _refuse_unsealed(folder, STEPS["report"][0] if reads is None else reads)
+                _refuse_unsealed(folder, graph()["report"].reads if reads is None else reads)
             return folder
     raise UsageError(f"Expected the folder of a finished run (with work/ and published/) or the output of `meca clean`, got {path}.")
 
@@ -151,7 +132,7 @@ def find_run(path: Path, reads: Collection[str] | None = None) -> Path:
 def _refuse_unsealed(folder: Path, reads: Collection[str]) -> None:
     refuse_foreign(folder, below=True)
     now = _identity(folder)
-    for name, (_, writes) in STEPS.items():
+    for name, (_, writes) in graph().items():
         wanted = set(writes) & set(reads)
         if wanted or os.path.lexists(_receipt(folder, name)):  # parameters are read from receipts, too
             ours = bool(now) and _is_ours(folder, name, now, lambda _: None)
@@ -164,19 +145,12 @@ def _refuse_unsealed(folder: Path, reads: Collection[str]) -> None:
 
 
 def paths_of(module: ModuleType, name: str, folder: Path) -> dict[str, Path]:
-    """Return a path below `folder` for every input and output of a stage.
-
-    Raises:
-        MecaError: The table above and the stage do not agree.
-    """
+    """Return a path below `folder` for every input and output of a stage."""
     from meca.stages.runtime import describe
 
-    stage, (reads, writes) = describe(module), STEPS[name]
-    inputs = {Path(path).name: folder / path for path in reads}
-    outputs = {_output(writes, path): folder / path for path in writes}
-    if set(inputs) != set(stage.inputs) or set(outputs) != set(stage.outputs):
-        raise MecaError(f"Stage {name} reads {stage.inputs} and writes {stage.outputs}; meca/pipeline.py has {tuple(inputs)} and {tuple(outputs)}.")
-    return {**inputs, **outputs}
+    stage = describe(module)
+    inputs = dict(zip(stage.inputs, graph()[name].reads, strict=True))
+    return {key: folder / path for key, path in {**inputs, **{output: place(name, output) for output in stage.outputs}}.items()}
 
 
 def _output(writes: Collection[str], path: str) -> str:
@@ -217,9 +191,8 @@ def _finished(module: ModuleType, paths: Mapping[str, Path], params: Params, rec
         record = read_json(receipt)
     except MecaError:
         return False
-    numbers = {group: params.tree.get(group) if group in ("seed", "preset") else params.raw(group) for group in stage.groups}
     return (
-        record.get("params") == numbers
+        record.get("params") == params.in_force(stage.groups)
         and record.get("inputs") == {name: sha256_tree(paths[name]) for name in stage.inputs}
         and record.get("outputs") == {name: sha256_tree(paths[name]) for name in stage.outputs}
     )
@@ -238,7 +211,7 @@ def _forget_if_changed(folder: Path, params: Params, say: Callable[[str], None])
     which is told by name, size and times, since reading it all only to see that nothing changed would double the work.
     """
     receipts = folder / "work" / "receipts"
-    now = {"code": _code(), "input": _fingerprint(str(params.raw("ingest").get("source")))}
+    now = {"code": code_digest(), "input": _fingerprint(str(params.raw("ingest").get("source")))}
     before = _identity(folder)
     if not before and os.path.lexists(receipts) and not state.lasts():
         say(f"{folder} was not written by this user's meca; what is in it is made anew.")
@@ -249,12 +222,6 @@ def _forget_if_changed(folder: Path, params: Params, say: Callable[[str], None])
         _receipt(folder, FIRST).unlink(missing_ok=True)
     state.write(folder / ".meca" / "identity.json", canonical_json(now).encode(), "identity", str(folder.resolve()))
     return now
-
-
-def _code() -> str:
-    root = Path(__file__).parent
-    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".html", ".css") and path.is_file())
-    return hashlib.sha256("".join(f"{path.relative_to(root)} {sha256_file(path)}\n" for path in files).encode()).hexdigest()
 
 
 def _fingerprint(source: str) -> str:

@@ -14,7 +14,8 @@ from meca.release.decisions import DECISIONS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from meca.pipeline import STEPS, STORE, Told, find_run, paths_of, refuse_planted, run, run_folder
+from meca.pipeline import STORE, Told, find_run, paths_of, refuse_planted, run, run_folder
+from meca.stages.graph import graph
 
 __all__ = ["apply", "clean", "plant", "refuse_test_split", "render"]
 
@@ -191,7 +192,7 @@ def render(folder: Path, published: Path | None = None) -> str:
     record = folder / "work" / "receipts" / "report.json"
     params = Params(read_json(record)["params"], record.name) if record.is_file() else read_params()
     paths = paths_of(report, "report", folder)
-    found = page.read_run(**{Path(path).name: paths[Path(path).name] for path in STEPS["report"][0]})
+    found = page.read_run(**{Path(path).name: paths[Path(path).name] for path in graph()["report"].reads})
     if published is not None:
         found = page.with_verdicts(found, published)
     return page.render(found, params.seed, params.group("report", page.Pictures))

@@ -21,6 +21,7 @@ from meca.data.store import Store, open_store
 from meca.files import canonical_json, sha256_tree
 from meca.params import PACKAGED, Params, read_params, with_settings
 from meca.stages import publish
+from meca.stages.graph import graph
 from meca.stages.runtime import execute
 
 NAMES = ["cat", "dog", "émeu"]
@@ -148,7 +149,7 @@ def seal_run(run: Path) -> Path:
     """Give a run folder the receipts and the seals that it would have here, and return it."""
     now = {"code": "of this test", "input": "of this test"}
     state.write(run / ".meca" / "identity.json", canonical_json(now).encode(), "identity", str(run.resolve()))
-    for name, (_, writes) in pipeline.STEPS.items():
+    for name, (_, writes) in graph().items():
         receipt = pipeline._receipt(run, name)  # pyright: ignore[reportPrivateUsage]
         outputs = {"out" if len(writes) == 1 else Path(path).name: sha256_tree(run / path) for path in writes if (run / path).exists()}
         record = canonical_json({"params": read_params(PACKAGED).tree, "outputs": outputs}).encode()

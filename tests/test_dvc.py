@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from meca.params import PRESETS, read_params
+from meca.params import read_params
+from meca.stages.graph import graph
 from meca.stages.runtime import describe
-from tasks.dvc.closure import closure, rewrite, stage_module
+from tasks.dvc.closure import closure, rendered, stage_module
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
@@ -21,15 +22,31 @@ def paths(entries):
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
+def sources(entry):
+    """Return the files of code that an entry of `deps` stands for."""
+    path = ROOT / entry
+    inside = path.rglob("*") if path.is_dir() else [path]
+    return {file.relative_to(ROOT).as_posix() for file in inside if file.is_file() and "__pycache__" not in file.parts}
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_the_import_closure_of_a_stage_lies_within_its_deps(name):
+def test_deps_hold_what_a_stage_can_import_and_nothing_else(name):
     needed = set(closure(ROOT, stage_module(STAGES[name]["cmd"])))
+    code = [entry for entry in STAGES[name]["deps"] if entry.startswith(("meca/", "tasks/"))]
     assert needed, f"{name} has no program"
-    assert needed <= set(STAGES[name]["deps"])
+    assert set().union(*map(sources, code)) == needed
 
 
-def test_dvc_yaml_is_what_the_closure_writes():
-    assert rewrite(ROOT, TEXT) == TEXT, "run `python -m tasks.dvc.closure`"
+def test_dvc_yaml_is_what_the_signatures_say():
+    assert rendered(ROOT) == TEXT, "run `make closure`"
+
+
+def test_dvc_reads_the_graph_and_the_model_that_goes_out():
+    from dvc.repo import Repo
+
+    repo = Repo(str(ROOT))
+    assert {stage.name for stage in repo.index.stages} >= {*graph(), "track"}
+    assert "clean-model" in repo.artifacts.read()["dvc.yaml"]
 
 
 def test_only_evaluate_depends_on_the_truth():
@@ -55,13 +72,11 @@ def test_command_parameters_and_outputs_are_those_of_the_program(name):
     assert options.pop("params") == "params.yaml"
     receipt = options.pop("receipt")
     assert set(options) == {*described.inputs, *described.outputs}
-    assert [options[n] for n in described.inputs] == [
-        dep for dep in paths(stage["deps"]) if not dep.endswith((".py", ".html", ".css")) and not dep.startswith("${")
-    ]
+    assert [options[n] for n in described.inputs] == [dep for dep in paths(stage["deps"]) if not dep.startswith(("meca/", "${"))]
     assert [options[n] for n in described.outputs] + [receipt] == paths(stage["outs"])
-    tree = read_params(ROOT / "params.yaml").tree
-    blocks = {group for group in tree if isinstance(tree[group], dict) and set(tree[group]) == set(PRESETS)}
-    assert stage["params"] == [group + ".${preset}" * (group in blocks) for group in described.groups]
+    params = read_params(ROOT / "params.yaml")
+    assert set(stage["params"]) == {"seed", *(source for group in described.groups for source in params.sources(group))}
+    assert len(stage["params"]) == len(set(stage["params"]))
 
 
 def test_the_record_stands_on_every_receipt():
@@ -69,15 +84,6 @@ def test_the_record_stands_on_every_receipt():
     assert set(receipts) <= set(STAGES["track"]["deps"])
     command = shlex.split(STAGES["track"]["cmd"])
     assert [part for part in command if part.startswith("work/receipts/")] == receipts
-
-
-def test_the_bare_pipeline_has_the_same_paths():
-    from meca.pipeline import STEPS
-
-    assert list(STEPS) == PROGRAMS
-    for name, (reads, writes) in STEPS.items():
-        assert list(reads) == [dep for dep in paths(STAGES[name]["deps"]) if not dep.startswith(("meca/", "${"))]
-        assert list(writes) == paths(STAGES[name]["outs"])[:-1]
 
 
 def test_the_remote_verifies_what_it_hands_out():

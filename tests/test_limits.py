@@ -16,6 +16,7 @@ from meca.data.readers.source import Found
 from meca.data.store import open_store
 from meca.errors import MecaError
 from meca.files import sha256_tree
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, execute
 from tests.making import make_folder, params, settings
 from tests.test_pipeline import stage
@@ -84,7 +85,7 @@ def test_a_run_that_the_disk_cannot_hold_is_refused_at_its_first_picture(tmp_pat
 
 
 def test_a_stage_that_fails_leaves_no_room_taken(tmp_path: Path) -> None:
-    def fill(ctx: Context, out: Path) -> None:
+    def fill(ctx: Context, out: Output) -> None:
         (out / "big").write_bytes(bytes(1000))
         raise RuntimeError("no more")
 

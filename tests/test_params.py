@@ -1,14 +1,17 @@
 """params.yaml: no unknown key, no missing key, no second meaning."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from meca.data.readers import IngestParams
 from meca.errors import UsageError
-from meca.params import PACKAGED, Params, read_params, with_settings
+from meca.params import PACKAGED, PRESETS, Params, read_params, with_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +33,7 @@ def group(**changes: object) -> Group:
 
 
 def test_the_packaged_file_is_the_one_at_the_root() -> None:
-    assert PACKAGED.read_bytes() == (ROOT / "params.yaml").read_bytes()
+    assert PACKAGED.samefile(ROOT / "params.yaml")
 
 
 def test_ingest_has_the_fields_that_the_reader_wants() -> None:
@@ -77,13 +80,73 @@ def test_a_seed_that_is_none_is_refused(seed: object) -> None:
         _ = Params({"seed": seed}, "params.yaml").seed
 
 
-def test_the_preset_chooses_the_block() -> None:
-    tree = {"preset": "paper", "g": {"default": GOOD, "paper": {**GOOD, "steps": 9}}}
-    assert Params(tree, "params.yaml").group("g", Group).steps == 9
-    changed = with_settings(Params(tree, "params.yaml"), {"g.steps": "11"})
-    assert changed.group("g", Group).steps == 11 and changed.tree["g"]["default"]["steps"] == 2
+TREE = {"preset": "paper", "seed": 0, "g": GOOD, "h": {"inner": {"a": 1, "b": 2}}, "paper": {"g": {"steps": 9}, "h": {"inner": {"b": 3}}}}
+
+
+def test_the_preset_paper_lays_its_leaves_over_the_groups() -> None:
+    params = Params(TREE, "params.yaml")
+    assert params.group("g", Group).steps == 9 and params.raw("h") == {"inner": {"a": 1, "b": 3}}
+    default = Params({**TREE, "preset": "default"}, "params.yaml")
+    assert default.raw("g") == GOOD and default.raw("h") == TREE["h"]
     with pytest.raises(UsageError, match="expected preset to be one of default, paper, got 'fast'"):
-        Params({**tree, "preset": "fast"}, "params.yaml").raw("g")
+        Params({**TREE, "preset": "fast"}, "params.yaml").raw("g")
+    with pytest.raises(UsageError, match=r"\[paper\.g\] has unknown 'stepz' \(did you mean 'steps'\?\)"):
+        Params({**TREE, "paper": {"g": {"stepz": 9}}}, "params.yaml").raw("g")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_setting_is_in_force_in_every_preset(preset: str) -> None:
+    changed = with_settings(Params({**TREE, "preset": preset}, "params.yaml"), {"g.steps": "11", "h.inner.b": 7})
+    assert changed.group("g", Group).steps == 11 and changed.raw("h")["inner"]["b"] == 7
+    assert TREE["g"] == GOOD, "the original is as it was"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_field_that_ships_can_be_set_in_every_preset(preset: str) -> None:
+    params = with_settings(read_params(PACKAGED), {"preset": preset})
+
+    def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        return {key: leaf for name, value in node.items() for key, leaf in leaves(value, f"{prefix}.{name}".lstrip(".")).items()}
+
+    for key, value in leaves(params.numbers).items():
+        if key != "preset":
+            assert leaves(with_settings(params, {key: [value]}).numbers)[key] == [value], key
+
+
+def test_recipes_have_what_they_share_and_may_say_otherwise() -> None:
+    tree = {"recipe": {"momentum": 0.9}, "g": {"recipe": {"epochs": 1}, "x": {"y": 1}}, "h": {"epochs": 2, "momentum": 0.5}}
+    params = Params(tree, "params.yaml")
+    assert params.raw("g") == {"recipe": {"epochs": 1, "momentum": 0.9}, "x": {"y": 1}} and params.raw("h") == tree["h"]
+    assert params.sources("g") == ["g", "recipe"]
+
+
+# SHA-256 of all numbers in force as the form of the file before this one had them, with blocks in every group.
+BEFORE = {
+    "default": "9f29e2962e295bb63220b959c44e89ebeb18bc8f22c567efded9c339c7bd87ae",
+    "paper": "43f6a580e3bef8c6874a2b5176edcf2e3c89872401c9b0beecb9a3724cd9d678",
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_ships_is_in_force_number_for_number(preset: str) -> None:
+    numbers = with_settings(read_params(PACKAGED), {"preset": preset}).numbers
+    found = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+    assert found == BEFORE[preset], "a number was changed: if you meant to, put the new digest here"
+
+
+def test_numbers_in_force_name_the_preset_where_it_has_a_say() -> None:
+    params = Params(TREE, "params.yaml")
+    assert params.in_force(["g"]) == {"seed": 0, "preset": "paper", "g": {**GOOD, "steps": 9}}
+    assert "preset" not in Params({**TREE, "paper": {}}, "params.yaml").in_force(["g"])
+    assert params.digest(["g"]) != params.digest(["h"]) != params.digest()
+
+
+def test_a_file_of_the_form_with_blocks_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("preset: default\nsplit: {default: {rule: x}, paper: {rule: y}}\n")
+    with pytest.raises(UsageError, match=r"params.yaml is of an older meca: \[split\] has the blocks default and paper"):
+        read_params(tmp_path / "params.yaml")
 
 
 def test_a_setting_that_is_not_there_is_refused_with_the_nearest() -> None:

@@ -25,27 +25,26 @@ from meca.errors import InputRefused, MecaError, UsageError
 from meca.files import canonical_json, sha256_tree
 from meca.params import read_params, with_settings
 from meca.progress import Progress
+from meca.stages.graph import Groups, Output, Step, graph
 
 ROOT = Path(__file__).parents[1]
 CODE = ("${", "meca/", "tasks/", "flows/")
 
 
-def test_the_table_is_the_dag_of_dvc_yaml():
+def test_the_graph_is_the_dag_of_dvc_yaml():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     stages.pop("track")
-    assert list(stages) == list(pipeline.STEPS)
-    for name, (reads, writes) in pipeline.STEPS.items():
-        depends = [path for path in stages[name].get("deps") or () if not path.startswith(CODE)]
-        assert sorted(depends) == sorted(reads), name
-        outs = [out if isinstance(out, str) else next(iter(out)) for out in (*stages[name]["outs"], *stages[name].get("metrics", ()))]
-        assert [out for out in outs if not out.startswith("work/receipts/")] == list(writes), name
+    assert list(stages) == list(graph())
+    for name, (reads, writes) in graph().items():
+        assert [path for path in stages[name]["deps"] if not path.startswith(CODE)] == list(reads), name
+        assert [out for out in stages[name]["outs"] if not out.startswith("work/receipts/")] == list(writes), name
 
 
-@pytest.mark.parametrize("name", list(pipeline.STEPS))
-def test_every_stage_takes_the_folders_of_the_table(name):
+@pytest.mark.parametrize("name", graph())
+def test_every_stage_takes_the_folders_of_the_graph(name):
     module = importlib.import_module(f"meca.stages.{name}")
     paths = pipeline.paths_of(module, name, Path("run"))
-    reads, writes = pipeline.STEPS[name]
+    reads, writes = graph()[name]
     assert sorted(paths.values()) == sorted(Path("run", path) for path in (*reads, *writes))
 
 
@@ -53,9 +52,16 @@ def stage(name, groups, body):
     """Return a stage module that counts how often it ran; `body` gets (ctx, **paths)."""
     module: Any = types.ModuleType(f"meca.stages.{name}")
     module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
-    module.GROUPS, module.OUTPUTS, module.runs = groups, ("out",), 0
-    source, values = {"first": "", "second": "first, ", "publish": "second, ", "report": "published, "}[name], {"body": body, "module": module}
-    exec(f"def run(ctx, {source}out):\n    module.runs += 1\n    body(ctx, **{{k: v for k, v in locals().items() if k != 'ctx'}})", values)
+    module.runs = 0
+    source, values = (
+        {"first": "", "second": "first, ", "publish": "second, ", "report": "published, "}[name],
+        {"body": body, "module": module, "Output": Output, "Groups": Groups, "groups": Groups(*groups)},
+    )
+    exec(
+        f"def run(ctx, {source}out: Output, *, used: Groups = groups):\n    module.runs += 1\n"
+        "    body(ctx, **{k: v for k, v in locals().items() if k not in ('ctx', 'used')})",
+        values,
+    )
     module.run = values["run"]
     return module
 
@@ -89,13 +95,12 @@ def stages(monkeypatch):
         "report": stage("report", ("report",), report),
     }
     steps = {
-        "first": ((), ("work/first",)),
-        "second": (("work/first",), ("work/second",)),
-        "publish": (("work/second",), ("published",)),
-        "report": (("published",), ("report",)),
+        "first": Step((), ("work/first",)),
+        "second": Step(("work/first",), ("work/second",)),
+        "publish": Step(("work/second",), ("published",)),
+        "report": Step(("published",), ("report",)),
     }
-    importlib.import_module("meca.stages.parameters")  # it takes the real ones by name
-    monkeypatch.setattr(pipeline, "STEPS", steps)
+    monkeypatch.setattr(pipeline, "graph", lambda: steps)
     for name, module in made.items():
         monkeypatch.setitem(sys.modules, f"meca.stages.{name}", module)
     # receipts and the identity of `ingest` are dropped by name
@@ -181,7 +186,7 @@ def test_a_damaged_result_is_made_again(tmp_path, stages, images, how):
 
 def test_changed_code_runs_everything(tmp_path, stages, images, monkeypatch):
     clean(images, tmp_path / "out")
-    monkeypatch.setattr(pipeline, "_code", lambda: "other")
+    monkeypatch.setattr(pipeline, "code_digest", lambda: "other")
     clean(images, tmp_path / "out")
     assert counts(stages) == [2, 2, 2, 2]
 
@@ -189,7 +194,7 @@ def test_changed_code_runs_everything(tmp_path, stages, images, monkeypatch):
 def test_a_failed_stage_is_resumed_and_nothing_is_published_before(tmp_path, stages, images, monkeypatch):
     works = stages["second"].run
 
-    def fails(ctx, first, out):
+    def fails(ctx, first, out: Output):
         (out / "b").write_text("half")
         raise RuntimeError("killed")
 
@@ -453,18 +458,18 @@ def test_evaluate_reads_no_figures_that_somebody_else_left(tmp_path, stages, ima
     (tmp_path / ".out.meca/work/evaluate").mkdir(parents=True)
     (tmp_path / ".out.meca/published").mkdir()
     (tmp_path / ".out.meca/work/evaluate/evaluation.json").write_text('{"known": false, "final": null, "unknown": []}')
-    monkeypatch.setitem(pipeline.STEPS, "evaluate", ((), ("work/evaluate",)))
+    monkeypatch.setitem(pipeline.graph(), "evaluate", Step((), ("work/evaluate",)))
     assert cli.run(["evaluate", str(tmp_path / "out")]) == options.USAGE
     assert "is not as this user's meca left it" in capsys.readouterr().err
     assert cli.run(["evaluate", str(tmp_path / ".out.meca")]) == options.DONE
 
 
-def poison(ctx, ingested, store, truth):
+def poison(ctx, ingested, store: Output, truth: Output):
     shutil.copytree(ingested, store, dirs_exist_ok=True)
     (truth / "attack.json").write_text('{"attack": "none"}')
 
 
-def partition(ctx, store, out):
+def partition(ctx, store, out: Output):
     ids = open_store(store).ids[open_store(store).train]
     suspicion = np.linspace(0, 1, len(ids), dtype=np.float32)
     pq.write_table(
@@ -472,11 +477,11 @@ def partition(ctx, store, out):
     )
 
 
-def enhance(ctx, store, partition, out):
+def enhance(ctx, store, partition, out: Output):
     shutil.copy(partition / "scores.parquet", out)
 
 
-def split(ctx, store, partition, enhance, out):
+def split(ctx, store, partition, enhance, out: Output):
     scores, labels = pq.read_table(enhance / "scores.parquet"), open_store(store).labels
     suspicion, n = scores["suspicion"].to_numpy(), scores.num_rows
     action = np.select([suspicion > 0.95, suspicion > 0.9, suspicion > 0.85], ["remove", "relabel", "quarantine"], "keep")
@@ -491,17 +496,17 @@ def split(ctx, store, partition, enhance, out):
     (out / "verdict.json").write_text(json.dumps({**found, "caps": [], "leak": None}))
 
 
-def train_clean(ctx, store, split, out):
+def train_clean(ctx, store, split, out: Output):
     (out / "model.json").write_text("{}")
     (out / "model.safetensors").write_bytes(b"weights")
 
 
-def relabel_finetune(ctx, store, partition, split, train_clean, out):
+def relabel_finetune(ctx, store, partition, split, train_clean, out: Output):
     for file in (*split.iterdir(), *train_clean.iterdir()):
         shutil.copy(file, out)
 
 
-def evaluate(ctx, store, truth, partition, enhance, split, train_clean, relabel_finetune, out):
+def evaluate(ctx, store, truth, partition, enhance, split, train_clean, relabel_finetune, out: Output):
     (out / "evaluation.json").write_text('{"known": false, "final": null, "unknown": ["all"]}')
 
 
@@ -511,7 +516,7 @@ def method(monkeypatch):
     for run in (poison, partition, enhance, split, train_clean, relabel_finetune, evaluate):
         module: Any = types.ModuleType(f"meca.stages.{run.__name__}")
         module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
-        module.GROUPS, module.OUTPUTS, module.run = ("seed",), ("store", "truth") if run is poison else ("out",), run
+        module.run = run
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
@@ -562,7 +567,7 @@ def test_a_folder_is_cleaned_verified_reported_and_resumed(tmp_path, method, cap
 
     first = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert cli.run(["clean", str(folder), "-o", str(out), "--exit-zero"]) == 0
-    assert capsys.readouterr().err.count("unchanged") == len(pipeline.STEPS)
+    assert capsys.readouterr().err.count("unchanged") == len(pipeline.graph())
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == first
 
     victim = next(path for path in (out / "data").rglob("*") if path.is_file())

@@ -507,8 +507,9 @@ def _believed(folder: Path, params: Any) -> bool:
     import importlib
 
     from meca import pipeline
+    from meca.stages.graph import graph
 
-    for name in pipeline.STEPS:
+    for name in graph():
         module = importlib.import_module(f"meca.stages.{name}")
         receipt = folder / "work" / "receipts" / f"{name}.json"
         if not pipeline._finished(module, pipeline.paths_of(module, name, folder), params, receipt):  # pyright: ignore[reportPrivateUsage]

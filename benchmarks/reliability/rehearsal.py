@@ -168,9 +168,9 @@ class Place:
 
 def command(stage: str, folder: Path) -> list[str]:
     """Return the program of a stage with the paths of dvc.yaml below `folder`."""
-    from meca.pipeline import STEPS
+    from meca.stages.graph import graph
 
-    reads, writes = STEPS[stage]
+    reads, writes = graph()[stage]
     outputs = [("out" if len(writes) == 1 else Path(path).name, path) for path in writes]
     options = [part for name, path in [*((Path(path).name, path) for path in reads), *outputs] for part in (f"--{name.replace('_', '-')}", path)]
     places = [str(folder / part) if "/" in part or part in (*reads, *writes) else part for part in options]
@@ -202,9 +202,9 @@ def set_up(stage: str, finished: Path, folder: Path, old: Path | None = None) ->
         folder: Where; created.
         old: Another run, whose output of the stage is written over; None for a first run.
     """
-    from meca.pipeline import STEPS
+    from meca.stages.graph import graph
 
-    reads, writes = STEPS[stage]
+    reads, writes = graph()[stage]
     folder = folder.resolve()
     folder.mkdir(parents=True)
     for path in reads:

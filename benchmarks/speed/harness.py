@@ -339,14 +339,15 @@ def default_params(**changes: Any) -> Params:
         if not value:
             levels.append((indent, entry))
     for group in ("partition", "enhance", "train_clean", "relabel_finetune"):
-        block = tree[group]["default"]
-        block.get("recipe", block).update(changes)
+        tree[group].get("recipe", tree[group]).update(changes)
     return Params(tree, PACKAGED.name)
 
 
 def _plain(text: str) -> Any:
     if text.startswith("["):
         return [_plain(part.strip()) for part in text[1:-1].split(",")]
+    if text.startswith("{"):
+        return {key.strip(): _plain(value.strip()) for key, _, value in (part.partition(":") for part in text[1:-1].split(","))}
     try:
         return json.loads(text)
     except ValueError:

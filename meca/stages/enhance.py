@@ -10,18 +10,19 @@ from meca.data.store import write_parquet
 from meca.method.enhance import SIDES, EnhanceParams, TwoOutputs, suspects_first, two_outputs, unlearn
 from meca.method.partition import PartitionParams, choose, signals, suspicion
 from meca.models import load_model, read_description, save_model
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, open_train, scores_table
 from meca.training.device import EngineParams, prepare
 from meca.training.engine import predict, side_by_side
 from meca.training.seeds import generator
 
-GROUPS = ("seed", "preset", "engine", "partition", "enhance")
 
-
-def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
+def run(
+    ctx: Context, store: Path, partition: Path, out: Output, *, engine: EngineParams, partition_params: PartitionParams, enhance: EnhanceParams
+) -> None:
     """Write the enhanced model and its scores."""
-    params, device = ctx.params.group("enhance", EnhanceParams), prepare(ctx.params.group("engine", EngineParams))
+    params, detector, device = enhance, partition_params, prepare(engine)
     data, images, labels = open_train(store, device)
     description = read_description(partition)
     model = load_model(partition).to(device.name)
@@ -53,7 +54,6 @@ def run(ctx: Context, store: Path, partition: Path, out: Path) -> None:
         save_model(results[chosen].model, results[chosen].description, out)
         ctx.metrics = {f"range_{side}": spans[side] for side in SIDES}
     else:
-        detector = ctx.params.group("partition", PartitionParams)
         loss = 0.0
         for number in range(1, params.rounds + 1):
             share = params.alpha_start + (params.alpha_end - params.alpha_start) * (number - 1) / max(1, params.rounds - 1)

@@ -14,14 +14,13 @@ from meca.errors import MecaError
 from meca.files import canonical_json, read_json
 from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, detection, separation
 from meca.models import NetworkParams, build, load_model
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
 from meca.training.device import EngineParams, prepare
 from meca.training.engine import predict, side_by_side, train
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
-
-GROUPS = ("seed", "preset", "engine", "network", "train_clean", "evaluate")
 
 NO_TRUTH = "true and false positive rate (no truth is known)"
 UNKNOWN = [
@@ -49,10 +48,15 @@ def run(
     split: Path,
     train_clean: Path,
     relabel_finetune: Path,
-    out: Path,
+    out: Output,
+    *,
+    engine: EngineParams,
+    network: NetworkParams,
+    train_clean_params: Recipe,
+    evaluate: EvaluateParams,
 ) -> None:
     """Write every measure that can be known, beside two references of the same recipe: no defence, and the oracle."""
-    recipe, device = ctx.params.group("train_clean", Recipe), prepare(ctx.params.group("engine", EngineParams))
+    recipe, device = train_clean_params, prepare(engine)
     data, images, labels = open_train(store, device)
     classes = len(data.info.class_names)
     attack = read_json(truth / "attack.json")
@@ -105,8 +109,8 @@ def run(
     if not known:
         unknown = [line for line in UNKNOWN if not (marked and line == NO_TRUTH)]
         result["unknown"] = [*unknown, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]
-    if known and ctx.params.group("evaluate", EvaluateParams).references:
-        description = describe_network(data, images, ctx.params.group("network", NetworkParams))
+    if known and evaluate.references:
+        description = describe_network(data, images, network)
         told: dict[str, list[tuple[int, float, float]]] = {name: [] for name in references}
 
         def reference(name: str) -> torch.nn.Module:

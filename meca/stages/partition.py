@@ -9,21 +9,21 @@ import torch
 from meca.data.store import write_parquet
 from meca.method.partition import PartitionParams, choose, main_axis, signals, suspicion
 from meca.models import DetectorParams, NetworkParams, build, save_model
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table
 from meca.training.device import EngineParams, prepare
 from meca.training.engine import features, train
 from meca.training.seeds import generator
 
-GROUPS = ("seed", "preset", "engine", "network", "detector", "partition")
 
-
-def run(ctx: Context, store: Path, out: Path) -> None:
+def run(
+    ctx: Context, store: Path, out: Output, *, engine: EngineParams, network: NetworkParams, detector: DetectorParams, partition: PartitionParams
+) -> None:
     """Write the scores, and the model that gave them."""
-    params, device = ctx.params.group("partition", PartitionParams), prepare(ctx.params.group("engine", EngineParams))
+    params, device = partition, prepare(engine)
     data, images, labels = open_train(store, device)
-    detector = ctx.params.group("detector", DetectorParams).resolve(ctx.params.group("network", NetworkParams))
-    description = describe_network(data, images, detector)
+    description = describe_network(data, images, detector.resolve(network))
     model = build(description, generator(ctx.seed, "partition", "init")).to(device.name)
     everything = torch.ones(len(labels), dtype=torch.bool, device=device.name)
     with ctx.timed("train"):

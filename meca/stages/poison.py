@@ -11,16 +11,13 @@ from meca.attacks.planting import counted, recorded, triggered, truth_table, wri
 from meca.attacks.poisoning import PoisonParams, long_tail, plan
 from meca.data.store import open_store, rewrite, write_parquet
 from meca.files import canonical_json, copy_folder
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 
-GROUPS = ("seed", "poison")
-OUTPUTS = ("store", "truth")
 
-
-def run(ctx: Context, ingested: Path, store: Path, truth: Path) -> None:
+def run(ctx: Context, ingested: Path, store: Output, truth: Output, *, poison: PoisonParams) -> None:
     """Write the store as the defender receives it, and the truth, which only `evaluate` may read."""
-    params = ctx.params.group("poison", PoisonParams)
-    clean = open_store(ingested)
+    params, clean = poison, open_store(ingested)
     record: dict[str, Any] = {"attack": params.attack}
     if params.attack == "none" and params.label_noise == 0 and params.imbalance == 1:
         copy_folder(ingested, store)

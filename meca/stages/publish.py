@@ -1,42 +1,38 @@
 """Write what the user gets: the sanitized set, the clean model, a verdict for every sample, the summary and the card."""
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from meca.data.store import open_store, read_parquet
 from meca.errors import MecaError
-from meca.files import canonical_json, read_json
+from meca.files import code_digest, read_json
 from meca.params import Params
 from meca.release.folder import PublishParams, write
 from meca.release.verdicts import build
-from meca.stages.runtime import Context, code_digest, main
-
-# The summary names the numbers behind the result, so all of them are read.
-GROUPS = (
-    "seed",
-    "preset",
-    "ingest",
-    "network",
-    "detector",
-    "engine",
-    "partition",
-    "enhance",
-    "split",
-    "second_look",
-    "train_clean",
-    "relabel_finetune",
-    "publish",
-)
+from meca.stages.graph import Groups, Output, interface
+from meca.stages.runtime import Context, main
 
 VERDICTS = ("no_evidence", "poisoned", "inconclusive")
 
 
-def run(ctx: Context, store: Path, partition: Path, enhance: Path, split: Path, relabel_finetune: Path, out: Path) -> None:
+def run(
+    ctx: Context,
+    store: Path,
+    partition: Path,
+    enhance: Path,
+    split: Path,
+    relabel_finetune: Path,
+    out: Output,
+    *,
+    publish: PublishParams,
+    # The summary names the numbers behind the result, so all of them are read.
+    behind: Groups = Groups(  # noqa: B008 - a tuple
+        "ingest", "network", "detector", "engine", "partition", "enhance", "split", "second_look", "train_clean", "relabel_finetune", "publish"
+    ),
+) -> None:
     """Write the published folder. Where no answer can be defended, it holds the verdicts and no sample and no model."""
     # No ctx.metrics here: metrics.json would be written beside the manifest that must list every file.
-    params = ctx.params.group("publish", PublishParams)
     data = open_store(store)
     verdict = _verdict(relabel_finetune, split)
     inconclusive = verdict["verdict"] == "inconclusive"
@@ -45,11 +41,11 @@ def run(ctx: Context, store: Path, partition: Path, enhance: Path, split: Path, 
     facts = {
         "preset": ctx.params.preset,
         "seed": ctx.seed,
-        "params_sha256": params_digest(ctx.params),
+        "params_sha256": ctx.params.digest(behind),
         "code_sha256": code_digest(),
     }
     with ctx.timed("write"):
-        write(out, data, verdicts, verdict, params, facts, None if inconclusive else relabel_finetune)
+        write(out, data, verdicts, verdict, publish, facts, None if inconclusive else relabel_finetune)
 
 
 def _verdict(final: Path, split: Path) -> dict[str, Any]:
@@ -67,8 +63,7 @@ def _verdict(final: Path, split: Path) -> dict[str, Any]:
 
 def params_digest(params: Params) -> str:
     """Return the SHA-256 of every number that decides about the set, as the summary names it."""
-    numbers = {group: params.tree.get(group) if group in ("seed", "preset") else dict(params.raw(group)) for group in GROUPS}
-    return hashlib.sha256(canonical_json(numbers, indent=None).encode()).hexdigest()
+    return params.digest(interface("publish", run).groups)
 
 
 if __name__ == "__main__":

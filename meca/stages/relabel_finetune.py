@@ -16,17 +16,26 @@ from meca.method.proofs import CONFIRMED, Proof
 from meca.method.relabel import Relabelled, RelabelParams, relabel
 from meca.metrics import share
 from meca.models import load_model, read_description, save_model
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import EVERYTHING, epoch_notes, open_train, read_rows
 from meca.training.device import EngineParams, prepare
 from meca.training.engine import predict, train
 
-GROUPS = ("seed", "preset", "engine", "relabel_finetune")
 
-
-def run(ctx: Context, store: Path, partition: Path, split: Path, train_clean: Path, out: Path) -> None:
+def run(
+    ctx: Context,
+    store: Path,
+    partition: Path,
+    split: Path,
+    train_clean: Path,
+    out: Output,
+    *,
+    engine: EngineParams,
+    relabel_finetune: RelabelParams,
+) -> None:
     """Write the final model, the final decisions and the final verdict."""
-    params, device = ctx.params.group("relabel_finetune", RelabelParams), prepare(ctx.params.group("engine", EngineParams))
+    params, device = relabel_finetune, prepare(engine)
     _, images, labels = open_train(store, device)
     earlier = read_rows(split / "decisions.parquet", ["verdict", "action", "new_label", "clean_pred", "reasons", "suspicion", "proof"], len(labels))
     verdict: dict[str, Any] = read_json(split / "verdict.json")

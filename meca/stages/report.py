@@ -1,20 +1,28 @@
-"""report: write one HTML page about the run, readable offline, the same bytes for the same run."""
+"""Write one HTML page about the run, readable offline, the same bytes for the same run."""
 
 import sys
 from pathlib import Path
 
 from meca.files import atomic_write
 from meca.report.page import Pictures, read_run, render
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 
-GROUPS = ("seed", "preset", "report")
-OUTPUTS = ("out",)
 
-
-def run(ctx: Context, store: Path, published: Path, partition: Path, enhance: Path, relabel_finetune: Path, evaluate: Path, out: Path) -> None:
+def run(
+    ctx: Context,
+    store: Path,
+    published: Path,
+    partition: Path,
+    enhance: Path,
+    relabel_finetune: Path,
+    evaluate: Path,
+    out: Output,
+    *,
+    report: Pictures,
+) -> None:
     """Write `report.html` into `out`."""
-    pictures = ctx.params.group("report", Pictures)
-    page = render(read_run(store, published, partition, enhance, relabel_finetune, evaluate), ctx.seed, pictures)
+    page = render(read_run(store, published, partition, enhance, relabel_finetune, evaluate), ctx.seed, report)
     atomic_write(out / "report.html", page)
     ctx.metrics["bytes"] = len(page.encode())
 

@@ -1,14 +1,13 @@
 """What every stage program shares: options, lock, finished-or-nothing outputs, checkpoints, receipt.
 
-A stage is a module with a function `run`. Its parameters say everything: `ctx` comes from here, a `Path` named in the
-module's `OUTPUTS` is written, every other `Path` is read. `main` makes the program of it, `execute` runs it from Python.
+A stage is a module with a function `run`, whose signature says everything (`meca.stages.graph`): `ctx` comes from here, folders are
+read and written, groups of params.yaml arrive as their dataclasses. `main` makes the program of it, `execute` runs it from Python.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,13 +26,14 @@ import pyarrow as pa
 
 from meca import state
 from meca.errors import MecaError, system_failure
-from meca.files import atomic_write, canonical_json, fresh_folder, lock, own_folder, refuse_foreign, replace_folder, sha256_file, sha256_tree
+from meca.files import atomic_write, canonical_json, code_digest, fresh_folder, lock, own_folder, refuse_foreign, replace_folder, sha256_tree
 from meca.machine import die_with_parent, peak_mib, processor, versions
 from meca.params import Params, read_params
 from meca.progress import Progress
+from meca.stages.graph import Interface, interface
 from meca.text import plain
 
-__all__ = ["Context", "code_digest", "describe", "execute", "main", "stage_key"]
+__all__ = ["Context", "describe", "execute", "main", "numbers", "stage_key"]
 
 
 @dataclasses.dataclass
@@ -68,37 +69,25 @@ class Context:
             self.timings[what] = self.timings.get(what, 0.0) + time.perf_counter() - start
 
 
-@dataclasses.dataclass(frozen=True)
-class Described:
-    """The interface of a stage, read from its `run`."""
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    groups: tuple[str, ...]  # groups of params.yaml that it reads
-
-
-def describe(module: ModuleType) -> Described:
+def describe(module: ModuleType) -> Interface:
     """Return the interface of a stage module."""
-    outputs: tuple[str, ...] = getattr(module, "OUTPUTS", ("out",))
-    names = [name for name in inspect.signature(module.run).parameters if name != "ctx"]
     name = module.__spec__.name.rsplit(".", 1)[-1] if module.__spec__ else module.__name__
-    return Described(name, tuple(n for n in names if n not in outputs), outputs, module.GROUPS)
+    return interface(name, module.run)
 
 
-def code_digest() -> str:
-    """Return the SHA-256 of meca's source: any change of code is a change of key. Only DVC knows which stage a file matters to."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root).as_posix()}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
+def numbers(module: ModuleType, params: Params) -> dict[str, Any]:
+    """Return what a stage's `run` gets of params.yaml, each group as the dataclass that its parameter is annotated with.
+
+    Raises:
+        UsageError: A group has unknown, missing or impossible fields.
+    """
+    classes = typing.get_type_hints(module.run)
+    return {name: params.group(group, classes[name]) for name, group in describe(module).parameters.items()}
 
 
-def stage_key(stage: Described, hashes: Mapping[str, str], params: Params) -> str:
+def stage_key(stage: Interface, hashes: Mapping[str, str], params: Params) -> str:
     """Return the name of a stage's result: hash of stage, input hashes, parameters in force and code."""
-    numbers = {group: params.tree.get(group) if group in ("seed", "preset") else params.raw(group) for group in stage.groups}
-    content = [stage.name, dict(hashes), numbers, code_digest()]
+    content = [stage.name, dict(hashes), params.in_force(stage.groups), code_digest()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -127,7 +116,7 @@ def execute(
         UsageError: An output, or what meca keeps beside it, is a link or another user's.
         MecaError: The stage cannot do its work.
     """
-    stage = describe(module)
+    stage, given = describe(module), numbers(module, params)
     named, progress = os.environ.get("MECA_SCRATCH"), progress or Progress(quiet=True)
     scratch = scratch or (Path(named).resolve() if named else Path(".meca"))  # where the user names it, it may be a link of theirs
     for folder in (*(paths[name] for name in stage.outputs), *([receipt.parent] if receipt else ())):
@@ -145,7 +134,7 @@ def execute(
         _forget_foreign(checkpoints, progress)
         ctx = Context(stage.name, params, checkpoints, progress, temporary[stage.outputs[0]])
         try:
-            module.run(ctx=ctx, **{n: paths[n] for n in stage.inputs}, **temporary)
+            module.run(ctx=ctx, **{n: paths[n] for n in stage.inputs}, **temporary, **given)
             if ctx.metrics:
                 atomic_write(ctx.out / "metrics.json", canonical_json(ctx.metrics))
             for name in stage.outputs:
@@ -160,7 +149,7 @@ def execute(
             "stage": stage.name,
             "key": key,
             "preset": params.preset,
-            "params": {g: params.tree.get(g) if g in ("seed", "preset") else params.raw(g) for g in stage.groups},
+            "params": params.in_force(stage.groups),
             "inputs": hashes,
             "outputs": {name: sha256_tree(paths[name]) for name in stage.outputs},
             "metrics": ctx.metrics,

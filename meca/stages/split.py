@@ -20,30 +20,40 @@ from meca.method.split import Decision, SplitParams, by_misclassification, by_tw
 from meca.method.transfer import called, everywhere, trigger_estimate, unexplained
 from meca.metrics import share
 from meca.models import build, load_model, read_description, save_model
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import EVERYTHING, column, open_train, scores_table
-from meca.training.device import EngineParams, prepare
+from meca.training.device import Device, EngineParams, prepare
 from meca.training.engine import features, predict, side_by_side, train
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
 
-GROUPS = ("seed", "preset", "engine", "partition", "enhance", "split", "second_look", "train_clean")
 
-
-def run(ctx: Context, store: Path, partition: Path, enhance: Path, out: Path) -> None:
+def run(
+    ctx: Context,
+    store: Path,
+    partition: Path,
+    enhance: Path,
+    out: Output,
+    *,
+    engine: EngineParams,
+    partition_params: PartitionParams,
+    enhance_params: EnhanceParams,
+    split: SplitParams,
+    second_look_params: SecondLookParams,
+    train_clean: Recipe,
+) -> None:
     """Write a verdict for every sample and one for the set."""
-    params = ctx.params.group("split", SplitParams)
-    data = open_store(store)
+    params, again, data = split, second_look_params, open_store(store)
     labels = data.labels[data.train]
     classes = len(data.info.class_names)
     scores = enhance / "scores.parquet"
     predicted: np.ndarray | None = None
     if params.rule == "two_clusters":
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
-        networks = _Networks(ctx, store, partition, params, out)
+        networks = _Networks(ctx, store, partition, params, out, prepare(engine), _Trainings(partition_params.recipe, enhance_params, train_clean))
         decision = by_two_clusters(margins, labels, classes, params, networks.flips, networks.unseen, networks.again, _fitted(partition))
         if not decision.flagged.any():
-            again = ctx.params.group("second_look", SecondLookParams)
             decision = second_look(
                 decision,
                 margins["behind"],
@@ -89,12 +99,21 @@ def _fitted(partition: Path) -> float:
     return float(read_json(partition / "metrics.json")["train_accuracy"])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trainings:
+    """How the networks that `split` asks are trained."""
+
+    unseen: Recipe
+    again: EnhanceParams
+    everything: Recipe
+
+
 class _Networks:
     """What `split` asks of networks: the one of `partition`, and others like it that were trained without some samples."""
 
-    def __init__(self, ctx: Context, store: Path, partition: Path, params: SplitParams, out: Path) -> None:
+    def __init__(self, ctx: Context, store: Path, partition: Path, params: SplitParams, out: Path, device: Device, trainings: _Trainings) -> None:
         self.ctx, self.probe, self.end, self.out = ctx, params.probe, params.end, out
-        self.device = prepare(ctx.params.group("engine", EngineParams))
+        self.device, self.trainings = device, trainings
         _, self.images, self.labels = open_train(store, self.device)
         # By class: pictures of others, the share of them that is called so as they are, and the mean of all others.
         self.tried: dict[int, tuple[torch.Tensor, float, torch.Tensor]] = {}
@@ -118,7 +137,7 @@ class _Networks:
 
     def unseen(self, left_out: list[np.ndarray]) -> list[np.ndarray]:
         """Return what networks that were trained without these samples see in all, int64 [n] each."""
-        recipe = self.ctx.params.group("partition", PartitionParams).recipe
+        recipe = self.trainings.unseen
 
         def look(number: int, without: np.ndarray) -> np.ndarray:
             kept = torch.from_numpy(~without).to(self.device.name)
@@ -134,7 +153,7 @@ class _Networks:
 
     def again(self, ranks: np.ndarray) -> np.ndarray:
         """Return the margins of all samples of `enhance` run once more, with the ends as suspects, float64 [n]."""
-        params = dataclasses.replace(self.ctx.params.group("enhance", EnhanceParams), core=self.end)
+        params = dataclasses.replace(self.trainings.again, core=self.end)
         order = torch.from_numpy(ranks.astype(np.float32)).to(self.device.name)
 
         def note(number: int, loss: float, accuracy: float) -> None:
@@ -184,7 +203,7 @@ class _Networks:
     @cached_property
     def everything(self) -> torch.nn.Module:
         """A network that was trained fully on everything: it has learnt the trigger, however rare. It is kept for the test of the final model."""
-        recipe = self.ctx.params.group("train_clean", Recipe)
+        recipe = self.trainings.everything
         self.ctx.progress("split: second look", 1, 1, "all samples")
         model = build(self.description, generator(self.ctx.seed, "second look", "everything")).to(self.device.name)
         kept, place = torch.ones_like(self.labels, dtype=torch.bool), self.ctx.checkpoints / "everything.safetensors"

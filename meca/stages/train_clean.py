@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from meca.models import NetworkParams, build, save_model
+from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, read_rows
 from meca.training.device import EngineParams, prepare
@@ -13,14 +14,12 @@ from meca.training.engine import train
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
 
-GROUPS = ("seed", "preset", "engine", "network", "train_clean")
 
-
-def run(ctx: Context, store: Path, split: Path, out: Path) -> None:
+def run(ctx: Context, store: Path, split: Path, out: Output, *, engine: EngineParams, network: NetworkParams, train_clean: Recipe) -> None:
     """Write the clean model."""
-    recipe, device = ctx.params.group("train_clean", Recipe), prepare(ctx.params.group("engine", EngineParams))
+    recipe, device = train_clean, prepare(engine)
     data, images, labels = open_train(store, device)
-    description = describe_network(data, images, ctx.params.group("network", NetworkParams))
+    description = describe_network(data, images, network)
     verdicts = read_rows(split / "decisions.parquet", ["verdict"], len(labels))["verdict"].to_pylist()
     keep = torch.tensor([verdict == "clean" for verdict in verdicts], device=device.name)
     model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)

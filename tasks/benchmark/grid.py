@@ -23,6 +23,7 @@ from typing import Any
 import meca
 from meca.errors import MecaError, UsageError
 from meca.files import atomic_write, canonical_json, lock, read_json, refuse_foreign, sha256_tree
+from meca.files import code_digest as files_digest
 from meca.params import PRESETS, Params, read_params, with_settings
 from tasks import environment
 from tasks.benchmark.cell import COLUMNS
@@ -174,7 +175,7 @@ def _cell(
         if share_key == "enhance.alpha_end":  # the schedule grows from there, and never shrinks
             changed["enhance.alpha_start"] = min(share, float(params.raw("enhance")["alpha_start"]))
         params = with_settings(params, changed)
-    numbers = {group: params.tree[group] if group in ("preset", "seed") else dict(params.raw(group)) for group in params.tree if group not in IGNORED}
+    numbers = params.in_force(group for group in params.numbers if group not in IGNORED)
     if is_path:
         # What is there counts, not where: the same folder moved elsewhere has its rows already.
         numbers["ingest"] |= {"source": digest, "watch": None}
@@ -215,8 +216,7 @@ def _cell(
 @cache
 def code_digest() -> str:
     """Return the SHA-256 over the files that the measured stages import."""
-    files = sorted({file for stage in MEASURED for file in closure(ROOT, f"meca.stages.{stage}")})
-    return _hash([[file, sha256_tree(ROOT / file)] for file in files])
+    return files_digest(ROOT, {ROOT / file for stage in MEASURED for file in closure(ROOT, f"meca.stages.{stage}")})
 
 
 def _absolute(item: str) -> str:

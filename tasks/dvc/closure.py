@@ -1,22 +1,45 @@
-"""Which files of the project a program imports, so that DVC sees an edit in any of them.
+"""dvc.yaml, written from the signatures of the stages and from what their programs import, so that DVC sees an edit in any of it.
 
-python -m tasks.dvc.closure          rewrite the lines with code below `deps` in dvc.yaml
-python -m tasks.dvc.closure --check  exit 1 if a line is missing or too many
+python -m tasks.dvc.closure          write dvc.yaml
+python -m tasks.dvc.closure --check  exit 1 if it differs
 """
 
 import argparse
 import ast
+import json
 import re
 import shlex
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from meca.params import PRESETS, read_params
+from meca.params import Params, read_params
+from meca.stages.graph import Step, graph, read_interface
 
-__all__ = ["closure", "groups", "module_file", "rewrite", "stage_module"]
+__all__ = ["closure", "dependencies", "module_file", "rendered", "stage_module"]
 
 PACKAGES = ("meca", "tasks")
 RESOURCES = (".html", ".css", ".js", ".svg", ".md", ".txt")  # what a package reads beside its code; params.yaml is tracked by key
+WATCHED = {"ingest": ("'${ingest.watch}'",)}  # what lies outside of the run and makes a stage stale
+UNTRACKED = ("data/ingested", "data/truth")  # what the record in MLflow does not read
+HEAD = """\
+# Written by `make closure` (tasks/dvc/closure.py) from the signatures of the stages; edit those, not this file. One stage, one
+# program, one group of params.yaml, one word for all three (docs/files.md says what the folders hold). The lines with code below
+# `deps` are what each program can import; a folder stands where it can import the whole of it.
+
+stages:
+"""
+TAIL = """
+plots: # track writes every curves.jsonl once more as CSV, because DVC draws no JSON lines
+  - work/track/curves/partition.csv: {x: step, y: loss, title: Loss of partition}
+  - work/track/curves/enhance.csv: {x: step, y: loss, title: Loss of enhance}
+  - work/track/curves/train_clean.csv: {x: step, y: loss, title: Loss of train_clean}
+  - work/track/curves/relabel_finetune.csv: {x: step, y: loss, title: Loss of relabel_finetune}
+  - work/track/curves/evaluate.csv: {x: step, y: [acc, asr], title: ACC and ASR after each round}
+
+artifacts:
+  clean-model: {path: work/relabel_finetune/model.safetensors, type: model, desc: The model that goes out if the verdict allows it}
+"""
 
 
 def module_file(root: Path, module: str) -> Path | None:
@@ -89,56 +112,96 @@ def stage_module(cmd: str) -> str:
     raise ValueError(f"Expected a command `python -m <module> ...` in dvc.yaml, got {cmd!r}.")
 
 
-def groups(root: Path, module: str) -> list[str] | None:
-    """Return a stage's `GROUPS` as DVC names them, None where the module has none; importing it would import torch.
+def dependencies(root: Path, module: str) -> list[str]:
+    """Return the closure of a module as DVC depends on it: a folder stands for its files where the module reaches every one of them."""
+    found = {root / file for file in closure(root, module)}
+    kept: set[Path] = set()
+    for file in found:
+        whole = [folder for folder in file.relative_to(root).parents if len(folder.parts) > 1 and _sources(root / folder) <= found]
+        kept.add(root / whole[-1] if whole else file)  # the parents go upwards, so that the last is the largest
+    return sorted(path.relative_to(root).as_posix() for path in kept)
 
-    Of a group with two blocks only the one of the preset in force is a dependency.
+
+def _sources(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+def rendered(root: Path, code: bool = True) -> str:
+    """Return the whole dvc.yaml of a project: what the signatures of the stages say, and what stands above in this file.
+
+    Args:
+        root: The project.
+        code: Whether code is among what stages depend on; not where the installed package runs.
     """
-    file = module_file(root, module)
-    if file is None:
-        return None
-    tree = read_params(root / "params.yaml").tree
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == "GROUPS" for target in node.targets):
-            return [
-                name + ".${preset}" * (set(tree.get(name) or ()) == set(PRESETS) if isinstance(tree.get(name), dict) else 0)
-                for name in ast.literal_eval(node.value)
-            ]
-    return None
+    params, steps = read_params(root / "params.yaml"), graph(root / "meca" / "stages")
+    stages = "\n".join(_stage(root, params, name, step, code) for name, step in steps.items())
+    metrics = [f"{path}/metrics.json" for step in steps.values() for path in step.writes if path.startswith("work/")]
+    return HEAD + stages + "\n" + _track(root, steps, code) + f"\nmetrics:\n{_wrapped(', '.join(metrics).join('[]'))}\n" + TAIL
 
 
-def rewrite(root: Path, text: str) -> str:
-    """Return the text of a dvc.yaml with code and parameters as they should be; comments and all else stay."""
-    code = re.compile(rf"      - (?:{'|'.join(PACKAGES)})/\S+\.\w+$")
-    lines: list[str] = []
-    module, section = "", ""
-    for line in [*text.splitlines(), ""]:
-        if match := re.match(r"\s+(?:cmd: )?python -m (\S+)", line):
-            module = match[1]
-        if section and not line.startswith("      "):
-            if section == "deps":
-                lines += [f"      - {file}" for file in closure(root, module)]
-            section = ""
-        known = groups(root, module) if section == "params" else None
-        if not (section == "deps" and code.fullmatch(line)) and known is None:
-            lines.append(line)
-        if line in ("    deps:", "    params:"):
-            section = line.strip(" :")
-            if section == "params":
-                lines += [f"      - {name}" for name in groups(root, module) or ()]
-    return "\n".join(lines[:-1]) + "\n"
+def _stage(root: Path, params: Params, name: str, step: Step, code: bool) -> str:
+    file = root / "meca" / "stages" / f"{name}.py"
+    each = read_interface(file)
+    assert each is not None  # the graph has it
+    desc = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").splitlines()[0].rstrip(".")
+    inputs = zip(each.inputs, step.reads, strict=True)
+    outputs = zip(each.outputs, step.writes, strict=True)
+    receipt = f"work/receipts/{name}.json"
+    options = [" ".join(f"--{key.replace('_', '-')} {path}" for key, path in pairs) for pairs in (inputs, outputs)]
+    sources = dict.fromkeys(["seed", *(source for group in each.groups for source in params.sources(group))])
+    return _entry(
+        name,
+        desc,
+        [f"python -m meca.stages.{name}", *filter(None, options), f"--params params.yaml --receipt {receipt}"],
+        [*WATCHED.get(name, ()), *step.reads, *(dependencies(root, f"meca.stages.{name}") if code else ())],
+        list(sources),
+        f"[{', '.join((*step.writes, receipt))}]",
+    ) + ("    meta: {gpu: true} # takes the host's `gpu` slot in the flow\n" if "engine" in each.parameters else "")
+
+
+def _track(root: Path, steps: Mapping[str, Step], code: bool) -> str:
+    """Return the one stage that is no program of meca: it reads what all others wrote."""
+    receipts = [f"work/receipts/{name}.json" for name in steps]
+    places = [path for step in steps.values() for path in step.writes if path not in UNTRACKED]
+    module = "tasks.mlflow.tracking"
+    return _entry(
+        "track",
+        "Tell MLflow what ran, on what and how it came out",
+        [
+            f"python -m {module}",
+            f"--receipts {' '.join(receipts)}",
+            "--store data/store --work work --published published --report report --out work/track",
+            "--params params.yaml",
+        ],
+        [*places, *receipts, *(dependencies(root, module) if code else ())],
+        ["preset", "track"],
+        "[work/track: {cache: false}] # a record restored from the cache would name runs that MLflow may not have",
+    )
+
+
+def _entry(name: str, desc: str, cmd: Sequence[str], deps: Sequence[str], params: Sequence[str], outs: str) -> str:
+    lines = [f"  {name}:", f"    desc: {json.dumps(desc, ensure_ascii=False)}", "    cmd: >-", _wrapped(" ".join(cmd))]
+    lines += ["    deps:", _wrapped(f"[{', '.join(deps)}]"), "    params:", _wrapped(f"[{', '.join(params)}]"), f"    outs: {outs}"]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    text = re.sub(r"(--\S+) (?!--)", "\\1\0", text)  # an option stays beside its first value
+    return textwrap.fill(text, 150, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False).replace(
+        "\0", " "
+    )
 
 
 def main() -> None:
-    """Rewrite or check the dvc.yaml of the working directory."""
+    """Write or check the dvc.yaml of the working directory."""
     parser = argparse.ArgumentParser(prog="python -m tasks.dvc.closure", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if there is something to change")
     arguments = parser.parse_args()
     path = Path("dvc.yaml")
-    before = path.read_text(encoding="utf-8")
-    after = rewrite(Path(), before)
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    after = rendered(Path())
     if arguments.check and after != before:
-        raise SystemExit("dvc.yaml does not list what the stages import or read: run `python -m tasks.dvc.closure`.")
+        raise SystemExit("Expected dvc.yaml to be what the stages say of themselves, and it differs: run `python -m tasks.dvc.closure`.")
     if after != before:
         path.write_text(after, encoding="utf-8")
 

@@ -9,7 +9,7 @@ import meca
 from meca.errors import UsageError
 from meca.files import atomic_write, refuse_foreign
 from meca.params import read_params, with_settings
-from tasks.dvc.closure import PACKAGES
+from tasks.dvc.closure import PACKAGES, rendered
 
 __all__ = ["create"]
 
@@ -41,9 +41,7 @@ def create(path: Path, settings: Mapping[str, Any] | None = None, code: bool = T
     for package in CODE if code else ():
         refuse_foreign(path / package, below=True)  # what is not in ours is removed there
     params = with_settings(read_params(root / "params.yaml"), settings or {})
-    pipeline = (root / "dvc.yaml").read_text(encoding="utf-8")
-    if not code:
-        pipeline = "".join(line for line in pipeline.splitlines(keepends=True) if not line.strip().startswith(tuple(f"- {p}/" for p in PACKAGES)))
+    pipeline = (root / "dvc.yaml").read_text(encoding="utf-8") if code else rendered(root, code=False)
     _write(path / "dvc.yaml", pipeline)
     _write(path / "params.yaml", _yaml(params.tree))
     _write(path / ".dvcignore", (root / ".dvcignore").read_text(encoding="utf-8"))

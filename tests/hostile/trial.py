@@ -24,8 +24,8 @@ from flows import cli
 from meca.data.store import Store, open_store
 from meca.errors import InputRefused, UsageError
 from meca.params import read_params, with_settings
-from meca.pipeline import STEPS
 from meca.stages import ingest
+from meca.stages.graph import graph
 from meca.stages.runtime import execute
 from meca.text import plain
 from tests.hostile.case import Case, Expected
@@ -54,7 +54,7 @@ def attempt(case: Case, place: Path) -> Trial:
     (place / "in").mkdir()
     made = case.make(place / "in")
     before = tree_of(place)
-    for name in STEPS:  # before memory is limited: they bring torch
+    for name in graph():  # before memory is limited: they bring torch
         importlib.import_module(f"meca.stages.{name}")
     with _watched(place) as seen, limited():
         trial = _by_command_alone(case, made, place) if case.options else _read(case, made, place)

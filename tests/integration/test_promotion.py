@@ -410,7 +410,7 @@ def other_split(workspace: Path) -> None:
 
 def other_numbers(workspace: Path) -> None:
     tree = yaml.safe_load((workspace / "params.yaml").read_text())
-    tree["relabel_finetune"]["default"]["probe"] = 1
+    tree["relabel_finetune"]["probe"] = 1
     (workspace / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 

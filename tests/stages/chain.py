@@ -13,7 +13,8 @@ from meca.attacks import ATTACKS
 from meca.data.store import Store, open_store, pixel_id, write_store
 from meca.files import sha256_tree
 from meca.params import PRESETS, Params
-from meca.pipeline import STEPS, paths_of
+from meca.pipeline import paths_of
+from meca.stages.graph import graph
 from meca.stages.runtime import execute
 from tests.making import settings
 from tests.method.tiny import CLASSES, pictures
@@ -79,12 +80,12 @@ def run(folder: Path, params: Params, names: Iterable[str] = METHOD, n_test: int
 
 def outputs(name: str, folder: Path) -> dict[str, str]:
     """Return the hash of each output of a stage."""
-    return {path: sha256_tree(folder / path) for path in STEPS[name][1]}
+    return {path: sha256_tree(folder / path) for path in graph()[name][1]}
 
 
 def with_inputs(name: str, source: Path, folder: Path) -> Path:
     """Copy what a stage declares to read, and nothing else, into another folder."""
-    for path in STEPS[name][0]:
+    for path in graph()[name][0]:
         shutil.copytree(source / path, folder / path)
     return folder
 

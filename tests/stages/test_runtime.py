@@ -23,7 +23,7 @@ from meca.data.store import read_parquet
 from meca.errors import MecaError, UsageError
 from meca.files import lock, sha256_tree
 from meca.params import PRESETS
-from meca.pipeline import STEPS
+from meca.stages.graph import graph
 from meca.stages.runtime import describe, execute, main, stage_key
 from meca.training import engine
 from tests.stages.chain import METHOD, MODULES, outputs, paths, quick, run, step, with_inputs
@@ -39,7 +39,7 @@ every_preset = pytest.mark.parametrize("preset", PRESETS)
 @every_stage
 def test_a_stage_needs_its_declared_inputs_only_and_gives_the_same_bytes_twice(name: str, preset: str, finished: Finished, tmp_path: Path) -> None:
     folder = with_inputs(name, finished(preset), tmp_path / "elsewhere")
-    before = {path: sha256_tree(folder / path) for path in STEPS[name][0]}
+    before = {path: sha256_tree(folder / path) for path in graph()[name][0]}
     torch.manual_seed(99)
     np.random.seed(99)
     receipt = step(name, folder, quick(preset))
@@ -86,12 +86,12 @@ def test_another_truth_changes_the_bytes_of_evaluate_alone(finished: Finished, t
 
 @every_stage
 def test_a_missing_input_is_named_and_nothing_is_written(name: str, finished: Finished, tmp_path: Path) -> None:
-    for k, path in enumerate(STEPS[name][0]):
+    for k, path in enumerate(graph()[name][0]):
         folder = with_inputs(name, finished(), tmp_path / str(k))
         shutil.rmtree(folder / path)
         with pytest.raises(MecaError, match=rf"Expected a file or a folder at .*{path}, found neither"):
             step(name, folder, quick())
-        assert not any((folder / out).exists() for out in STEPS[name][1])
+        assert not any((folder / out).exists() for out in graph()[name][1])
 
 
 def halve(file: Path) -> None:
@@ -154,13 +154,13 @@ def test_a_tampered_input_is_named(name: str, file: str, tamper: Callable[[Path]
     tamper(folder / file)
     with pytest.raises(MecaError, match=Path(file).name.replace(".", r"\.")):
         step(name, folder, quick(evaluate__references=False))
-    assert not any((folder / out).exists() for out in STEPS[name][1])
+    assert not any((folder / out).exists() for out in graph()[name][1])
 
 
 @every_stage
 def test_what_a_killed_run_left_behind_is_removed_and_an_older_result_replaced(name: str, finished: Finished, tmp_path: Path) -> None:
     folder = with_inputs(name, finished(), tmp_path)
-    for out in STEPS[name][1]:
+    for out in graph()[name][1]:
         for path in (folder / out, (folder / out).with_name(Path(out).name + ".tmp")):
             path.mkdir(parents=True)
             (path / "curves.jsonl").write_text("rubbish\n")
@@ -171,7 +171,7 @@ def test_what_a_killed_run_left_behind_is_removed_and_an_older_result_replaced(n
 
 @every_stage
 def test_a_curve_is_made_of_lines_with_a_phase_and_a_place(name: str, finished: Finished) -> None:
-    for out in STEPS[name][1]:
+    for out in graph()[name][1]:
         file = finished() / out / "curves.jsonl"
         for line in file.read_text().splitlines() if file.exists() else []:
             point = json.loads(line)
@@ -269,7 +269,7 @@ def test_a_stage_follows_no_link_where_it_writes(name: str, kind: str, finished:
     mine.mkdir()
     (mine / "thesis").write_text("mine")
     if name.endswith("/x"):
-        key = stage_key(describe(MODULES["split"]), {path.split("/")[1]: sha256_tree(folder / path) for path in STEPS["split"][0]}, quick())
+        key = stage_key(describe(MODULES["split"]), {path.split("/")[1]: sha256_tree(folder / path) for path in graph()["split"][0]}, quick())
         owner = hashlib.sha256(str(folder / "work" / "split").encode()).hexdigest()[:16]
         name = f"scratch/checkpoints/split-{owner}-{key[:24]}"
     place = folder / name
@@ -304,7 +304,7 @@ def test_a_program_exits_with_the_code_of_its_error_and_names_the_stage(
     main(MODULES["split"], arguments("split", folder, write_params(tmp_path)))
     receipt = json.loads((folder / "receipt.json").read_text())
     assert receipt["stage"] == "split" and receipt["schema"] == "meca.receipt/1"
-    assert set(receipt["params"]) == set(describe(MODULES["split"]).groups)
+    assert set(receipt["params"]) == {"seed", "preset", *describe(MODULES["split"]).groups}
     assert outputs("split", folder) == outputs("split", finished())
     with pytest.raises(SystemExit) as unknown:
         main(MODULES["split"], arguments("split", folder, tmp_path / "none.yaml"))
@@ -348,7 +348,6 @@ def test_the_key_of_a_result_depends_on_inputs_and_the_parameters_in_force() -> 
     changed = [
         stage_key(stage, {**hashes, "split": "c"}, quick()),
         stage_key(stage, hashes, quick(seed=1)),
-        stage_key(stage, hashes, quick(preset="paper")),
         stage_key(stage, hashes, quick(**{"train_clean.epochs": 4})),
         stage_key(describe(MODULES["split"]), hashes, quick()),
     ]
@@ -359,7 +358,7 @@ def test_the_key_of_a_result_depends_on_inputs_and_the_parameters_in_force() -> 
 def test_a_stage_is_described_by_its_run(name: str) -> None:
     stage = describe(MODULES[name])
     assert stage.name == name and stage.outputs == (("store", "truth") if name == "poison" else ("out",))
-    assert stage.inputs == tuple(Path(path).name for path in STEPS[name][0])
+    assert stage.inputs == tuple(Path(path).name for path in graph()[name][0])
 
 
 def test_values_that_json_lacks_are_refused_by_the_curve(tmp_path: Path) -> None:

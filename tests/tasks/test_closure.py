@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tasks.dvc.closure import closure, rewrite, stage_module
+from tasks.dvc.closure import closure, dependencies, rendered, stage_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,6 @@ def project(tmp_path):
         "meca/sub/page.html": "{% include 'page.css' %}",
         "meca/sub/page.css": "",
         "meca/sub/other.css": "",
-        "params.yaml": "preset: default\nseed: 0\npoison: {x: 1}\npartition: {default: {x: 1}, paper: {x: 2}}\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +43,16 @@ def test_closure_holds_what_python_loads():
     assert {Path(file).resolve().relative_to(ROOT).as_posix() for file in loaded} <= set(closure(ROOT, "meca.data.store"))
 
 
-def test_rewrite_changes_code_and_parameters_and_nothing_else(project):
-    (project / "meca" / "a.py").write_text('GROUPS = ("seed", "poison", "partition")\n')
-    head = "stages: # kept\n  a:\n    cmd: >-\n      python -m meca.a\n      --out out\n"
-    before = head + "    deps:\n      - data\n      - meca/gone.py\n    params:\n      - old\n    outs:\n      - out # kept\n"
-    after = before.replace("      - meca/gone.py\n", "      - meca/__init__.py\n      - meca/a.py\n")
-    after = after.replace("      - old\n", "      - seed\n      - poison\n      - partition.${preset}\n")
-    assert rewrite(project, before) == after
-    assert rewrite(project, after) == after
+def test_a_folder_stands_for_its_files_where_all_of_them_are_reached(project):
+    assert dependencies(project, "meca.a") == ["meca/__init__.py", "meca/a.py", "meca/b.py", *closure(project, "meca.a")[3:]], "other.css is not"
+    (project / "meca/sub/other.css").unlink()
+    assert dependencies(project, "meca.a") == ["meca/__init__.py", "meca/a.py", "meca/b.py", "meca/sub"]
+
+
+def test_a_pipeline_without_code_depends_on_data_alone():
+    stages = yaml.safe_load(rendered(ROOT, code=False))["stages"]
+    assert not [dep for stage in stages.values() for dep in stage["deps"] if dep.endswith(".py") or dep.startswith(("meca", "tasks"))]
+    assert stages["ingest"]["deps"] == ["${ingest.watch}"] and stages["split"]["deps"] == ["data/store", "work/partition", "work/enhance"]
 
 
 def test_a_command_of_another_form_is_named():

@@ -52,7 +52,7 @@ def test_a_key_follows_what_the_figures_depend_on_and_nothing_else(monkeypatch: 
     for harmless in ("report.kept_pictures", "promote.min_acc"):
         assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={harmless: "7"})) == before
     tree = json.loads(json.dumps(ONE.tree))
-    tree["split"]["paper"]["min_flips"] = 0.9
+    tree["paper"]["split"]["min_flips"] = 0.9
     assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, tree=tree)) == before, "the block of the other preset is not in force"
     monkeypatch.setattr(grid, "code_digest", lambda: "other code")
     assert key(ONE) != before
