@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install demo test integration services services-stop services-status crash-test check format lock closure results bench bench-quality bench-gpu clean
+.PHONY: help install demo test integration services services-stop services-status crash-test check format lock closure architecture results bench bench-quality bench-gpu clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,7 @@ check: install ## formatting, lint, types, imports, computed files
 	$(BIN)/lint-imports
 	$(BIN)/python -m tasks.dvc.closure --check
 	$(BIN)/python -m benchmarks.render --check
+	$(BIN)/python -m benchmarks.architecture --check
 
 format: install ## write what `check` asks for
 	$(BIN)/ruff format --quiet .
@@ -80,6 +81,9 @@ lock: install ## resolve the versions anew
 
 closure: install ## the code each stage depends on, written into dvc.yaml
 	$(BIN)/python -m tasks.dvc.closure
+
+architecture: install ## docs/architecture.svg and the table of docs/architecture.md, from the imports
+	$(BIN)/python -m benchmarks.architecture
 
 results: install ## docs/results.md, docs/performance.md and the README's table from the measured rows
 	$(BIN)/python -m benchmarks.render

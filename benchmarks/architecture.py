@@ -1,6 +1,6 @@
 """What the house looks like from its imports: rooms, arrows, circles, sizes; docs/architecture.svg and the table beside it.
 
-    python -m benchmarks.architecture                    draw docs/architecture.svg, and print the figures
+    python -m benchmarks.architecture                    draw docs/architecture.svg, write the table of docs/architecture.md, print the figures
     python -m benchmarks.architecture --check            exit 1 where the picture is not that of the code
     python -m benchmarks.architecture --root FOLDER      figures of another checkout (nothing of it is run)
 
@@ -19,6 +19,8 @@ __all__ = ["Figures", "figures", "main", "picture"]
 
 ROOT = Path(__file__).parents[1]
 PICTURE = Path("docs/architecture.svg")
+PAGE = Path("docs/architecture.md")
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PACKAGES = ("meca", "tasks", "flows")
 FOLDERS = (*PACKAGES, "benchmarks", "infra", "tests")
 MANY = 6  # parameters, beside self and ctx
@@ -163,7 +165,6 @@ def picture(root: Path = ROOT) -> bytes:
         storeys.setdefault(storey, []).append(room)
     widest = max(len(rooms) for rooms in storeys.values())
     place = {room: (widest * (at + 0.5) / len(rooms), float(storey)) for storey, rooms in storeys.items() for at, room in enumerate(sorted(rooms))}
-    lines = {room: sum(len(f.read_text(encoding="utf-8").splitlines()) for f in _files(root, room)) for room in arrows}
     figure = Figure(figsize=(1.9 * widest, 1.05 * (max(storeys) + 1)))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, widest), ylim=(-0.6, max(storeys) + 0.6))
@@ -173,17 +174,30 @@ def picture(root: Path = ROOT) -> bytes:
             (x, y), (u, v) = place[room], place[to]
             axes.annotate("", (u, v + 0.2), (x, y - 0.2), arrowprops={"arrowstyle": "-|>", "color": "#8899aa", "lw": 0.7, "alpha": 0.6})
     for room, (x, y) in place.items():
-        label = f"{room.removeprefix('meca.')}\n{lines[room]:,} lines"
-        axes.text(x, y, label, ha="center", va="center", fontsize=9, bbox={"boxstyle": "round,pad=0.35", "fc": "#eef3f8", "ec": "#35506b"})
+        axes.text(
+            x,
+            y,
+            room.removeprefix("meca."),
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox={"boxstyle": "round,pad=0.35", "fc": "#eef3f8", "ec": "#35506b"},
+        )
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "meca", "svg.fonttype": "none"}):  # same code, same bytes
         figure.savefig(out, format="svg", metadata={"Date": None}, facecolor="white")
     return out.getvalue()
 
 
-def _files(root: Path, room: str) -> list[Path]:
-    base = root.joinpath(*room.split("."))
-    return sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]
+def written(page: str, found: Figures) -> str:
+    """Return a page with the figures between its markers: those alone that an import changes, so that no other edit makes it stale."""
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"Expected {BEGIN} and {END} in {PAGE}, found not both; put them where the table belongs.")
+    lines = ["| package | rooms | arrows |", "|:--|--:|--:|", *(f"| `{name}` | {found.rooms[name]} | {found.arrows[name]} |" for name in PACKAGES)]
+    circles = "; ".join(" <-> ".join(rooms) for rooms in found.circles) or "none"
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n\nCircles: {circles}.\n{END}{after}"
 
 
 def table(found: Figures) -> str:
@@ -204,13 +218,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.root:
         print(table(figures(given.root)))
         return
-    drawn, file = picture(), ROOT / PICTURE
+    found, page = figures(), ROOT / PAGE
+    made = {PICTURE: picture(), PAGE: written(page.read_text(encoding="utf-8"), found).encode()}
     if given.check:
-        if not file.is_file() or file.read_bytes() != drawn:
-            raise SystemExit(f"{PICTURE} does not show the code's imports: run `python -m benchmarks.architecture`.")
+        stale = [str(name) for name, content in made.items() if not (ROOT / name).is_file() or (ROOT / name).read_bytes() != content]
+        if stale:
+            raise SystemExit(f"{' and '.join(stale)} not those of the code's imports: run `python -m benchmarks.architecture`.")
         return
-    file.write_bytes(drawn)
-    print(table(figures()))
+    for name, content in made.items():
+        (ROOT / name).write_bytes(content)
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def make_buckets(endpoint: str, region: str, key: str, secret: str) -> None:
     Raises:
         MecaError: The server refuses.
     """
-    import boto3
+    import boto3.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -142,7 +142,7 @@ def buckets(remotes: Mapping[str, Mapping[str, str]]) -> list[Bucket]:
 
 def s3(bucket: Bucket) -> Finding:
     """Examine a bucket: found, readable, writable, with versions, closed to strangers."""
-    import boto3
+    import boto3.session
     from botocore import UNSIGNED
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError

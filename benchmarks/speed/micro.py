@@ -40,7 +40,7 @@ GPU_NETWORKS = {
 @contextlib.contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     """Allow TF32 or forbid it, in both places: torch's own default differs between convolutions and matrix products."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     for place in places:
         place.allow_tf32 = allowed

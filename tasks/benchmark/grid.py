@@ -240,6 +240,12 @@ def work_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.work")
 
 
+def _own_work_folder(output: Path) -> Path:
+    place = work_folder(output)
+    refuse_foreign(place, below=True)
+    return place
+
+
 class Grid:
     """Cells with the file of their rows. Several threads may measure cells; one process at a time may hold a grid."""
 
@@ -267,8 +273,12 @@ class Grid:
 
     @classmethod
     def load(cls, output: Path) -> "Grid":
-        """Return the grid that `save` left beside a results file, with what has been measured since."""
-        saved = read_json(work_folder(output) / "plan.json")
+        """Return the grid that `save` left beside a results file, with what has been measured since.
+
+        Raises:
+            UsageError: The folder of it, or something in it, is a link or another user's.
+        """
+        saved = read_json(_own_work_folder(output) / "plan.json")
         return cls(Plan.of(saved["plan"]), output, saved["threads"], saved["keep"])
 
     def save(self) -> None:
@@ -278,15 +288,19 @@ class Grid:
             UsageError: The folder for it, or something in it, is a link or another user's.
         """
         assert isinstance(self.plan, Plan)
-        refuse_foreign(work_folder(self.output), below=True)
+        place = _own_work_folder(self.output)
         data = tuple(_absolute(item) for item in self.plan.data)
         plan = dataclasses.asdict(dataclasses.replace(self.plan, data=data))
         kept = {"plan": plan, "threads": self.threads, "keep": self.keep}
-        atomic_write(work_folder(self.output) / "plan.json", canonical_json(kept))
+        atomic_write(place / "plan.json", canonical_json(kept))
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Return the lock of the results file: two runs would measure everything twice."""
-        return lock(work_folder(self.output) / "lock", f"The grid of {self.output.name}")
+        """Return the lock of the results file: two runs would measure everything twice.
+
+        Raises:
+            UsageError: The folder of the runs, or something in it, is a link or another user's: a cell would write into it, or go on with it.
+        """
+        return lock(_own_work_folder(self.output) / "lock", f"The grid of {self.output.name}")
 
     def tidy(self) -> None:
         """Delete the work folder of a grid that has all its rows."""

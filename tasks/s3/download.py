@@ -201,7 +201,7 @@ def split(url: str) -> tuple[str, str]:
 
 def connect() -> Any:
     """Return a client with the usual AWS variables."""
-    import boto3
+    import boto3.session
     from botocore.config import Config
 
     retries: Any = {"mode": "standard", "max_attempts": TRIES}

@@ -1,6 +1,7 @@
 """The laws of every view of every attack, over the registry, and each trigger against its formula."""
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_what_is_drawn_differs_from_row_to_row_and_from_seed_to_seed(name: str) 
 
 def test_every_attack_of_the_parameters_exists_and_the_other_way_round() -> None:
     (field,) = [f for f in dataclasses.fields(PoisonParams) if f.name == "attack"]
-    assert set(field.type.__args__) == {"none", *ATTACKS}
+    assert set(get_args(field.type)) == {"none", *ATTACKS}
 
 
 @pytest.mark.parametrize("patch", [1, 3, 4])

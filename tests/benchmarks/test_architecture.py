@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.architecture import arrows_of, circles, figures, levels
+from benchmarks.architecture import BEGIN, END, arrows_of, circles, figures, levels, written
 
 
 def house(root: Path, **files: str) -> Path:
@@ -50,3 +50,12 @@ def test_rooms_that_reach_each_other_are_a_circle_and_share_a_storey(back):
 def test_parameters_are_counted_without_self_and_context(tmp_path):
     root = house(tmp_path, meca__a="def f(ctx, a, b, c, d, e, f, g): ...\nclass A:\n    def m(self, a, b, c, *, d, e, f): ...\n")
     assert (figures(root).long, figures(root).longest) == (1, 7)
+
+
+def test_a_page_gets_the_figures_between_its_markers_and_keeps_all_else(tmp_path):
+    found = figures(house(tmp_path, meca__a="", meca__b="import meca.a\n"))
+    page = written(f"before\n{BEGIN}\nold\n{END}\nafter\n", found)
+    assert page.startswith(f"before\n{BEGIN}\n") and page.endswith(f"{END}\nafter\n") and "old" not in page
+    assert "| `meca` | 2 | 1 |" in page and "Circles: none." in page and written(page, found) == page
+    with pytest.raises(SystemExit, match="found not both"):
+        written(f"{BEGIN} alone", found)

@@ -10,8 +10,9 @@ from benchmarks.quality import experiments
 from benchmarks.rows import CELL
 from benchmarks.speed import run as speed
 from benchmarks.speed.harness import Bench
+from meca.errors import UsageError
 from tasks.benchmark.cell import COLUMNS
-from tasks.benchmark.grid import Plan
+from tasks.benchmark.grid import Plan, work_folder
 from tests.stages.chain import QUICK
 
 TINY = {name: value for name, value in QUICK.items() if not name.startswith("poison")} | {
@@ -93,3 +94,13 @@ def test_a_run_with_seeds_of_its_own_says_the_command_that_repeats_it() -> None:
     (cell,) = experiments.chosen(experiments.LESS, only=["shapes, no second look"], attacks=["blend"], seeds=[7])
     assert cell.given["command"] == "python -m benchmarks.quality --only 'shapes, no second look' --attack blend --preset default --seeds 7 --cuts"
     assert cell.params.seed == 7 and cell.params.raw("second_look")["rounds"] == 0
+
+
+def test_the_quality_program_refuses_a_link_where_its_runs_go(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(experiments, "FILE", tmp_path / "quality.jsonl")
+    work_folder(tmp_path / "quality.jsonl").symlink_to(tmp_path / "mine")
+    monkeypatch.setattr("sys.argv", ["quality", "--only", "shapes", "--attack", "badnet", "--seeds", "1"])
+    with pytest.raises(UsageError, match=r"quality\.jsonl\.work is a link, which meca does not follow"):
+        experiments.main()
+    assert list((tmp_path / "mine").iterdir()) == []

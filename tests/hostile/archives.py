@@ -37,7 +37,7 @@ def zip_bytes(members: Members | Iterable[tuple[str | zipfile.ZipInfo, bytes]], 
     with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # doubled names are what some cases are about
         for name, data in members.items() if isinstance(members, Mapping) else members:
-            info = zipfile.ZipInfo(name, TIME) if isinstance(name, str) else name
+            info: Any = zipfile.ZipInfo(name, TIME) if isinstance(name, str) else name
             info.compress_type = method
             archive.writestr(info, data)
     return buffer.getvalue()

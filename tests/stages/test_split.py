@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from meca.data.columns import pc
 from meca.data.store import open_store, read_parquet, rewrite
 from meca.method.enhance import SIDES
 from meca.metrics import wilson
@@ -37,7 +38,7 @@ def test_every_sample_has_one_verdict_and_the_counts_agree(preset: str, finished
     low, high = wilson(flagged, N_TRAIN)
     assert verdict["estimated_rate"] == {"value": flagged / N_TRAIN, "low": low, "high": high}
     assert (verdict["verdict"], verdict["leak"]) == ("poisoned", None)
-    held = set(table["label"].filter(pa.compute.equal(table["verdict"], "poisoned")).to_pylist())
+    held = set(table["label"].filter(pc.equal(table["verdict"], "poisoned")).to_pylist())
     for row in table.to_pylist():
         flagged_as, cleared_as = {"default": ("stands-apart", "with-its-class"), "paper": ("fitted-by-enhanced", "not-fitted-by-enhanced")}[preset]
         why = flagged_as if row["verdict"] == "poisoned" else cleared_as if preset == "paper" or row["label"] in held else "no-evidence"

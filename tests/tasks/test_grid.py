@@ -226,14 +226,23 @@ def test_the_program_of_a_cell_says_what_it_needs() -> None:
     assert done.returncode == 0 and "with cell.json" in done.stdout
 
 
-def test_a_link_where_a_grid_keeps_its_runs_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    measured = grid.Grid(Plan(data=("shapes:8",), attacks=("none",)), tmp_path / "rows.jsonl")
-    for name in ("", "key/run"):
-        place = grid.work_folder(tmp_path / "rows.jsonl") / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(tmp_path / "mine")
-        with pytest.raises(UsageError, match=rf"{place.name} is a link, which meca does not follow"):
-            measured.save()
-        place.unlink()
-    assert list((tmp_path / "mine").iterdir()) == []
+@pytest.mark.parametrize("name", ["", "key/run"])
+def test_a_link_where_a_grid_keeps_its_runs_is_refused(tmp_path: Path, name: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    measured = Grid(Plan(data=("shapes:8",), attacks=("none",)), rows)
+    measured.save()
+    if not name:
+        work_folder(rows).rename(tmp_path / "mine")
+    place = work_folder(rows) / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "mine").mkdir(exist_ok=True)
+    before = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    place.symlink_to(tmp_path / "mine")
+    refused = pytest.raises(UsageError, match=rf"{place.name} is a link, which meca does not follow")
+    with refused:
+        measured.save()
+    with refused:
+        Grid.load(rows)
+    with refused, measured.locked():
+        pass
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == before

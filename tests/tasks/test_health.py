@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -41,6 +41,12 @@ class Script(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class Quiet(http.server.ThreadingHTTPServer):
+    """A client that turns away is no news."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None: ...
 
 
 @pytest.fixture
@@ -152,8 +158,7 @@ def serve_tls(tmp_path, script):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, secret)
     handler = type("Scripted", (Script,), {"answers": script[1], "seen": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.handle_error = lambda *_: None  # a client that turns away
+    server = Quiet(("127.0.0.1", 0), handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"https://localhost:{server.server_port}", certificate
