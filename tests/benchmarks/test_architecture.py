@@ -53,7 +53,7 @@ def test_parameters_are_counted_without_self_and_context(tmp_path):
 
 
 def test_a_page_gets_the_figures_between_its_markers_and_keeps_all_else(tmp_path):
-    found = figures(house(tmp_path, meca__a="", meca__b="import meca.a\n"))
+    found = figures(house(tmp_path, meca__a="def f(): ...\n", meca__b="import meca.a\n"))
     page = written(f"before\n{BEGIN}\nold\n{END}\nafter\n", found)
     assert page.startswith(f"before\n{BEGIN}\n") and page.endswith(f"{END}\nafter\n") and "old" not in page
     assert "| `meca` | 2 | 1 |" in page and "Circles: none." in page and written(page, found) == page
