@@ -44,7 +44,8 @@ from meca.method.clusters import smaller_clusters
 from meca.metrics import ROC_AT, detection, separation
 from meca.models import Description, NetworkParams, build
 from meca.params import Params
-from meca.training.engine import features, predict, train
+from meca.training.device import Device
+from meca.training.engine import Data, Session, features, predict
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe, as_input
 from tasks.benchmark.grid import Cell
@@ -251,7 +252,7 @@ def scene_of(folder: Path, params: Params) -> tuple[Scene, dict[str, Any]]:
     recipe = params.group("train_clean", Recipe)
     description = describe_network(store, images, params.group("network", NetworkParams))
     model = build(description, generator(seed, "train_clean", "init"))
-    train(model, images, labels, torch.ones(len(labels), dtype=torch.bool), recipe, seed, "train_clean")
+    Session(seed, Device("cpu")).train(model, Data(images, labels), recipe, "train_clean")
     scene = Scene(images, labels, description, model.eval(), float(marks["is_poisoned"].mean()), seed)
     return scene, marks | {"targets": read_json(folder / "data" / "truth" / "attack.json").get("targets")}
 

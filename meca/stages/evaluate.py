@@ -17,8 +17,7 @@ from meca.models import NetworkParams, build, load_model
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
 from meca.training.device import EngineParams, prepare
-from meca.training.engine import predict, side_by_side, train
-from meca.training.seeds import generator
+from meca.training.engine import Data, Session, predict, side_by_side
 from meca.training.trainer import Recipe
 
 GROUPS = ("seed", "preset", "engine", "network", "train_clean", "evaluate")
@@ -117,8 +116,9 @@ def run(
                 told[name].append((epoch, loss, fitted))
                 ctx.progress(f"evaluate: {name}", epoch, passes, f"loss {loss:.3f} accuracy {fitted:.3f}")
 
-            model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)
-            return train(model, images, labels, kept, recipe, ctx.seed, "train_clean", ctx.checkpoints / f"{name}.safetensors", note, device)
+            session = Session(ctx.seed, device, ctx.checkpoints, note, name=f"{name}-")
+            model = build(description, session.draws("train_clean", "init")).to(device.name)
+            return session.train(model, Data(images, labels), recipe, "train_clean", kept)
 
         with ctx.timed("references"):
             trained = side_by_side([partial(reference, name) for name in references], device)
