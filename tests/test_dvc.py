@@ -45,7 +45,7 @@ def test_dvc_reads_the_graph_and_the_model_that_goes_out():
     from dvc.repo import Repo
 
     repo = Repo(str(ROOT))
-    assert {stage.name for stage in repo.index.stages} >= {*graph(), "track"}
+    assert {stage.addressing for stage in repo.index.stages} >= {*graph(), "track"}
     assert "clean-model" in repo.artifacts.read()["dvc.yaml"]
 
 

@@ -32,7 +32,7 @@ from meca.metrics import ROC_AT, detection, separation
 from meca.models import NetworkParams, build
 from meca.params import Params
 from meca.training.device import Device
-from meca.training.engine import train
+from meca.training.engine import Data, Session
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
 from tasks.benchmark.grid import Cell
@@ -69,9 +69,10 @@ def scene_of(folder: Path, params: Params) -> tuple[Scene, dict[str, Any]]:
     recipe = params.group("train_clean", Recipe)
     description = describe_network(store, images, params.group("network", NetworkParams))
     model = build(description, generator(seed, "train_clean", "init"))
-    train(model, images, labels, torch.ones(len(labels), dtype=torch.bool), recipe, seed, "train_clean")
+    device = Device("cpu", torch.get_num_threads())
+    Session(seed, device).train(model, Data(images, labels), recipe, "train_clean")
     rate = float(marks["is_poisoned"].mean())
-    scene = Scene(Samples(images, labels), description, model.eval(), seed, Device("cpu", torch.get_num_threads()), rate=rate)
+    scene = Scene(Samples(images, labels), description, model.eval(), seed, device, rate=rate)
     return scene, marks | {"targets": read_json(folder / "data" / "truth" / "attack.json").get("targets")}
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.speed.harness import MEAN, STD, Bench, describe, network, random_set
 from meca.method.scoring import patch_masks, score
-from meca.training.engine import train
+from meca.training.engine import Data, Session
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe, as_input
 
@@ -125,7 +125,7 @@ def train_ratios(bench: Bench, name: str, stem: str, n: int, recipe: Recipe = RE
     """Write the ratio of one epoch, data path and steps, against the loop without workers and with as many as there are cores."""
     images, labels = random_set(n)
     resident, given = images.to(bench.device), labels.to(bench.device)
-    everything, seeds = torch.ones(n, dtype=torch.bool, device=bench.device), iter(range(10**6))
+    seeds = iter(range(10**6))
     ours = network(describe(name, stem), bench.device)
     theirs = network(describe(name, stem), bench.device).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
@@ -134,7 +134,7 @@ def train_ratios(bench: Bench, name: str, stem: str, n: int, recipe: Recipe = RE
         loader = pil_loader(images, labels, recipe, workers)
 
         def our_epoch(mode: str = mode) -> None:
-            train(ours, resident, given, everything, recipe, next(seeds), "peers", device=modes[mode])
+            Session(next(seeds), modes[mode]).train(ours, Data(resident, given), recipe, "peers")
 
         found = bench.pairs(our_epoch, lambda loader=loader: pil_epoch(theirs, loader, recipe, bench.device))
         bench.against(

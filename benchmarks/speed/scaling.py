@@ -10,13 +10,12 @@ time; the exponent of the wall time stands beside it in the row.
 import dataclasses
 import statistics
 
-import torch
-
 from benchmarks.speed.harness import Bench, default_params, describe, exponent, network, random_set
 from benchmarks.speed.peers import EPS, RECIPE
 from meca.method.enhance import EnhanceParams, two_outputs
 from meca.method.scoring import patch_masks, score
-from meca.training.engine import train
+from meca.models import Network
+from meca.training.engine import Data, Session
 from meca.training.seeds import generator
 
 WIDTH = 16
@@ -33,9 +32,10 @@ def inner(bench: Bench, n: int, size: int, classes: int, seed: int) -> tuple[flo
     once = dataclasses.replace(given, rounds=1, recipe=dataclasses.replace(given.recipe, epochs=1, min_steps=0))
 
     def work() -> None:
-        train(model, images, labels, torch.ones(n, dtype=torch.bool, device=bench.device), RECIPE, seed, "scaling", device=bench.machine)
+        session, data = Session(seed, bench.machine), Data(images, labels)
+        session.train(model, data, RECIPE, "scaling")
         kl, _ = score(model, images, labels, masks, EPS)
-        two_outputs(model, description, images, labels, -kl, once, seed, "low", device=bench.machine)
+        two_outputs(session, Network(model, description), data, -kl, once, "low")
 
     wall, busy = bench.timed(work)
     return (wall * busy * bench.machine.threads if bench.device == "cpu" else wall), wall

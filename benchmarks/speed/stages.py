@@ -37,12 +37,12 @@ from meca.method.partition import PartitionParams, choose, main_axis, signals, s
 from meca.method.proofs import Proof
 from meca.method.relabel import RelabelParams, relabel
 from meca.method.scoring import patch_masks, score
-from meca.method.split import SplitParams, by_two_clusters
+from meca.method.split import Given, Questions, SplitParams, by_two_clusters
 from meca.method.transfer import called
-from meca.models import DetectorParams, build
+from meca.models import DetectorParams, Network, build
 from meca.params import Params
 from meca.training.device import Device
-from meca.training.engine import features, predict, side_by_side, train
+from meca.training.engine import Data, Session, features, predict, side_by_side
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
 
@@ -77,17 +77,18 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     detector, enhancer = params.group("partition", PartitionParams), params.group("enhance", EnhanceParams)
     small = params.group("detector", DetectorParams).resolve(description.network)
     watching = dataclasses.replace(description, network=small)
-    everything = torch.ones_like(poisoned)
+    data, session = Data(images, labels), Session(seed, machine)
 
     early = build(watching, generator(seed, "partition", "init")).to(device)
-    train(early, images, labels, everything, detector.recipe, seed, "partition", device=machine)
+    session.train(early, data, detector.recipe, "partition")
     found = signals(early, images, labels, detector, generator(seed, "partition", "masks"))
     suspicious = suspicion(found, detector.signals)
     choose(suspicious, labels, detector.alpha, detector.alpha_of)
     yield
 
     orders = suspects_first(suspicious, main_axis(features(early, images), labels, found.loss))
-    jobs = [partial(two_outputs, early, watching, images, labels, orders[side], enhancer, seed, side, device=machine) for side in SIDES]
+    known = Network(early, watching)
+    jobs = [partial(two_outputs, session, known, data, orders[side], enhancer, side) for side in SIDES]
     sides = dict(zip(SIDES, side_by_side(jobs, machine), strict=True))
     yield
 
@@ -99,7 +100,7 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     def unseen(left_out: list[np.ndarray]) -> list[np.ndarray]:
         def look(number: int, without: np.ndarray) -> np.ndarray:
             model = build(watching, generator(seed, "split", "init")).to(device)
-            train(model, images, labels, torch.from_numpy(~without).to(device), detector.recipe, seed, f"split {number}", device=machine)
+            session.train(model, data, detector.recipe, f"split {number}", torch.from_numpy(~without).to(device))
             return predict(model, images).argmax(1).cpu().numpy()
 
         return side_by_side([partial(look, *job) for job in enumerate(left_out)], machine)
@@ -110,19 +111,19 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     def again(ranks: np.ndarray) -> np.ndarray:
         order = torch.from_numpy(ranks).float().to(device)
         once = dataclasses.replace(enhancer, core=splitter.end)
-        return two_outputs(early, watching, images, labels, order, once, seed, "again", device=machine).margin.double().cpu().numpy()
+        return two_outputs(session, known, data, order, once, "again").margin.double().cpu().numpy()
 
-    by_two_clusters(margins, labels.cpu().numpy(), classes, splitter, flips, unseen, again)
+    by_two_clusters(margins, Given(labels.cpu().numpy(), classes), splitter, Questions(flips, unseen, again))
     yield
 
     model = build(description, generator(seed, "train_clean", "init")).to(device)
-    train(model, images, labels, ~poisoned, params.group("train_clean", Recipe), seed, "train_clean", device=machine)
+    session.train(model, data, params.group("train_clean", Recipe), "train_clean", ~poisoned)
     yield
 
     finetune = params.group("relabel_finetune", RelabelParams)
     proofs: list[Proof | None] = ["difference" if flag else None for flag in poisoned.tolist()]
     decided = relabel(predict(model, images).softmax(1), labels, poisoned, suspicious.float(), proofs, finetune)
-    train(model, images, decided.labels, decided.keep, finetune.recipe, seed, "relabel_finetune", device=machine)
+    session.train(model, Data(images, decided.labels), finetune.recipe, "relabel_finetune", decided.keep)
     yield
 
 
@@ -191,7 +192,7 @@ def stages(bench: Bench, name: str, stem: str, n: int, until: float, repeats: in
 def growth(bench: Bench, work: Callable[[], int]) -> tuple[float, float]:
     """Return the peak growth of this process in MiB while it works, and that over the bytes that the work says it is about."""
     small, given = random_set(4, 8, device=bench.device)
-    train(network(describe("compact", "s2d", 8), bench.device), small, given, given >= 0, RECIPE, 0, "baseline", device=bench.machine)
+    Session(0, bench.machine).train(network(describe("compact", "s2d", 8), bench.device), Data(small, given), RECIPE, "baseline")
     reset_peak(bench.device)
     before = peak_mib(bench.device)
     own = work()
@@ -206,7 +207,7 @@ def engine_memory(bench: Bench, name: str, stem: str, n: int) -> None:
         images, labels = random_set(n, device=bench.device)
         model = network(describe(name, stem), bench.device)
         keep = torch.arange(n, device=bench.device) % max(1, n // 1024) == 0
-        train(model, images, labels, keep, RECIPE, 0, "memory", device=bench.machine)
+        Session(0, bench.machine).train(model, Data(images, labels), RECIPE, "memory", keep)
         score(model, images[:512], labels[:512], patch_masks(1, 32, 32, 2, 0.25, generator("memory")).to(bench.device), 2 / 255)
         return images.numel() + _bytes(model)
 

@@ -14,17 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meca.method.transfer import called, unexplained
+from meca.training.engine import Data
 from meca.training.seeds import generator
 
-__all__ = ["Pairs", "changed_pairs", "smaller_clusters"]
+__all__ = ["Asked", "Pairs", "changed_pairs", "smaller_clusters"]
 
 COMPONENTS = 10  # of the features; the paper keeps as many
-FEW = 20  # samples of a class, below which it is not divided
+STARTS = 10  # of k-means; the best is taken, since a start can end in a worse division
+FEW = 20  # samples of a class, below which it is not divided: a cluster of a few would be chance
 NEAREST = 5  # other classes that a cluster may come from, by the distance of the means: all would be the square of the classes
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which clusters are asked what they turn."""
+
+    most: float  # share of its class that a smaller cluster may be; larger ones are kinds of pictures
+    least: int  # samples of a cluster: the mean of fewer still shows single pictures
+    probe: int  # pictures for each class, at most, shared by the classes that the cluster may come from
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,11 @@ class Pairs:
     small: Bools  # [n], the sample lies in the smaller cluster of its class
     nearer: Floats  # [n] in [-1, 1], see `smaller_clusters`
     turned: Floats  # [classes], share of pictures of one other class that it turns to its own, the largest over those classes
+
+    @property
+    def depth(self) -> Floats:
+        """How deep a sample lies in the smaller cluster of its class, [n] in [0, 1]: 0 at the border to the larger one, 1 at the far end."""
+        return np.clip(self.nearer, 0, 1)
 
 
 def smaller_clusters(values: Floats, labels: Ints, seed: int) -> tuple[Bools, Floats]:
@@ -57,7 +73,7 @@ def smaller_clusters(values: Floats, labels: Ints, seed: int) -> tuple[Bools, Fl
         if len(rows) < FEW or float(np.ptp(values[rows], axis=0).max()) == 0.0:
             continue
         low = PCA(min(COMPONENTS, values.shape[1]), svd_solver="full").fit_transform(values[rows])
-        means = KMeans(2, n_init=10, random_state=seed % 2**32)  # pyright: ignore[reportArgumentType]
+        means = KMeans(2, n_init=STARTS, random_state=seed % 2**32)  # pyright: ignore[reportArgumentType]
         cluster = np.asarray(means.fit_predict(low))
         smaller = int(np.bincount(cluster, minlength=2).argmin())
         small[rows] = cluster == smaller
@@ -67,34 +83,29 @@ def smaller_clusters(values: Floats, labels: Ints, seed: int) -> tuple[Bools, Fl
     return small, nearer
 
 
-def changed_pairs(
-    model: nn.Module, images: Tensor, labels: Tensor, values: Floats, classes: int, most: float, least: int, probe: int, seed: int
-) -> Pairs:
+def changed_pairs(model: nn.Module, data: Data, values: Floats, classes: int, asked: Asked, seed: int) -> Pairs:
     """Return the smaller clusters and the share of pictures of one other class that each turns to its own, beyond what content explains.
 
     Args:
         model: In eval mode, trained on everything.
-        images: uint8 [n h w c].
-        labels: int64 [n], as given.
+        data: The set, labels as given.
         values: What the model's last layer is given, float64 [n f].
         classes: Number of classes.
-        most: Share of its class that a smaller cluster may be; larger ones are not asked.
-        least: Samples of a cluster; smaller ones are not asked.
-        probe: Pictures for each class, at most, shared by the classes that the cluster may come from.
+        asked: Which clusters, and on how many pictures.
         seed: Of the run; the same one draws the same pictures.
     """
-    given = labels.cpu().numpy()
+    images, given = data.images, data.labels.cpu().numpy()
     small, nearer = smaller_clusters(values, given, seed)
     turned, rest = np.zeros(classes), {int(c): np.flatnonzero((given == c) & ~small) for c in np.unique(given)}
     means = {c: _mean(images, rows) for c, rows in rest.items() if len(rows)}
     for c in means:
         mine = np.flatnonzero((given == c) & small)
-        if len(mine) < max(1, least) or len(mine) > most * (len(mine) + len(rest[c])):
+        if len(mine) < max(1, asked.least) or len(mine) > asked.most * (len(mine) + len(rest[c])):
             continue
         heap = _mean(images, mine)
         sources = sorted((k for k in means if k != c), key=lambda k: round(float((heap - means[k]).norm()), 6))[:NEAREST]
         for k in sources:
-            order = torch.randperm(len(rest[k]), generator=generator(seed, "clusters", c, k))[: max(1, probe // NEAREST)]
+            order = torch.randperm(len(rest[k]), generator=generator(seed, "clusters", c, k))[: max(1, asked.probe // NEAREST)]
             pictures = images[torch.from_numpy(rest[k])[order].to(images.device)]
             share = unexplained(model, pictures, heap - means[k], means[c] - means[k], c, called(model, pictures, c))
             turned[c] = max(turned[c], share)

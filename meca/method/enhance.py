@@ -17,24 +17,23 @@ Pu, Chen, Zhou, Feng, Li, Hu, Ji, 2024, https://arxiv.org/abs/2405.12719.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from meca.errors import check_fields
-from meca.models import Description, build
-from meca.training.device import Device
-from meca.training.engine import predict, train
-from meca.training.seeds import generator
+from meca.method.partition import PartitionParams, choose, signals, suspicion
+from meca.models import Description, Network, build
+from meca.training.engine import Data, Session, predict
 from meca.training.trainer import Recipe
 
-__all__ = ["SIDES", "EnhanceParams", "TwoOutputs", "folds", "suspects_first", "two_outputs", "unlearn", "widen"]
+__all__ = ["SIDES", "EnhanceParams", "Round", "TwoOutputs", "folds", "in_rounds", "suspects_first", "two_outputs", "unlearn", "widen"]
 
 SIDES = ("low", "ahead", "behind")
+LEAST_CORE = 20  # a class over this number is taught as `suspect` at least, or one without a cluster would leave its second output untrained
 
 
 @dataclass(frozen=True)
@@ -113,104 +112,104 @@ def _targets(labels: Tensor, order_by: Tensor, learn: Tensor, classes: int, para
         if first:
             core = int(params.core * len(order))
         else:
-            # Never fewer than a twentieth, or a class without a cluster would leave its second output untrained.
-            core = min(max(int((order_by[order] > 0).sum()), len(order) // 20), len(order) - plain)
+            core = min(max(int((order_by[order] > 0).sum()), len(order) // LEAST_CORE), len(order) - plain)
         target[order[len(order) - plain :]] = c
         target[order[: max(1, core)]] = classes + c
     return target
 
 
-def two_outputs(
-    model: nn.Module,
-    description: Description,
-    images: Tensor,
-    labels: Tensor,
-    order_by: Tensor,
-    params: EnhanceParams,
-    seed: int,
-    side: str,
-    checkpoints: Path | None = None,
-    on_training: Callable[[int, float, float], None] | None = None,
-    device: Device | None = None,
-) -> TwoOutputs:
+def two_outputs(session: Session, network: Network, data: Data, order_by: Tensor, params: EnhanceParams, side: str) -> TwoOutputs:
     """Return the margins of all samples after the rounds of one side.
 
     Args:
-        model: The network of `partition`; not changed.
-        description: Its description.
-        images: uint8 [n h w c].
-        labels: int64 [n], as given.
+        session: Its note is told the number of each training, its last loss and its last accuracy.
+        network: That of `partition`; not changed.
+        data: The set, labels as given.
         order_by: float32 [n], high is suspicious, see `suspects_first`.
         params: Shares, rounds, recipe.
-        seed: Of the run.
         side: Its name, part of every draw's key.
-        checkpoints: Folder to resume from.
-        on_training: Told the number of the training, its last loss and its last accuracy.
-        device: Says how a step is computed.
     """
-    classes = len(description.class_names)
-    half = folds(labels.cpu(), generator(seed, "enhance", "folds")).to(labels.device)
+    labels, classes = data.labels, len(network.description.class_names)
+    half = folds(labels.cpu(), session.draws("enhance", "folds")).to(labels.device)
     margin, called = order_by.clone(), torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    wide, grown = description, model
+    wide, grown = network.description, network.model
     for number in range(2 * params.rounds):
         held = half if number % 2 == 0 else ~half
         target = _targets(labels, order_by, ~held, classes, params, first=number < 2)
-        wide, grown = widen(description, model, generator(seed, "enhance", side, number))
-        grown = grown.to(images.device)
+        wide, grown = widen(network.description, network.model, session.draws("enhance", side, number))
+        grown = grown.to(data.images.device)
         last = [0.0, 0.0]
 
         def note(epoch: int, loss: float, accuracy: float, last: list[float] = last) -> None:
             last[:] = [loss, accuracy]
 
-        place = None if checkpoints is None else checkpoints / f"{side}-{number}.safetensors"
         # A class of one sample is in one fold alone, so that a tiny set can leave nothing to learn: then nothing stands apart.
         if int((target >= 0).sum()) >= 2:
-            train(grown, images, target.clamp(min=0), target >= 0, params.recipe, seed, f"enhance {side} {number}", place, note, device)
+            taught = Data(data.images, target.clamp(min=0))
+            dataclasses.replace(session, note=note).train(grown, taught, params.recipe, f"enhance {side} {number}", target >= 0)
         grown.eval()
         rows = torch.nonzero(held)[:, 0]
-        logits = predict(grown, images[rows])
+        logits = predict(grown, data.images[rows])
         each = torch.arange(len(rows), device=rows.device)
         margin[rows] = logits[each, labels[rows] + classes] - logits[each, labels[rows]]
         called[rows] = logits.argmax(1) == labels[rows] + classes
         if number % 2 == 1:
             order_by = margin.clone()
-        if on_training is not None:
-            on_training(number + 1, last[0], last[1])
+        if session.note is not None:
+            session.note(number + 1, last[0], last[1])
     return TwoOutputs(margin=margin, called=called, model=grown, description=wide)
 
 
-def unlearn(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    likely_clean: Tensor,
-    params: EnhanceParams,
-    seed: int,
-    number: int,
-    checkpoint: Path | None = None,
-    device: Device | None = None,
-) -> tuple[nn.Module, float]:
-    """Run one round of the paper's enhancement in place: learn `D_rest`, unlearn `D_c`. Returns the model and the last mean loss.
+@dataclass(frozen=True)
+class Round:
+    """One round of the paper's enhancement."""
+
+    number: int  # from 1
+    alpha: float  # share of the set that was unlearnt
+    loss: float  # mean, of the last epoch
+    fitted: float  # share of the samples whose given label the model predicts
+    suspicion: Tensor  # float64 [n] in [0, 1], by the model after it
+
+
+def in_rounds(session: Session, model: nn.Module, data: Data, suspicious: Tensor, params: EnhanceParams, scoring: PartitionParams) -> Iterator[Round]:
+    """Run the paper's T rounds on a model in place, the set rescored after each; yield them as they end.
+
+    Args:
+        session: Of the run.
+        model: The network of `partition`; changed.
+        data: The set, labels as given.
+        suspicious: [n], by `partition`, high is suspicious.
+        params: Rounds, shares, coefficient and recipe.
+        scoring: How the set is scored, and what the share of D_c is of.
+    """
+    for number in range(1, params.rounds + 1):
+        share = params.alpha_start + (params.alpha_end - params.alpha_start) * (number - 1) / max(1, params.rounds - 1)
+        clean = choose(suspicious, data.labels, share, scoring.alpha_of)
+        loss = unlearn(session, model, data, clean, params, number)
+        found = signals(model, data.images, data.labels, scoring, session.draws("enhance", "masks", number))
+        suspicious = suspicion(found, scoring.signals)
+        fitted = float((predict(model, data.images).argmax(1) == data.labels).float().mean())
+        yield Round(number, share, loss, fitted, suspicious)
+
+
+def unlearn(session: Session, model: nn.Module, data: Data, likely_clean: Tensor, params: EnhanceParams, number: int) -> float:
+    """Run one round of the paper's enhancement in place: learn `D_rest`, unlearn `D_c`. Returns the last mean loss.
 
     A batch holds samples of both parts as they come, so the two terms are weighted by their share of the set.
 
     Args:
+        session: Of the run.
         model: The model so far.
-        images: uint8 [n h w c].
-        labels: int64 [n].
+        data: The set.
         likely_clean: bool [n], D_c of this round.
         params: Coefficient and recipe.
-        seed: Of the run.
         number: Of the round, from 1.
-        checkpoint: File to resume from.
-        device: Says how a step is computed.
     """
-    weight = torch.where(likely_clean, -params.unlearning, 1.0)
     last = [0.0]
 
     def note(epoch: int, loss: float, accuracy: float) -> None:
         last[0] = loss
 
-    everything = torch.ones_like(likely_clean)
-    train(model, images, labels, everything, params.recipe, seed, f"enhance {number}", checkpoint, note, device, weight)
-    return model, last[0]
+    weighted = dataclasses.replace(data, weight=torch.where(likely_clean, -params.unlearning, 1.0))
+    dataclasses.replace(session, note=note).train(model, weighted, params.recipe, f"enhance {number}")
+    return last[0]

@@ -7,15 +7,18 @@ beyond what the model does anyway: with the picture as it is, and with half of a
 pictures even in a model that was trained on everything, the test has no power.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from meca.method.transfer import called, trigger_estimate
+from meca.training.engine import Data
 from meca.training.seeds import generator
 
-__all__ = ["Case", "carried", "case"]
+__all__ = ["Case", "Leak", "carried", "case", "cases", "measure"]
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,46 @@ class Case:
     control: Tensor  # uint8, the same under half of a kept sample of the same content
 
 
-def case(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, target: int, seed: int, probe: int) -> Case | None:
+class Leak(NamedTuple):
+    """What the tests of all flagged classes show of one model."""
+
+    worst: float | None  # share of pictures, rounded to six places, in the class where it is largest; None where nothing could be tested
+    weakest: float | None  # in the class where it is smallest, 0 where a class has no test
+
+
+def cases(data: Data, flagged: Tensor, content: Tensor, seed: int, probe: int) -> list[Case | None]:
+    """Return the test for each class with flagged samples, in order. Arguments as `case`."""
+    return [case(data, flagged, content, target, seed, probe) for target in sorted({*data.labels[flagged].tolist()})]
+
+
+def measure(model: nn.Module, tests: Sequence[Case | None]) -> Leak:
+    """Return what a model shows in the tests of `cases`.
+
+    The leak of a final model is that of the worst class. Its power is what the same pictures show of a model that was trained on everything, and
+    that of the weakest class: a test whose power is small says little. What cannot be tested has none.
+
+    Args:
+        model: In eval mode.
+        tests: By class; None where there is no test.
+    """
+    shown = [round(carried(model, test), 6) for test in tests if test is not None]
+    return Leak(max(shown), min(1.0 if None not in tests else 0.0, *shown)) if shown else Leak(None, None)
+
+
+def case(data: Data, flagged: Tensor, content: Tensor, target: int, seed: int, probe: int) -> Case | None:
     """Return the test for one class; None where there are no pictures for it, or no kept sample shows what a suspect shows.
 
     The pictures are of all other classes, but of one alone where most suspects that do not show the target show that one (TaCT, all-to-all).
 
     Args:
-        images: uint8 [n h w c].
-        labels: int64 [n], as given.
+        data: The set, labels as given.
         flagged: bool [n], those of `target` are the suspects.
         content: int64 [n], what the clean model sees in each sample.
         target: The class.
         seed: Of the run; the same one draws the same pictures.
         probe: Pictures at most.
     """
+    images, labels = data.images, data.labels
     classes = int(torch.maximum(labels, content).max()) + 1  # the clean model may see a class that no sample is labelled with
     suspects, kept = flagged & (labels == target), ~flagged
     others = torch.nonzero(kept & (labels != target) & (content != target))[:, 0]

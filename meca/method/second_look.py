@@ -35,15 +35,31 @@ import numpy as np
 from meca.errors import check_fields
 from meca.method.clusters import Pairs
 from meca.method.proofs import Proof
-from meca.method.split import Bools, Decision, Floats, Ints, SplitParams, caps_of, ranks
+from meca.method.split import UNFLAGGED, Bools, Decision, Floats, Given, Ints, SplitParams, caps_of, ranks
 from meca.training.trainer import Recipe
 
-__all__ = ["Foreign", "SecondLookParams", "foreign_content", "second_look"]
+__all__ = ["Foreign", "SecondLookParams", "SecondQuestions", "foreign_content", "second_look"]
+
+TIMES = 5  # a class is so many times as large as its least trusted part at least, or what it is compared with is not free of it
+TURNS = 0.5  # of `min_paired`: from here on a cluster turns pictures as those of the other classes do, once half of the classes prove it
+FLAGGED = 0.5  # suspicion of a flagged sample at no depth; at depth 1 it is 1. `remove_above` of group `relabel_finetune` lies between
 
 Fit = Callable[[int, Bools], Floats]  # number of the round, samples to train on: probabilities of all samples [n classes]
 # Suspects, trusted samples, content of all samples: share of other pictures that are turned to each class.
 Carry = Callable[[Bools, Bools, Ints], Floats]
 Pair = Callable[[], Pairs]  # the smaller cluster of each class, and what it turns
+
+
+@dataclass(frozen=True)
+class SecondQuestions:
+    """What networks are asked."""
+
+    fit: Fit  # trains a network on some of the samples and returns what it sees in all
+    # Adds what the suspects of each class have in common, beyond trusted samples of the same content, to pictures of other classes, and
+    # returns the share that goes over to the class, the median over their classes, float64 [classes]; asked only where the content of no class
+    # is foreign.
+    carry: Carry
+    pair: Pair  # divides each class into two clusters and tells what the smaller ones turn; asked only where nothing else is proven
 
 
 @dataclass(frozen=True)
@@ -94,42 +110,36 @@ class Foreign:
     paired: float | None = None  # share of pictures of one other class that its smaller cluster turns to it; None where not asked
 
 
-def second_look(
-    first: Decision, margin: Floats, labels: Ints, classes: int, params: SecondLookParams, split: SplitParams, fit: Fit, carry: Carry, pair: Pair
-) -> Decision:
+def second_look(first: Decision, margin: Floats, given: Given, params: SecondLookParams, caps_params: SplitParams, ask: SecondQuestions) -> Decision:
     """Return the decision after a second look, the first one where that finds nothing.
 
     Args:
         first: A decision that flags nothing.
         margin: float64 [n], of the slow side of `enhance`; high is suspicious.
-        labels: int64 [n], as given.
-        classes: Number of classes.
+        given: Labels and classes.
         params: Rounds and limits.
-        split: Caps.
-        fit: Trains a network on some of the samples and returns what it sees in all.
-        carry: Adds what the suspects of each class have in common, beyond trusted samples of the same content, to pictures of other classes, and
-            returns the share that goes over to the class, the median over their classes, float64 [classes]; asked only where the content of
-            no class is foreign.
-        pair: Divides each class into two clusters and tells what the smaller ones turn; asked only where nothing else is proven.
+        caps_params: Caps.
+        ask: What networks answer.
     """
+    labels, classes = given.labels, given.classes
     if params.rounds == 0 or len(labels) == 0:
         return first
     slow = ranks(margin, labels)
     order, each = slow, np.arange(len(labels))
     seen = np.zeros((len(labels), classes))
     for number in range(params.rounds):
-        seen = fit(number, order < params.trusted)
+        seen = ask.fit(number, order < params.trusted)
         loss = -np.log(np.maximum(seen[each, labels], 1e-12))
         order = ranks(ranks(loss, labels) + params.margin_weight * slow, labels)
     found = foreign_content(seen, labels, classes, params)
     proven = [f for f in found if f.proven]
     if not proven:
-        turned = carry(_least_trusted(order, labels, params), (order < params.kept) & (seen.argmax(1) == labels), seen.argmax(1))
+        turned = ask.carry(_least_trusted(order, labels, params), (order < params.kept) & (seen.argmax(1) == labels), seen.argmax(1))
         found = [dataclasses.replace(f, carried=float(t), proven=float(t) >= params.min_carried) for f, t in zip(found, turned, strict=True)]
         proven = [f for f in found if f.proven]
     pairs: Pairs | None = None
     if not proven and classes >= params.min_classes:
-        pairs = pair()
+        pairs = ask.pair()
         clusters = _changed(pairs, labels, classes, params)
         found = [dataclasses.replace(f, paired=float(t), proven=bool(c)) for f, t, c in zip(found, pairs.turned, clusters, strict=True)]
         proven = [f for f in found if f.proven]
@@ -138,12 +148,12 @@ def second_look(
     held = np.isin(labels, [f.label for f in proven])
     if pairs is None:
         flagged = held & (order >= params.kept)
-        suspicion = np.where(flagged, 0.5 + 0.5 * order, 0.4 * order)  # ranks, not probabilities
+        suspicion = np.where(flagged, FLAGGED + (1 - FLAGGED) * order, UNFLAGGED * order)  # ranks, not probabilities
     else:
         flagged = held & pairs.small
-        # Clusters are nearly pure, so what lies deep in one is removed, whatever the clean model says of it.
-        suspicion = np.where(flagged, 0.5 + 0.5 * np.clip(pairs.nearer, 0, 1), 0.2 + 0.2 * np.clip(pairs.nearer, -1, 1))
-    caps = caps_of(flagged, labels, classes, split)
+        # Clusters are nearly pure, so what lies deep in one is removed by `remove_above`, whatever the clean model says of it.
+        suspicion = np.where(flagged, FLAGGED + (1 - FLAGGED) * pairs.depth, UNFLAGGED / 2 + UNFLAGGED / 2 * np.clip(pairs.nearer, -1, 1))
+    caps = caps_of(flagged, labels, classes, caps_params)
     target = max(proven, key=_strength)
     broken = next((cap for cap in caps if not cap["holds"]), None)
     code, sentence = _proof(target, len(proven), int(flagged.sum()))
@@ -163,7 +173,7 @@ def _changed(pairs: Pairs, labels: Ints, classes: int, params: SecondLookParams)
     """Return of which classes the smaller cluster is poison: none, or those that turn pictures and those that are no larger than these."""
     if float(np.median(pairs.turned[np.unique(labels)])) < params.min_paired:
         return np.zeros(classes, dtype=bool)
-    turns = pairs.turned >= params.min_paired / 2
+    turns = pairs.turned >= TURNS * params.min_paired
     sizes = np.bincount(labels, weights=pairs.small, minlength=classes) / np.maximum(1, np.bincount(labels, minlength=classes))
     # Poison comes to all classes at one rate, and two kinds of pictures make larger clusters.
     return turns | ((sizes > 0) & (sizes <= sizes[turns].max()))
@@ -219,4 +229,4 @@ def foreign_content(seen: Floats, labels: Ints, classes: int, params: SecondLook
 def _least_trusted(order: Floats, labels: Ints, params: SecondLookParams) -> Bools:
     sizes = np.bincount(labels)[labels]
     count = np.maximum(params.min_suspects, params.suspects * sizes)
-    return (order >= 1 - count / sizes) & (5 * count <= sizes)
+    return (order >= 1 - count / sizes) & (TIMES * count <= sizes)

@@ -34,6 +34,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -42,9 +43,32 @@ from numpy.typing import NDArray
 from meca.errors import check_fields
 from meca.method.proofs import Proof
 
-__all__ = ["Decision", "Evidence", "SplitParams", "by_misclassification", "by_two_clusters", "caps_of", "evidence", "ranks"]
+__all__ = [
+    "TAILS",
+    "UNFLAGGED",
+    "Decision",
+    "Evidence",
+    "Given",
+    "Questions",
+    "SplitParams",
+    "by_misclassification",
+    "by_two_clusters",
+    "caps_of",
+    "evidence",
+    "ranks",
+]
 
 AGAIN = "again"  # the view that is made of an end, beside those of `enhance`
+LEAST = 10  # samples of a class, below which its margins have no shape
+TAILS = (0.04, 0.96)  # quantiles between which the range lies: the few samples beyond them are outliers of any class
+VALLEY = (0.4, 0.6)  # of the range: the middle fifth, which one heap fills with a fifth of the samples or more
+BELOW = 0.16  # quantile that lies one standard deviation below the median of a normal distribution
+MOST = 2000  # margins to which a mixture is fitted, as quantiles where there are more: it is no better with more, and slow
+EQUAL = 1e-9  # of the largest margin: a smaller deviation is rounding
+FLOOR = 1e-3  # least variance of a part of the mixture, in variances of all margins: no part may shrink to a single sample
+TIMES = 5  # a class is so many times as large as its end at least, or its lower half is not free of it
+FAR = 30.0  # logits from the line, beyond which a suspicion is 0 or 1 in float32
+UNFLAGGED = 0.4  # suspicion of the most suspicious sample that is not flagged: a rank, not a probability, and below every flagged sample's
 FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
 MANY = 20  # samples of a heap: fewer show by chance alone as many classes as they can, which is then no sign of poison
 FITTED = 0.995  # share of the samples that the early network fits, from which the order of learning says little: digits with Blend; a sentence, too
@@ -54,6 +78,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Flips = Callable[[int, Ints, Ints], float]  # class, rows of the suspects, rows of the rest of the class
 Unseen = Callable[[list[Bools]], list[Ints]]  # for each set of samples that are left out, the class that a network without them sees in every sample
+View = tuple[int, int]  # class, and number of the view
 Again = Callable[[Floats], Floats]  # ranks in [0, 1) within the class, high is suspicious: margins of networks that were taught their end as suspect
 
 
@@ -91,6 +116,31 @@ class SplitParams:
             ("min_end", ">= 1", self.min_end >= 1),
             ("probe", ">= 1", self.probe >= 1),
         )
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of the samples."""
+
+    labels: Ints  # [n], as given
+    classes: int
+
+    @cached_property
+    def rows(self) -> list[Ints]:
+        """The samples of each class."""
+        return [np.flatnonzero(self.labels == c) for c in range(self.classes)]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What networks are asked."""
+
+    # Adds the mean of the first samples minus the mean of the second to pictures of other classes, and returns the share that goes over to
+    # the class, beyond those that are there without it.
+    flips: Flips
+    unseen: Unseen  # trains a network without the given samples, for each set of them, and returns what it sees in every sample, int64 [n]
+    # Scores all samples anew, float64 [n], above zero where a network calls them suspect; asked only if an end turns most pictures.
+    again: Again
 
 
 @dataclass(frozen=True)
@@ -145,74 +195,71 @@ def evidence(margin: Floats, label: int, side: str, spread: float, mirrored: boo
         spread: Standard deviations, see `SplitParams`.
         mirrored: The caller has turned the margins round.
     """
-    if len(margin) < 10:
+    if len(margin) < LEAST:
         return Evidence(label, side, mirrored, len(margin), 1.0, 0.0, 0.0, float("inf"), float("inf"), 0, None)
-    low, high = np.quantile(margin, [0.04, 0.96])
+    low, high = np.quantile(margin, TAILS)
     width = float(high - low)
-    middle = (margin > low + 0.4 * width) & (margin < low + 0.6 * width)
+    middle = (margin > low + VALLEY[0] * width) & (margin < low + VALLEY[1] * width)
     plain = margin[margin < (low + high) / 2]
     # The lower half of the plain heap is free of poison, so its width is measured there.
     centre = float(np.median(plain)) if len(plain) else float(low)
-    sigma = centre - float(np.quantile(plain, 0.16)) if len(plain) else 0.0
+    sigma = centre - float(np.quantile(plain, BELOW)) if len(plain) else 0.0
     half_way = float(low + high) / 2
     threshold = min(half_way, centre + spread * sigma)
     suspects, valley = int((margin > threshold).sum()), float(middle.mean())
     return Evidence(label, side, mirrored, len(margin), valley, width, _separation(margin), half_way, threshold, suspects, None)
 
 
-def _separation(margin: Floats, most: int = 2000) -> float:
-    """Return Ashman's D of the margins, 0 where they are all but equal; of many, `most` quantiles stand for all."""
-    values = np.sort(margin if len(margin) <= most else np.quantile(margin, (np.arange(most) + 0.5) / most))
+def _separation(margin: Floats) -> float:
+    """Return Ashman's D of the margins, 0 where they are all but equal; of many, `MOST` quantiles stand for all."""
+    values = np.sort(margin if len(margin) <= MOST else np.quantile(margin, (np.arange(MOST) + 0.5) / MOST))
     deviation = float(values.std())
-    if deviation < 1e-9 * max(1.0, float(np.abs(values).max())):
+    if deviation < EQUAL * max(1.0, float(np.abs(values).max())):
         return 0.0
     from sklearn.mixture import GaussianMixture
 
     # Sorted and in units of their own deviation, so that neither order nor scale changes the start of the fit.
-    mixture = GaussianMixture(2, random_state=0, reg_covar=1e-3).fit(((values - values.mean()) / deviation)[:, None])
+    mixture = GaussianMixture(2, random_state=0, reg_covar=FLOOR).fit(((values - values.mean()) / deviation)[:, None])
     (first, second), variances = np.asarray(mixture.means_)[:, 0], np.asarray(mixture.covariances_)[:, 0, 0]
     return float(abs(second - first) / np.sqrt(variances.mean()))
 
 
-def by_two_clusters(
-    margins: dict[str, Floats], labels: Ints, classes: int, params: SplitParams, flips: Flips, unseen: Unseen, again: Again, fitted: float = 0.0
-) -> Decision:
+def by_two_clusters(margins: dict[str, Floats], given: Given, params: SplitParams, ask: Questions, fitted: float = 0.0) -> Decision:
     """Decide by the shape of the margins, by whether the difference of two heaps or an end carries over, and by whether a heap is foreign.
 
     Args:
         margins: Per side float64 [n], high is suspicious.
-        labels: int64 [n], as given.
-        classes: Number of classes.
+        given: Labels and classes.
         params: Thresholds and caps.
-        flips: Adds the mean of the first samples minus the mean of the second to pictures of other classes, and returns the share
-            that goes over to the class, beyond those that are there without it.
-        unseen: Trains a network without the given samples, for each set of them, and returns what it sees in every sample, int64 [n].
-        again: Scores all samples anew, float64 [n], above zero where a network calls them suspect; asked only if an end turns most pictures.
+        ask: What networks answer.
         fitted: Share of the samples whose given label the network of `partition` predicts.
     """
+    shapes = [_shapes(margins, mine, c, params, ask.flips) for c, mine in enumerate(given.rows)]
+    foreign = _ask_without(shapes, margins, given, params, ask.unseen)
+    explained = {c for (c, _), answer in foreign.items() if _is_foreign(answer, params)}
+    ends = _ask_ends([() if c in explained else judged for c, judged in enumerate(shapes)], margins, given, params, ask.flips)
+    views, rescored = dict(margins), dict[int, Evidence]()
+    if carrying := _ends_that_carry(ends, params):
+        views[AGAIN] = margin = ask.again(ranks(_ends_first(shapes, ends, margins, given), given.labels))
+        rescored = {c: _rescored(margin[mine], mine, c, params, ask.flips) for c, mine in enumerate(given.rows) if c in carrying}
+    found: list[list[Evidence]] = []
+    for c, judged in enumerate(shapes):
+        of_views: list[Evidence] = []
+        for i, e in enumerate(judged):
+            share, spread = foreign.get((c, i), (None, None))
+            of_views.append(dataclasses.replace(e, foreign=share, foreign_spread=spread, end=ends.get((c, i))))
+        found.append([*of_views, *([rescored[c]] if c in rescored else [])])
+    return _decide(found, views, given, params, fitted)
+
+
+def _decide(found: list[list[Evidence]], views: dict[str, Floats], given: Given, params: SplitParams, fitted: float) -> Decision:
+    """Return the decision about what was found in each class; `views` are the margins by side."""
+    labels, classes = given.labels, given.classes
     flagged, suspicion = np.zeros(len(labels), dtype=bool), np.zeros(len(labels))
     certain: list[Evidence] = []
     proofs: dict[int, Proof] = {}
     doubtful: list[Evidence] = []
-    rows = [np.flatnonzero(labels == c) for c in range(classes)]
-    found: list[list[Evidence]] = []
-    for c, mine in enumerate(rows):
-        judged: list[Evidence] = []
-        for side, turned in itertools.product(margins, (False, True)):
-            margin = _view(margins, side, turned)[mine]
-            shape = evidence(margin, c, side, params.spread, turned)
-            if shape.range >= params.min_range:
-                suspect = margin > shape.middle  # purer than what will be flagged
-                apart = shape.valley <= params.max_valley and shape.separation >= params.min_separation
-                shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]), apart=apart)
-            judged.append(shape)
-        found.append(judged)
-    _ask_without(found, margins, labels, rows, classes, params, unseen)
-    views = dict(margins)
-    ends = _ask_ends(found, margins, rows, params, flips)
-    if ends:
-        views[AGAIN] = _score_again(ends, found, margins, labels, rows, params, flips, again)
-    for c, mine in enumerate(rows):
+    for c, mine in enumerate(given.rows):
         judged = found[c]
         proven = [e for e in judged if _carries(e, params) or _foreign(e, params)]
         # Where several views prove it, the one whose difference carries over best has the purest halves, so it draws the line; of those that
@@ -220,23 +267,41 @@ def by_two_clusters(
         best = (
             max(proven, key=lambda e: (e.flips or 0.0, round(e.separation, 6)))
             if proven
-            else max((e for e in judged if not e.mirrored and e.side in margins), key=lambda e: round(e.range * (1 - e.valley), 6))
+            else max((e for e in judged if not e.mirrored and e.side != AGAIN), key=lambda e: round(e.range * (1 - e.valley), 6))
         )
         margin = _view(views, best.side, best.mirrored)[mine]
         if proven:
             certain.append(best)
             proofs[c] = _proof(best, params)
             flagged[mine] = margin > best.threshold
-            suspicion[mine] = 1 / (1 + np.exp(-np.clip(margin - best.threshold, -30, 30)))
+            suspicion[mine] = 1 / (1 + np.exp(-np.clip(margin - best.threshold, -FAR, FAR)))
         else:
             order = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
-            suspicion[mine] = 0.4 * order / max(1, len(mine) - 1)  # below every flagged sample: a rank, not a probability
+            suspicion[mine] = UNFLAGGED * order / max(1, len(mine) - 1)
             doubtful += [e for e in judged if _doubtful(e, judged, params)][:1]
     caps = caps_of(flagged, labels, classes, params)
     target = max(certain, key=lambda e: e.suspects).label if certain else None
-    verdict, reason = _verdict(certain, doubtful, [cap for cap in caps if not cap["holds"]], flagged, labels, classes, params, fitted)
+    broken = [cap for cap in caps if not cap["holds"]]
+    verdict, reason = _verdict(certain, doubtful, broken, int(flagged.sum()), params) or ("no_evidence", _nothing(given, fitted))
     unproven = tuple(e.label for e in doubtful)
     return Decision(verdict, reason, flagged, suspicion, target, caps, list(itertools.chain.from_iterable(found)), doubtful=unproven, proofs=proofs)
+
+
+def _shapes(margins: dict[str, Floats], mine: Ints, label: int, params: SplitParams, flips: Flips) -> tuple[Evidence, ...]:
+    """Return what the margins of one class look like on each side and from both ends, and what their difference turns."""
+    judged: list[Evidence] = []
+    for side, turned in itertools.product(margins, (False, True)):
+        margin = _view(margins, side, turned)[mine]
+        shape = evidence(margin, label, side, params.spread, turned)
+        if shape.range >= params.min_range:
+            suspect = margin > shape.middle  # purer than what will be flagged
+            shape = dataclasses.replace(shape, flips=flips(label, mine[suspect], mine[~suspect]), apart=_is_apart(shape, params))
+        judged.append(shape)
+    return tuple(judged)
+
+
+def _is_apart(shape: Evidence, params: SplitParams) -> bool:
+    return shape.valley <= params.max_valley and shape.separation >= params.min_separation
 
 
 def _view(margins: dict[str, Floats], side: str, mirrored: bool) -> Floats:
@@ -283,24 +348,23 @@ def _is_content(judged: list[Evidence], params: SplitParams) -> bool:
 
 
 def _foreign(e: Evidence, params: SplitParams) -> bool:
-    return e.foreign is not None and e.foreign >= params.min_foreign and (e.foreign_spread or 0.0) >= params.min_foreign_spread
+    return e.foreign is not None and _is_foreign((e.foreign, e.foreign_spread), params)
+
+
+def _is_foreign(answer: tuple[float, float | None], params: SplitParams) -> bool:
+    return answer[0] >= params.min_foreign and (answer[1] or 0.0) >= params.min_foreign_spread
 
 
 def _ask_without(
-    found: list[list[Evidence]],
-    margins: dict[str, Floats],
-    labels: Ints,
-    rows: list[Ints],
-    classes: int,
-    params: SplitParams,
-    unseen: Unseen,
-) -> None:
-    """Fill in `foreign` for classes with heaps that no difference explains: for the two heaps of the side that tells them best apart.
+    found: Sequence[Sequence[Evidence]], margins: dict[str, Floats], given: Given, params: SplitParams, unseen: Unseen
+) -> dict[View, tuple[float, float | None]]:
+    """Return `foreign` and `foreign_spread` of the two heaps, of the side that tells them best apart, in classes whose heaps no difference explains.
 
     Two networks serve all classes: one was trained without the upper heaps, the other without the lower ones. A heap is not asked
     about if so little of its class would be left that a network does not learn it: to that network everything of the class is foreign.
     """
-    asked: list[tuple[int, int]] = []
+    labels, rows, classes = given.labels, given.rows, given.classes
+    asked: list[View] = []
     left_out = {turned: np.zeros(len(labels), dtype=bool) for turned in (False, True)}
     enough = float(np.median([len(mine) for mine in rows])) / 2
     for c, judged in enumerate(found):
@@ -315,9 +379,8 @@ def _ask_without(
             if above is not None:
                 left_out[judged[i].mirrored][rows[c]] = above
                 asked.append((c, i))
-    if not asked:
-        return
-    seen = dict(zip(left_out, unseen(list(left_out.values())), strict=True))
+    answers: dict[View, tuple[float, float | None]] = {}
+    seen = dict(zip(left_out, unseen(list(left_out.values())), strict=True)) if asked else {}
     for c, i in asked:
         e = found[c][i]
         mine = rows[c][_view(margins, e.side, e.mirrored)[rows[c]] > e.middle]
@@ -328,65 +391,64 @@ def _ask_without(
         most = min(classes - 1, max(MANY, int(counts.sum())))
         # Of two classes the other one is all that can be seen, which says nothing.
         spread = float(-(shares * np.log(shares)).sum() / np.log(most)) if classes > 2 else None
-        found[c][i] = dataclasses.replace(e, foreign=float(counts.sum() / max(1, len(mine))), foreign_spread=spread)
+        answers[c, i] = float(counts.sum() / max(1, len(mine))), spread
+    return answers
 
 
-def _ask_ends(found: list[list[Evidence]], margins: dict[str, Floats], rows: list[Ints], params: SplitParams, flips: Flips) -> list[int]:
-    """Fill in `end` for classes that no heap proves as well as an end must; return those with an end that carries over."""
-    turned: dict[int, float] = {}
-    for c, mine in enumerate(rows):
+def _ask_ends(
+    found: Sequence[Sequence[Evidence]], margins: dict[str, Floats], given: Given, params: SplitParams, flips: Flips
+) -> dict[View, float | None]:
+    """Return `end` of each view of the classes that no heap proves as well as an end must; None where a view is too narrow to have an end.
+
+    Args:
+        found: By class; nothing where a foreign heap proves it.
+        margins: By side.
+        given: Labels and classes.
+        params: Limits.
+        flips: As of `Questions`.
+    """
+    ends: dict[View, float | None] = {}
+    for c, mine in enumerate(given.rows):
         count = max(params.min_end, int(params.end * len(mine)))
-        well_proven = any((_carries(e, params) and (e.flips or 0.0) >= params.end_flips) or _foreign(e, params) for e in found[c])
-        if params.end == 0 or 5 * count > len(mine) or well_proven:
+        well_proven = any(_carries(e, params) and (e.flips or 0.0) >= params.end_flips for e in found[c])
+        if params.end == 0 or TIMES * count > len(mine) or well_proven:
             continue
         for i, e in enumerate(found[c]):
-            if e.flips is None:
-                continue
             order = mine[np.argsort(_view(margins, e.side, e.mirrored)[mine], kind="stable")]
-            found[c][i] = dataclasses.replace(e, end=flips(c, order[-count:], order[: len(mine) // 2]))
-        turned[c] = max(e.end or 0.0 for e in found[c])
+            ends[c, i] = None if e.flips is None else flips(c, order[-count:], order[: len(mine) // 2])
+    return ends
+
+
+def _ends_that_carry(ends: Mapping[View, float | None], params: SplitParams) -> set[int]:
+    """Return the classes with an end that turns most pictures, and far more than the ends of the others do."""
+    turned = {c: max(share or 0.0 for (k, _), share in ends.items() if k == c) for c, _ in ends}
     others = {c: float(np.median([share for k, share in turned.items() if k != c] or [0.0])) for c in turned}
-    return [c for c, share in turned.items() if share >= max(params.end_flips, params.end_over_median * others[c])]
+    return {c for c, share in turned.items() if share >= max(params.end_flips, params.end_over_median * others[c])}
 
 
-def _score_again(
-    ends: list[int],
-    found: list[list[Evidence]],
-    margins: dict[str, Floats],
-    labels: Ints,
-    rows: list[Ints],
-    params: SplitParams,
-    flips: Flips,
-    again: Again,
-) -> Floats:
-    """Append what the margins look like after one more scoring to the evidence of each class with an end that carries over; return them."""
-    order = np.zeros(len(labels))
-    for c, mine in enumerate(rows):
-        best = max(found[c], key=lambda e: e.end or 0.0)
+def _ends_first(found: Sequence[Sequence[Evidence]], ends: Mapping[View, float | None], margins: dict[str, Floats], given: Given) -> Floats:
+    """Return what a class is ordered by when it is scored again, float64 [n]: the view whose end turns most."""
+    order = np.zeros(len(given.labels))
+    for c, mine in enumerate(given.rows):
+        best = found[c][max(range(len(found[c])), key=lambda i: ends.get((c, i)) or 0.0)]
         order[mine] = _view(margins, best.side, best.mirrored)[mine]
-    margin = again(ranks(order, labels))
-    for c in ends:
-        mine = rows[c]
-        shape, suspect = evidence(margin[mine], c, AGAIN, params.spread), margin[mine] > 0
-        # Networks that were taught to tell the two apart draw the line themselves.
-        shape = dataclasses.replace(shape, threshold=0.0, middle=0.0, suspects=int(suspect.sum()))
-        if 0 < shape.suspects < len(mine):
-            apart = shape.valley <= params.max_valley and shape.separation >= params.min_separation
-            shape = dataclasses.replace(shape, flips=flips(c, mine[suspect], mine[~suspect]), apart=apart)
-        found[c].append(shape)
-    return margin
+    return order
+
+
+def _rescored(margin: Floats, mine: Ints, label: int, params: SplitParams, flips: Flips) -> Evidence:
+    """Return what the margins of a class look like after one more scoring with its end as suspect."""
+    shape, suspect = evidence(margin, label, AGAIN, params.spread), margin > 0
+    # Networks that were taught to tell the two apart draw the line themselves.
+    shape = dataclasses.replace(shape, threshold=0.0, middle=0.0, suspects=int(suspect.sum()))
+    if not 0 < shape.suspects < len(mine):
+        return shape
+    return dataclasses.replace(shape, flips=flips(label, mine[suspect], mine[~suspect]), apart=_is_apart(shape, params))
 
 
 def _verdict(
-    certain: list[Evidence],
-    doubtful: list[Evidence],
-    broken: list[dict[str, Any]],
-    flagged: Bools,
-    labels: Ints,
-    classes: int,
-    params: SplitParams,
-    fitted: float,
-) -> tuple[str, str]:
+    certain: list[Evidence], doubtful: list[Evidence], broken: list[dict[str, Any]], flagged: int, params: SplitParams
+) -> tuple[str, str] | None:
+    """Return verdict and reason, None where nothing was found."""
     if broken:
         cap = broken[0]
         return (
@@ -401,20 +463,25 @@ def _verdict(
             if _carries(strongest, params)
             else f"a network that was trained without them sees other classes in {strongest.foreign or 0.0:.0%} of them"
         )
-        return "poisoned", f"{int(flagged.sum())} samples of {which} share a feature that the rest of their class lacks; {proof}"
+        return "poisoned", f"{flagged} samples of {which} share a feature that the rest of their class lacks; {proof}"
     if doubtful:
         e = max(doubtful, key=lambda e: e.flips or 0.0)
         return "inconclusive", (
             f"class {e.label} holds two kinds of images, and what tells them apart flips {e.flips or 0.0:.0%} of other images to that class: "
             "too little for a trigger, or too much for none"
         )
+    return None
+
+
+def _nothing(given: Given, fitted: float) -> str:
+    """Return the reason of `no_evidence`, with what weakens it."""
     reason = "in no class does a part of the samples have a feature that flips other images to that class, or belong to many other classes"
-    smallest = int(np.bincount(labels, minlength=classes).min())
+    smallest = int(np.bincount(given.labels, minlength=given.classes).min())
     if smallest < FEW:
         reason += f"; the smallest class has {smallest} samples, so that the test has little power"
     if fitted >= FITTED:
         reason += f"; the early network fits {fitted:.1%} of the samples: on so easy a set a trigger need not stand out, and may have been missed"
-    return "no_evidence", reason
+    return reason
 
 
 def by_misclassification(predicted: Ints, confidence: Floats, labels: Ints, classes: int) -> Decision:

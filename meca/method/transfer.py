@@ -32,7 +32,7 @@ def trigger_estimate(images: Tensor, flagged: Tensor, clean: Tensor, content: Te
     return (suspects - matched / max(weight, 1e-9)) / 255 if weight > 0 else torch.zeros_like(suspects)
 
 
-def unexplained(model: nn.Module, images: Tensor, difference: Tensor, content: Tensor, target: int, without: float, batch_size: int = 256) -> float:
+def unexplained(model: nn.Module, images: Tensor, difference: Tensor, content: Tensor, target: int, without: float) -> float:
     """Return the share of images that a difference turns to `target`, 0 where the content of the class explains it.
 
     The part of the difference that points from the other classes to this one is taken out, and what is left must turn more images than
@@ -45,16 +45,15 @@ def unexplained(model: nn.Module, images: Tensor, difference: Tensor, content: T
         content: float32 [h w c], the mean of that rest minus that of all other classes.
         target: The class.
         without: Share of the images that the model calls `target` as they are.
-        batch_size: Samples a pass.
     """
     direction = content / content.norm().clamp(min=1e-12)
     change = difference - (difference * direction).sum().clamp(min=0) * direction
-    turned = called(model, images, target, change, batch_size) - without
-    by_content = called(model, images, target, direction * difference.norm(), batch_size) - without
+    turned = called(model, images, target, change) - without
+    by_content = called(model, images, target, direction * difference.norm()) - without
     return turned if turned > max(0.0, by_content) else 0.0
 
 
-def everywhere(model: nn.Module, images: Tensor, sources: Tensor, difference: Tensor, content: Tensor, target: int, batch_size: int = 256) -> float:
+def everywhere(model: nn.Module, images: Tensor, sources: Tensor, difference: Tensor, content: Tensor, target: int) -> float:
     """Return the share of images that a difference turns to `target` beyond its content: the median over the classes that they are of.
 
     A trigger works on pictures of any class. What the odd samples of a class show works on pictures that it suits: the odd bags of
@@ -67,10 +66,9 @@ def everywhere(model: nn.Module, images: Tensor, sources: Tensor, difference: Te
         difference: As of `unexplained`.
         content: As of `unexplained`.
         target: The class.
-        batch_size: Samples a pass.
     """
     turned = [
-        max(0.0, unexplained(model, each, difference, content, target, called(model, each, target, None, batch_size), batch_size))
+        max(0.0, unexplained(model, each, difference, content, target, called(model, each, target)))
         for each in (images[sources == source] for source in sources.unique())
     ]
     return float(torch.tensor(turned, dtype=torch.float64).quantile(0.5))

@@ -18,7 +18,20 @@ from meca.files import canonical_json
 from meca.models.compact import compact
 from meca.params import Params
 
-__all__ = ["NETWORKS", "Description", "DetectorParams", "NetworkParams", "Normalize", "build", "load_model", "memory_format", "reset", "save_model"]
+__all__ = [
+    "NETWORKS",
+    "Description",
+    "DetectorParams",
+    "Network",
+    "NetworkParams",
+    "Normalize",
+    "build",
+    "load_model",
+    "memory_format",
+    "read_description",
+    "reset",
+    "save_model",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +75,14 @@ class Description:
     channels: int
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model with what builds others like it."""
+
+    model: nn.Module
+    description: Description
 
 
 class Normalize(nn.Module):

@@ -18,8 +18,7 @@ from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
 from meca.training.device import EngineParams, prepare
-from meca.training.engine import predict, side_by_side, train
-from meca.training.seeds import generator
+from meca.training.engine import Data, Session, predict, side_by_side
 from meca.training.trainer import Recipe
 
 NO_TRUTH = "true and false positive rate (no truth is known)"
@@ -121,8 +120,9 @@ def run(
                 told[name].append((epoch, loss, fitted))
                 ctx.progress(f"evaluate: {name}", epoch, passes, f"loss {loss:.3f} accuracy {fitted:.3f}")
 
-            model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)
-            return train(model, images, labels, kept, recipe, ctx.seed, "train_clean", ctx.checkpoints / f"{name}.safetensors", note, device)
+            session = Session(ctx.seed, device, ctx.checkpoints, note, name=f"{name}-")
+            model = build(description, session.draws("train_clean", "init")).to(device.name)
+            return session.train(model, Data(images, labels), recipe, "train_clean", kept)
 
         with ctx.timed("references"):
             trained = side_by_side([partial(reference, name) for name in references], device)

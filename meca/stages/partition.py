@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from meca.data.store import write_parquet
 from meca.method.partition import PartitionParams, choose, main_axis, signals, suspicion
@@ -13,8 +12,7 @@ from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table
 from meca.training.device import EngineParams, prepare
-from meca.training.engine import features, train
-from meca.training.seeds import generator
+from meca.training.engine import Data, Session, features
 
 
 def run(
@@ -24,13 +22,12 @@ def run(
     params, device = partition, prepare(engine)
     data, images, labels = open_train(store, device)
     description = describe_network(data, images, detector.resolve(network))
-    model = build(description, generator(ctx.seed, "partition", "init")).to(device.name)
-    everything = torch.ones(len(labels), dtype=torch.bool, device=device.name)
+    session = Session(ctx.seed, device, ctx.checkpoints, epoch_notes(ctx, "train", params.recipe.passes(len(labels))))
+    model = build(description, session.draws("partition", "init")).to(device.name)
     with ctx.timed("train"):
-        note = epoch_notes(ctx, "train", params.recipe.passes(len(labels)))
-        train(model, images, labels, everything, params.recipe, ctx.seed, "partition", ctx.checkpoints / "model.safetensors", note, device)
+        session.train(model, Data(images, labels), params.recipe, "partition")
     with ctx.timed("score"):
-        found = signals(model, images, labels, params, generator(ctx.seed, "partition", "masks"))
+        found = signals(model, images, labels, params, session.draws("partition", "masks"))
     suspicious = suspicion(found, params.signals)
     likely_clean = choose(suspicious, labels, params.alpha, params.alpha_of)
     axis = main_axis(features(model, images), labels, found.loss)

@@ -4,14 +4,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from meca.data.store import write_array, write_parquet
+from meca.data.store import write_parquet
 from meca.errors import MecaError
 from meca.files import canonical_json, read_json
-from meca.method.leak import carried, case
+from meca.method.leak import cases, measure
 from meca.method.proofs import CONFIRMED, Proof
 from meca.method.relabel import Relabelled, RelabelParams, relabel
 from meca.metrics import share
@@ -20,7 +19,7 @@ from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import EVERYTHING, epoch_notes, open_train, read_rows
 from meca.training.device import EngineParams, prepare
-from meca.training.engine import predict, train
+from meca.training.engine import Data, Session, predict
 
 
 def run(
@@ -46,14 +45,14 @@ def run(
     decided = relabel(probabilities, labels, flagged, suspicion, _proofs(earlier), params)
     if not torch.equal(decided.keep, ~flagged) and verdict["verdict"] != "inconclusive":
         with ctx.timed("train"):
-            note = epoch_notes(ctx, "finetune", params.recipe.passes(int(decided.keep.sum())))
-            place = ctx.checkpoints / "model.safetensors"
-            train(model, images, decided.labels, decided.keep, params.recipe, ctx.seed, "relabel_finetune", place, note, device)
+            session = Session(ctx.seed, device, ctx.checkpoints, epoch_notes(ctx, "finetune", params.recipe.passes(int(decided.keep.sum()))))
+            session.train(model, Data(images, decided.labels), params.recipe, "relabel_finetune", decided.keep)
     save_model(model, description, out)
     content = probabilities.argmax(1)
     # A short training may not have learnt what a full one has.
     learnt = load_model(split / EVERYTHING if (split / EVERYTHING).is_dir() else partition).to(device.name)
-    leak = _leak(ctx, model, learnt, images, flagged, content, verdict["target_class"], labels, params, out)
+    tests = [] if verdict["target_class"] is None else cases(Data(images, labels), flagged, content, ctx.seed, params.probe)
+    leak = {"leak": measure(model, tests).worst, "leak_power": measure(learnt, tests).weakest}
     final = _final(earlier, decided, content, verdict["verdict"])
     write_parquet(final, out / "decisions.parquet")
     believed = final["verdict"].to_pylist().count("poisoned")  # without the flags that were taken back
@@ -71,39 +70,6 @@ def _proofs(earlier: pa.Table) -> list[Proof | None]:
         if (word != "clean" or proof is not None) and proof not in CONFIRMED:
             raise MecaError(f"Expected a proof of {', '.join(CONFIRMED)} for row {row}, which is flagged, got {proof!r}; run stage split again.")
     return proofs
-
-
-def _leak(
-    ctx: Context,
-    model: torch.nn.Module,
-    poisoned_model: torch.nn.Module,
-    images: torch.Tensor,
-    flagged: torch.Tensor,
-    content: torch.Tensor,
-    target: int | None,
-    labels: torch.Tensor,
-    params: RelabelParams,
-    out: Path,
-) -> dict[str, float | None]:
-    """Test the final model for every flagged class with what its suspects carry.
-
-    The leak is that of the worst class. Its power is what the same pictures show of a model that was trained on everything (the one of
-    `split`, where it trained one, else that of `partition`), and that of the weakest class: a test whose power is small says little. What
-    cannot be tested has none.
-    """
-    tested: list[tuple[float, float]] = []
-    power = 1.0
-    for suspected in sorted({*labels[flagged].tolist()}) if target is not None else ():
-        test = case(images, labels, flagged, content, suspected, ctx.seed, params.probe)
-        if test is None:
-            power = 0.0
-            continue
-        if suspected == target:
-            write_array(out / "trigger.npy", test.trigger.cpu().numpy().astype(np.float32))
-        tested.append((round(carried(model, test), 6), round(carried(poisoned_model, test), 6)))
-    if not tested:
-        return {"leak": None, "leak_power": None}
-    return {"leak": max(leak for leak, _ in tested), "leak_power": min(power, *(seen for _, seen in tested))}
 
 
 def _final(earlier: pa.Table, decided: Relabelled, content: torch.Tensor, verdict: str) -> pa.Table:

@@ -10,8 +10,7 @@ from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, read_rows
 from meca.training.device import EngineParams, prepare
-from meca.training.engine import train
-from meca.training.seeds import generator
+from meca.training.engine import Data, Session
 from meca.training.trainer import Recipe
 
 
@@ -22,7 +21,8 @@ def run(ctx: Context, store: Path, split: Path, out: Output, *, engine: EnginePa
     description = describe_network(data, images, network)
     verdicts = read_rows(split / "decisions.parquet", ["verdict"], len(labels))["verdict"].to_pylist()
     keep = torch.tensor([verdict == "clean" for verdict in verdicts], device=device.name)
-    model = build(description, generator(ctx.seed, "train_clean", "init")).to(device.name)
+    session = Session(ctx.seed, device, ctx.checkpoints, epoch_notes(ctx, "train", recipe.passes(int(keep.sum()))))
+    model = build(description, session.draws("train_clean", "init")).to(device.name)
     if int(keep.sum()) < 2:
         # Rule 5 of the paper can flag everything. Then there is nothing to learn from, and the model says so by its accuracy.
         ctx.progress("train_clean", 0, 1, f"{int(keep.sum())} samples are left: the model stays untrained")
@@ -30,8 +30,7 @@ def run(ctx: Context, store: Path, split: Path, out: Output, *, engine: EnginePa
         ctx.metrics = {"kept": int(keep.sum())}
         return
     with ctx.timed("train"):
-        note = epoch_notes(ctx, "train", recipe.passes(int(keep.sum())))
-        train(model, images, labels, keep, recipe, ctx.seed, "train_clean", ctx.checkpoints / "model.safetensors", note, device)
+        session.train(model, Data(images, labels), recipe, "train_clean", keep)
     save_model(model, description, out)
     ctx.metrics = {"kept": int(keep.sum())}
 

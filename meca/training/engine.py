@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,14 +18,16 @@ from torch import Tensor, nn
 from meca.errors import MecaError
 from meca.training.augment import draw
 from meca.training.checkpoints import resume, save_checkpoint
+from meca.training.data import Data
 from meca.training.device import Device
 from meca.training.recording import Epoch, fastest
 from meca.training.seeds import generator
-from meca.training.trainer import Recipe, Trainer, as_input
+from meca.training.trainer import Objective, Recipe, Trainer, as_input, schedule_of
 
-__all__ = ["features", "predict", "side_by_side", "train"]
+__all__ = ["Data", "Note", "Session", "features", "predict", "side_by_side"]
 
-OnEpoch = Callable[[int, float, float], None]  # epoch from 1, mean loss, accuracy on the batches
+Note = Callable[[int, float, float], None]  # epoch from 1, mean loss, accuracy on the batches
+WRITE_EVERY = 9  # times what the last checkpoint cost, from one to the next; changes no result
 T = TypeVar("T")
 
 
@@ -35,81 +38,92 @@ class _Interrupted(Exception):  # noqa: N818 - no error: another training was in
 _interrupted = threading.Event()  # ends the trainings of other threads when one of them, or the main thread, has to stop
 
 
-def train(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    keep: Tensor,
-    recipe: Recipe,
-    seed: int,
-    purpose: str,
-    checkpoint: Path | None = None,
-    on_epoch: OnEpoch | None = None,
-    device: Device | None = None,
-    weight: Tensor | None = None,
-) -> nn.Module:
-    """Train a model on the kept samples and return it.
+@dataclass(frozen=True)
+class Session:
+    """What the trainings of a run have in common."""
 
-    The order of an epoch is the masked permutation of the whole set, so leaving a sample out moves no other one.
+    seed: int  # of the run
+    device: Device  # from `prepare`: precision, and how a step is computed
+    checkpoints: Path | None = None  # folder to resume from and to write to, in a file named after the purpose
+    # Told epoch, mean loss and accuracy on the augmented batches; when resuming, of the finished epochs as well, so that what it writes
+    # down is the same as without the kill.
+    note: Note | None = None
+    schedule: str = "one_cycle"  # of the learning rate, one of `SCHEDULES`
+    name: str = ""  # begins the name of each checkpoint, so that trainings of one purpose can run side by side
 
-    Args:
-        model: Changed in place.
-        images: uint8 [n h w c], the whole set, on the device of the model.
-        labels: int64 [n].
-        keep: bool [n].
-        recipe: How.
-        seed: Of the run.
-        purpose: Name of this training; part of every draw's key.
-        checkpoint: File to resume from and to write after an epoch.
-        on_epoch: Told epoch, mean loss and accuracy on the augmented batches; when resuming, of the finished epochs as well, so
-            that what it writes down is the same as without the kill.
-        device: Says the precision and how a step is computed; float32 and step by step if None.
-        weight: float32 [n]: 1 learns, negative unlearns, 0 ignores; all 1 if None.
+    def draws(self, *keys: int | str) -> torch.Generator:
+        """Return the generator of the run's seed and these keys."""
+        return generator(self.seed, *keys)
 
-    Raises:
-        MecaError: Nothing is kept, or the loss is no longer a number.
-    """
-    n, kept = len(images), int(keep.sum())
-    if kept < 2:
-        raise MecaError(f"Expected at least two samples to train on, got {kept}.")
-    device = device or Device(str(images.device))
-    batch = min(recipe.batch_size, kept)
-    per_epoch = max(1, kept // batch)  # a last, smaller batch would have other BatchNorm statistics: it waits for the next epoch
-    epochs = recipe.passes(kept)
-    trainer = Trainer(model, recipe, epochs * per_epoch, device.precision)
-    start = resume(trainer, checkpoint)
-    if on_epoch is not None:
-        for epoch, (mean_loss, accuracy) in enumerate(trainer.history, 1):
-            on_epoch(epoch, mean_loss, accuracy)
-    work = Epoch(trainer, images, labels, weight, batch)
-    take_step: Callable[[], None] | None = None
-    written, cost = -1e9, 0.0
-    for epoch in range(start, epochs):
-        rng = generator(seed, purpose, "epoch", epoch)
-        order = torch.randperm(n, generator=rng).to(images.device)
-        order = order[keep[order]]
-        work.begin(None if recipe.augment == "none" else draw(n, recipe.padding, recipe.augment == "shift_flip", rng))
-        for i in range(per_epoch):
-            work.rows.copy_(order[i * batch : (i + 1) * batch])
-            if take_step is None:
-                take_step = fastest(work, device.step, (epochs - start) * per_epoch)
-            if _interrupted.is_set():
-                raise _Interrupted
-            trainer.advance()
-            take_step()
-        mean_loss = float(work.loss) / per_epoch
-        if not abs(mean_loss) < float("inf"):
-            raise MecaError(f"The loss of training {purpose!r} is not finite in epoch {epoch + 1}; lower its learning rate in params.yaml.")
-        trainer.history.append((mean_loss, int(work.right) / (per_epoch * batch)))
-        # Writing takes a tenth of the time at most: a large network on a fast device has epochs shorter than a write.
-        if epoch + 1 == epochs or time.perf_counter() - written >= 9 * cost:
-            begun = time.perf_counter()
-            save_checkpoint(trainer, checkpoint, epoch + 1)
-            written = time.perf_counter()
-            cost = written - begun
-        if on_epoch is not None:
-            on_epoch(epoch + 1, *trainer.history[-1])
-    return model.eval()
+    def train(
+        self,
+        model: nn.Module,
+        data: Data,
+        recipe: Recipe,
+        purpose: str,
+        keep: Tensor | None = None,
+        objective: Objective | None = None,
+    ) -> nn.Module:
+        """Train a model on the kept samples and return it.
+
+        The order of an epoch is the masked permutation of the whole set, so leaving a sample out moves no other one.
+
+        Args:
+            model: Changed in place.
+            data: The whole set, on the device of the model, with the weights of its samples.
+            recipe: How.
+            purpose: Name of this training; part of every draw's key, and the name of its checkpoint.
+            keep: bool [n]; everything if None.
+            objective: The loss; the cross-entropy with the recipe's smoothing if None. With another one every step is computed eagerly,
+                since nothing says that it can be recorded.
+
+        Raises:
+            MecaError: Nothing is kept, the loss is no longer a number, there is no such schedule, or the objective returns one loss for samples
+                that have weights.
+        """
+        device = data.images.device
+        keep = torch.ones(len(data), dtype=torch.bool, device=device) if keep is None else keep
+        n, kept = len(data), int(keep.sum())
+        if kept < 2:
+            raise MecaError(f"Expected at least two samples to train on, got {kept}.")
+        batch = min(recipe.batch_size, kept)
+        per_epoch = max(1, kept // batch)  # a last, smaller batch would have other BatchNorm statistics: it waits for the next epoch
+        epochs = recipe.passes(kept)
+        trainer = Trainer(model, recipe, epochs * per_epoch, self.device.precision, objective, schedule_of(self.schedule))
+        place = None if self.checkpoints is None else self.checkpoints / f"{self.name}{purpose}.safetensors".replace(" ", "-")
+        start = resume(trainer, place)
+        if self.note is not None:
+            for epoch, (mean_loss, accuracy) in enumerate(trainer.history, 1):
+                self.note(epoch, mean_loss, accuracy)
+        work = Epoch(trainer, data, batch)
+        take_step: Callable[[], None] | None = None
+        written, cost = -1e9, 0.0
+        for epoch in range(start, epochs):
+            rng = self.draws(purpose, "epoch", epoch)
+            order = torch.randperm(n, generator=rng).to(device)
+            order = order[keep[order]]
+            work.begin(None if recipe.augment == "none" else draw(n, recipe.padding, recipe.augment == "shift_flip", rng))
+            for i in range(per_epoch):
+                work.rows.copy_(order[i * batch : (i + 1) * batch])
+                if take_step is None:
+                    take_step = fastest(work, self.device.step if objective is None else "eager", (epochs - start) * per_epoch)
+                if _interrupted.is_set():
+                    raise _Interrupted
+                trainer.advance()
+                take_step()
+            mean_loss = float(work.loss) / per_epoch
+            if not abs(mean_loss) < float("inf"):
+                raise MecaError(f"The loss of training {purpose!r} is not finite in epoch {epoch + 1}; lower its learning rate in params.yaml.")
+            trainer.history.append((mean_loss, int(work.right) / (per_epoch * batch)))
+            # Writing takes a tenth of the time at most: a large network on a fast device has epochs shorter than a write.
+            if epoch + 1 == epochs or time.perf_counter() - written >= WRITE_EVERY * cost:
+                begun = time.perf_counter()
+                save_checkpoint(trainer, place, epoch + 1)
+                written = time.perf_counter()
+                cost = written - begun
+            if self.note is not None:
+                self.note(epoch + 1, *trainer.history[-1])
+        return model.eval()
 
 
 def side_by_side(jobs: Sequence[Callable[[], T]], device: Device) -> list[T]:

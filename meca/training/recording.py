@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from meca.training.augment import Draws, crop_flip
+from meca.training.data import Data
 from meca.training.trainer import Trainer, as_input
 
 __all__ = ["COMPILE_GAIN", "COMPILE_SECONDS", "GRAPH_STEPS", "Epoch", "fastest", "worth_compiling"]
@@ -16,8 +17,9 @@ __all__ = ["COMPILE_GAIN", "COMPILE_SECONDS", "GRAPH_STEPS", "Epoch", "fastest",
 class Epoch:
     """One step on samples of the resident set, from row numbers to new weights, with buffers that stay where they are."""
 
-    def __init__(self, trainer: Trainer, images: Tensor, labels: Tensor, weight: Tensor | None, batch: int) -> None:
-        self.trainer, self.images, self.labels, self.weight = trainer, images, labels, weight
+    def __init__(self, trainer: Trainer, data: Data, batch: int) -> None:
+        images = data.images
+        self.trainer, self.images, self.labels, self.weight = trainer, images, data.labels, data.weight
         self.rows = torch.zeros(batch, dtype=torch.int64, device=images.device)
         self.loss = torch.zeros((), device=images.device)
         self.right = torch.zeros((), dtype=torch.int64, device=images.device)

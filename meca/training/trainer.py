@@ -1,6 +1,9 @@
 """A model, its optimizer and its learning rate: everything that one step changes."""
 
 import dataclasses
+import difflib
+import math
+from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
@@ -8,9 +11,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from meca.errors import check_fields
+from meca.errors import MecaError, check_fields
 
-__all__ = ["Recipe", "Trainer", "as_input"]
+__all__ = ["SCHEDULES", "Objective", "Recipe", "Schedule", "Trainer", "as_input", "schedule_of"]
+
+# From the model, a batch float32 [b c h w] in [0, 1] and its labels int64 [b] to the loss of each sample [b], or their mean, and the logits.
+Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+Schedule = Callable[[float], float]  # from the share of the steps that are done, in [0, 1), to the share of the peak learning rate
+
+RISE = 0.2  # share of the steps of `one_cycle` in which the rate rises: a network that is trained for few passes needs its peak early
+FIRST = 0.05  # of the peak, at the first step: at 0 that step would teach nothing
+LAST = 0.01  # of the peak, at the last steps, for the same reason
+FALLS = (0.5, 0.75)  # shares of the steps of `step` after which the rate falls: He et al., 2016, https://arxiv.org/abs/1512.03385
+FALL = 0.1  # what is left of the rate at each of them
+
+
+def _one_cycle(t: float) -> float:
+    return max(t / RISE, FIRST) if t < RISE else max((1 - t) / (1 - RISE), LAST)
+
+
+def _step(t: float) -> float:
+    return math.prod([FALL for at in FALLS if t >= at])
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "one_cycle": _one_cycle,  # up over the first fifth, then down to a hundredth
+    "constant": lambda t: 1.0,
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+    "step": _step,  # a tenth after half of the steps, and again after three quarters
+}
+
+
+def schedule_of(name: str) -> Schedule:
+    """Return a schedule by its name.
+
+    Raises:
+        MecaError: There is none of that name.
+    """
+    if name not in SCHEDULES:
+        near = difflib.get_close_matches(name, SCHEDULES, 1)
+        raise MecaError(
+            f"Expected the schedule to be one of {', '.join(SCHEDULES)}, got {name!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+        )
+    return SCHEDULES[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +63,7 @@ class Recipe:
     epochs: int  # passes over the kept samples, at least
     min_steps: int  # more passes are made until so many steps are reached: small sets are learnt in steps, not in passes
     batch_size: int  # samples a step
-    lr: float  # peak of the triangular schedule, for a mean loss
+    lr: float  # peak of the schedule, for a mean loss
     momentum: float  # Nesterov
     weight_decay: float
     label_smoothing: float  # 0 in the detection stages, where confidence is the signal
@@ -53,10 +96,19 @@ def as_input(images: Tensor) -> Tensor:
 
 
 class Trainer:
-    """A model, its optimizer and a triangular learning rate: everything that one step changes."""
+    """A model, its optimizer and its learning rate: everything that one step changes."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, steps: int, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        steps: int,
+        precision: torch.dtype = torch.float32,
+        objective: Objective | None = None,
+        schedule: Schedule = SCHEDULES["one_cycle"],
+    ) -> None:
         self.model = model
+        self.objective, self.schedule = objective, schedule
         self.recipe = recipe
         self.steps = max(1, steps)
         self.precision = precision
@@ -72,9 +124,8 @@ class Trainer:
         ]
 
     def lr(self) -> float:
-        """The learning rate of the next step: up over the first fifth, then down to a hundredth."""
-        t = self.done / self.steps
-        return self.recipe.lr * (max(t / 0.2, 0.05) if t < 0.2 else max((1 - t) / 0.8, 0.01))
+        """The learning rate of the next step."""
+        return self.recipe.lr * self.schedule(self.done / self.steps)
 
     def advance(self) -> None:
         """Set the learning rate of the next step, and count it."""
@@ -96,13 +147,20 @@ class Trainer:
         return self.compute(x, y, weight)
 
     def compute(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Do the work of `step` without counting it. Nothing in here waits for the device, so it can be recorded."""
+        """Do the work of `step` without counting it. Nothing in here waits for the device, so it can be recorded: an objective may."""
         self.model.train()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16, cache_enabled=False):
-            logits = self.model(x)
-        if self.precision is torch.bfloat16:
-            logits = logits.float()
-        each = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.recipe.label_smoothing)
+        half, each = self.precision is torch.bfloat16, None
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            if self.objective is None:
+                logits = self.model(x)
+            else:
+                each, logits = self.objective(self.model, x, y)
+        if half:
+            logits, each = logits.float(), None if each is None else each.float()
+        if each is None:
+            each = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.recipe.label_smoothing)
+        if weight is not None and each.shape != y.shape:
+            raise MecaError(f"Expected an objective to return a loss for each of {len(y)} samples, which have weights, got shape {list(each.shape)}.")
         loss = each.mean() if weight is None else (weight * each).sum() / len(y)
         self.model.zero_grad(set_to_none=True)
         loss.backward()

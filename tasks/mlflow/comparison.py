@@ -126,13 +126,13 @@ def _leak(network: "torch.nn.Module", evidence: Evidence, device: str) -> float 
     import numpy as np
     import torch
 
-    from meca.method.leak import carried, case
+    from meca.method.leak import cases, measure
+    from meca.training.engine import Data
 
     if not evidence.is_tested:
         return None
     store = evidence.store
-    images = torch.from_numpy(store.pixels(store.train)).to(device)
-    flagged, content = torch.from_numpy(evidence.flagged).to(device), torch.from_numpy(evidence.content).to(device)
     labels = torch.from_numpy(np.array(store.labels[store.train], dtype=np.int64)).to(device)
-    tests = [case(images, labels, flagged, content, target, evidence.seed, evidence.probe) for target in sorted({*labels[flagged].tolist()})]
-    return max((round(carried(network, test), 6) for test in tests if test is not None), default=None)
+    data = Data(torch.from_numpy(store.pixels(store.train)).to(device), labels)
+    flagged, content = torch.from_numpy(evidence.flagged).to(device), torch.from_numpy(evidence.content).to(device)
+    return measure(network, cases(data, flagged, content, evidence.seed, evidence.probe)).worst

@@ -541,42 +541,20 @@ def test_the_command_promotes_undoes_and_tells(make, capsys):
     assert cli.run(["promote", str(first), "--history", "--rollback"]) == 4
 
 
-def test_the_leak_is_measured_as_the_stage_measures_it(tmp_path, monkeypatch):
-    import meca.method.leak
-    from meca.method.relabel import RelabelParams
-    from meca.params import PACKAGED
-    from meca.progress import Progress
-    from meca.stages import relabel_finetune
-    from meca.stages.runtime import Context
+def test_the_leak_is_measured_on_the_evidence_as_leak_py_measures_it(tmp_path):
+    from meca.method.leak import cases
+    from meca.method.leak import measure as leak_of
+    from meca.training.engine import Data
 
     store = colours(tmp_path)
-    n = store.info.n_train
-    model, poisoned = network(store, tmp_path / "model", 1), network(store, tmp_path / "poisoned", 2, (2,))
-    labels, images = torch.from_numpy(np.array(store.labels[store.train])), torch.from_numpy(store.pixels(store.train))
-    flagged = (labels == 1) & (torch.arange(n) % 3 == 0)
-    ctx = Context("relabel_finetune", read_params(PACKAGED), tmp_path, Progress(quiet=True), tmp_path / "final")
-    (tmp_path / "final").mkdir()
+    model, labels = network(store, tmp_path / "model", 1, (2,)), torch.from_numpy(np.array(store.labels[store.train]))
+    flagged = (labels == 1) & (torch.arange(len(labels)) % 3 == 0)
     # A few pictures of those that could be taken, so that the draw counts, and some that look like the target's, which it must pass over.
-    params = dataclasses.replace(read_params(PACKAGED).group("relabel_finetune", RelabelParams), probe=4)
-    seen = torch.where((labels == 0) & (torch.arange(n) % 2 == 0), 1, labels)
-    assert int((~flagged & (labels != 1) & (seen != 1)).sum()) > 2 * params.probe
-    taken: list[meca.method.leak.Case] = []
-    real = meca.method.leak.carried
-
-    def carried(network: torch.nn.Module, test: meca.method.leak.Case) -> float:
-        taken.append(test)
-        return real(network, test)
-
-    monkeypatch.setattr(meca.method.leak, "carried", carried)
-    monkeypatch.setattr(relabel_finetune, "carried", carried)
-    found = relabel_finetune._leak(ctx, poisoned, model, images, flagged, seen, 1, labels, params, tmp_path / "final")
-    evidence = Evidence(store, flagged.numpy(), seen.numpy(), True, ctx.seed, params.probe)
-    assert measure(tmp_path / "poisoned", evidence).leak == found["leak"]
-    assert measure(tmp_path / "model", evidence).leak == found["leak_power"]
-    shown = [dataclasses.astuple(test) for test in taken]
-    assert len(taken) == 4 and len(taken[0].pictures) == len(taken[0].pasted) == params.probe
-    assert all(torch.equal(*pair) for test in shown[1:] for pair in zip(test[1:], shown[0][1:], strict=True))
+    seen = torch.where((labels == 0) & (torch.arange(len(labels)) % 2 == 0), 1, labels)
+    evidence = Evidence(store, flagged.numpy(), seen.numpy(), True, 3, 4)
+    data = Data(torch.from_numpy(store.pixels(store.train)), labels)
+    assert measure(tmp_path / "model", evidence).leak == leak_of(model, cases(data, flagged, seen, 3, 4)).worst is not None
     other = colours(tmp_path / "other", size=12)
     with pytest.raises(Incomparable, match="8x8x3, and these are 12x12x3"):
         measure(tmp_path / "model", dataclasses.replace(evidence, store=other))
-    assert measure(tmp_path / "poisoned", dataclasses.replace(evidence, is_tested=False)).leak is None
+    assert measure(tmp_path / "model", dataclasses.replace(evidence, is_tested=False)).leak is None

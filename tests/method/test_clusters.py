@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meca.method.clusters import changed_pairs, smaller_clusters
+from meca.method.clusters import Asked, changed_pairs, smaller_clusters
+from meca.training.engine import Data
 
 CLASSES, SIZE, PLANTED = 6, 60, 8
-PROBE = 100
+ASKED = Asked(most=0.35, least=5, probe=100)
 
 
 def blobs(seed: int = 0, apart: float = 12.0, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,32 +81,32 @@ def pictures(moved: bool = True) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray
 
 def test_a_trigger_that_changes_every_class_to_the_next_is_carried_by_the_clusters() -> None:
     images, labels, values, odd = pictures()
-    found = changed_pairs(Reader(True), images, labels, values, CLASSES, 0.35, 5, PROBE, 0)
+    found = changed_pairs(Reader(True), Data(images, labels), values, CLASSES, ASKED, 0)
     assert np.array_equal(found.small, odd) and found.turned.shape == (CLASSES,) and found.turned.min() > 0.9
-    again = changed_pairs(Reader(True), images, labels, values, CLASSES, 0.35, 5, PROBE, 0)
+    again = changed_pairs(Reader(True), Data(images, labels), values, CLASSES, ASKED, 0)
     assert np.array_equal(found.turned, again.turned)
 
 
 def test_a_network_that_has_not_learnt_it_turns_nothing() -> None:
     images, labels, values, _ = pictures()
-    assert changed_pairs(Reader(False), images, labels, values, CLASSES, 0.35, 5, PROBE, 0).turned.max() == 0.0
+    assert changed_pairs(Reader(False), Data(images, labels), values, CLASSES, ASKED, 0).turned.max() == 0.0
 
 
 def test_a_second_kind_of_pictures_turns_nothing() -> None:
     images, labels, values, odd = pictures(moved=False)
-    found = changed_pairs(Reader(False), images, labels, values, CLASSES, 0.35, 5, PROBE, 0)
+    found = changed_pairs(Reader(False), Data(images, labels), values, CLASSES, ASKED, 0)
     assert np.array_equal(found.small, odd) and found.turned.max() == 0.0
 
 
 @pytest.mark.parametrize(("most", "least"), [(PLANTED / SIZE - 0.01, 5), (0.35, PLANTED + 1)])
 def test_clusters_that_are_too_large_or_too_small_are_not_asked(most: float, least: int) -> None:
     images, labels, values, _ = pictures()
-    assert changed_pairs(Reader(True), images, labels, values, CLASSES, most, least, PROBE, 0).turned.max() == 0.0
-    assert changed_pairs(Reader(True), images, labels, values, CLASSES, PLANTED / SIZE, PLANTED, PROBE, 0).turned.min() > 0.9
+    assert changed_pairs(Reader(True), Data(images, labels), values, CLASSES, Asked(most, least, 100), 0).turned.max() == 0.0
+    assert changed_pairs(Reader(True), Data(images, labels), values, CLASSES, Asked(PLANTED / SIZE, PLANTED, 100), 0).turned.min() > 0.9
 
 
 def test_a_single_class_has_nothing_to_be_changed_from() -> None:
     images, labels, values, _ = pictures()
     one = labels == 0
-    found = changed_pairs(Reader(True), images[one], labels[one], values[one.numpy()], CLASSES, 0.35, 5, PROBE, 0)
+    found = changed_pairs(Reader(True), Data(images[one], labels[one]), values[one.numpy()], CLASSES, ASKED, 0)
     assert found.turned.tolist() == [0.0] * CLASSES and int(found.small.sum()) == PLANTED

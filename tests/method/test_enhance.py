@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meca.errors import MecaError
-from meca.method.enhance import SIDES, EnhanceParams, TwoOutputs, folds, suspects_first, two_outputs, unlearn, widen
-from meca.models import NetworkParams
-from meca.training.engine import predict
+from meca.method.enhance import SIDES, EnhanceParams, TwoOutputs, folds, in_rounds, suspects_first, two_outputs, unlearn, widen
+from meca.method.partition import PartitionParams, choose, signals, suspicion
+from meca.models import Network, NetworkParams
+from meca.training.engine import Data, Session, predict
 from meca.training.seeds import generator
 from meca.training.trainer import Trainer, as_input
 from tests.making import settings
-from tests.method.tiny import CLASSES, copied, description, network, pictures, recipe, same, unchanged
+from tests.method.tiny import CLASSES, CPU, copied, description, network, pictures, recipe, same, unchanged
 from tests.models.test_models import FITTING
 
 PARAMS = dataclasses.replace(settings().group("enhance", EnhanceParams), recipe=recipe(epochs=1), rounds=1)
+KNOWN = Network(network(), description())
 PAPER = dataclasses.replace(settings(preset="paper").group("enhance", EnhanceParams), recipe=recipe(epochs=2))
 SUSPICIOUS = torch.rand(64, generator=generator("suspicious"))
 
@@ -30,7 +32,7 @@ def enhanced(
     own_images, own_labels = pictures()
     params = dataclasses.replace(PARAMS, **changes)
     images, labels = own_images if images is None else images, own_labels if labels is None else labels
-    return two_outputs(network(), description(), images, labels, suspicious, params, 0, side)
+    return two_outputs(Session(0, CPU), KNOWN, Data(images, labels), suspicious, params, side)
 
 
 def half() -> Tensor:
@@ -103,7 +105,7 @@ def test_two_runs_have_the_same_bits_whatever_the_global_state(side: str) -> Non
 def test_the_network_of_partition_and_the_inputs_are_left_alone() -> None:
     model, (images, labels) = network(), pictures()
     before, kept = copied(model), (images.clone(), labels.clone(), SUSPICIOUS.clone())
-    two_outputs(model, description(), images, labels, SUSPICIOUS, PARAMS, 0, "low")
+    two_outputs(Session(0, CPU), Network(model, description()), Data(images, labels), SUSPICIOUS, PARAMS, "low")
     assert unchanged(model, before)
     assert all(torch.equal(a, b) for a, b in zip((images, labels, SUSPICIOUS), kept, strict=True))
 
@@ -124,7 +126,7 @@ def test_a_planted_white_corner_gets_the_highest_margins_of_its_class_from_the_s
     seeds[planted[:12]] = 1.0  # an imperfect start: a quarter of the poison is missed, as are four clean samples
     seeds[torch.nonzero(labels == 1)[:, 0][40:44]] = 1.0
     params = dataclasses.replace(PARAMS, rounds=2, core=0.25, recipe=recipe(epochs=12))
-    margin = two_outputs(network(), description(), images, labels, seeds, params, 0, side).margin
+    margin = two_outputs(Session(0, CPU), KNOWN, Data(images, labels), seeds, params, side).margin
     mine = torch.nonzero(labels == 1)[:, 0]
     top = mine[margin[mine].argsort(descending=True)[:16]]
     assert len(set(top.tolist()) & set(planted.tolist())) > 12, "more than were seeded"
@@ -146,7 +148,7 @@ def test_a_killed_enhancement_continues_to_the_same_bits_and_the_same_story(kill
                 raise Killed
 
         try:
-            return two_outputs(network(), description(), images, labels, SUSPICIOUS, params, 0, "low", folder, note), said
+            return two_outputs(Session(0, CPU, folder, note), KNOWN, Data(images, labels), SUSPICIOUS, params, "low"), said
         except Killed:
             return None, said
 
@@ -185,7 +187,8 @@ def plain(labels: Tensor) -> Any:
 def unlearned(likely_clean: Tensor, unlearning: float, labels: Tensor | None = None, **changes: Any) -> tuple[Any, float]:
     images, own = pictures()
     params = dataclasses.replace(PAPER, unlearning=unlearning, recipe=dataclasses.replace(PAPER.recipe, **changes))
-    return unlearn(network(), images, own if labels is None else labels, likely_clean, params, 0, 1)
+    model, data = network(), Data(images, own if labels is None else labels)
+    return model, unlearn(Session(0, CPU), model, data, likely_clean, params, 1)
 
 
 def test_nothing_to_unlearn_is_plain_training() -> None:
@@ -228,5 +231,19 @@ def test_the_ascent_that_explodes_is_said() -> None:
 def test_a_finished_round_is_resumed_with_its_loss(tmp_path: Path) -> None:
     images, labels = pictures()
     clean = torch.arange(64) % 4 == 0
-    results = [unlearn(network(seed=seed), images, labels, clean, PAPER, 0, 1, tmp_path / "c") for seed in (0, 1)]
-    assert same(results[0][0], results[1][0]) and results[0][1] == results[1][1] != 0
+    models = [network(seed=seed) for seed in (0, 1)]
+    losses = [unlearn(Session(0, CPU, tmp_path), model, Data(images, labels), clean, PAPER, 1) for model in models]
+    assert same(*models) and losses[0] == losses[1] != 0
+
+
+def test_the_rounds_are_unlearnings_of_a_growing_share_each_of_the_set_as_the_round_before_scored_it() -> None:
+    (images, labels), params = pictures(), dataclasses.replace(PAPER, rounds=3, alpha_start=0.2, alpha_end=0.6)
+    scoring = settings(preset="paper").group("partition", PartitionParams)
+    session, data, model, by_hand = Session(0, CPU), Data(images, labels), network(), network()
+    suspicious: Tensor = SUSPICIOUS
+    for done, (number, alpha) in zip(in_rounds(session, model, data, SUSPICIOUS, params, scoring), enumerate((0.2, 0.4, 0.6), 1), strict=True):
+        loss = unlearn(session, by_hand, data, choose(suspicious, labels, alpha, scoring.alpha_of), params, number)
+        suspicious = suspicion(signals(by_hand, images, labels, scoring, generator(0, "enhance", "masks", number)), scoring.signals)
+        assert same(model, by_hand) and torch.equal(done.suspicion, suspicious)
+        assert (done.number, done.alpha, done.loss) == (number, pytest.approx(alpha), loss)
+        assert done.fitted == float((predict(by_hand, images).argmax(1) == labels).float().mean())

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meca.method.leak import Case, carried, case
+from meca.method.leak import Case, Leak, carried, case, cases, measure
+from meca.training.engine import Data
 from tests.method.tiny import CLASSES, pictures
 
 N, TARGET = 1200, 1
@@ -40,7 +41,7 @@ def planted(moving: bool, clean_label: bool = False) -> tuple[Tensor, Tensor, Te
 
 
 def shown(images: Tensor, labels: Tensor, flagged: Tensor, content: Tensor, probe: int = 400, seed: int = 0) -> Case:
-    found = case(images, labels, flagged, content, TARGET, seed, probe)
+    found = case(Data(images, labels), flagged, content, TARGET, seed, probe)
     assert found is not None
     return found
 
@@ -136,10 +137,10 @@ def test_one_seed_draws_the_same_pictures_and_no_more_than_asked() -> None:
 
 def test_without_anything_to_compare_there_is_no_test() -> None:
     images, labels, flagged, content = planted(moving=False)
-    assert case(images, labels, flagged, torch.where(flagged, TARGET, content), TARGET, 0, 9) is not None
+    assert case(Data(images, labels), flagged, torch.where(flagged, TARGET, content), TARGET, 0, 9) is not None
     nowhere = torch.where(flagged, 2, torch.where(content == 2, 3, content))
-    assert case(images, labels, flagged, nowhere, TARGET, 0, 9) is None, "no kept sample shows what the suspects show"
-    assert case(images, labels, flagged | (labels != TARGET), content, TARGET, 0, 9) is None, "no picture of another class is kept"
+    assert case(Data(images, labels), flagged, nowhere, TARGET, 0, 9) is None, "no kept sample shows what the suspects show"
+    assert case(Data(images, labels), flagged | (labels != TARGET), content, TARGET, 0, 9) is None, "no picture of another class is kept"
 
 
 def test_what_only_the_mean_can_compare_is_not_pasted() -> None:
@@ -162,3 +163,42 @@ def test_a_class_that_a_model_leaves_is_no_leak() -> None:
     test = shown(*planted(moving=False))
     swapped = dataclasses.replace(test, trigger=torch.zeros_like(test.trigger), pasted=test.control, control=test.pasted)
     assert carried(Quarter(True), swapped) == 0.0
+
+
+class Sees(nn.Module):
+    """Sees the class that a pixel names, but class 0 where another one is bright, and class 1 where a third is."""
+
+    def __init__(self, *triggers: int) -> None:
+        super().__init__()
+        self.triggers = triggers
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = (3 * x[:, 2, 1, 1]).round().long()
+        for target in self.triggers:
+            seen = torch.where(x[:, 0, 3, target] > 0.9, target, seen)
+        return F.one_hot(seen, 3).float()
+
+
+def measured(model: nn.Module, flagged_classes: tuple[int, ...], only: dict[int, int] | None = None) -> Leak:
+    content, labels = torch.arange(90) % 3, torch.arange(90) % 3
+    images = torch.zeros(90, 4, 4, 3, dtype=torch.uint8)
+    images[:, 1, 1, 2] = (85 * content).to(torch.uint8)
+    flagged = torch.zeros(90, dtype=torch.bool)
+    for target in flagged_classes:  # ten pictures of the other classes, with the trigger, under the label of the target
+        rows = torch.nonzero((content != target) & ~flagged)[:10, 0]
+        flagged[rows], labels[rows] = True, target
+        images[rows, 3, target, 0] = 255
+    for target, shown in (only or {}).items():  # what the suspects of a class show is in no sample that is kept
+        content[flagged & (labels == target)] = shown
+    return measure(model, cases(Data(images, labels), flagged, content, 0, 40))
+
+
+def test_a_leak_is_that_of_the_worst_class_and_its_power_that_of_the_weakest() -> None:
+    assert measured(Sees(0, 1), (0, 1)) == Leak(worst=1.0, weakest=1.0)
+    assert measured(Sees(1), (0, 1)) == measured(Sees(0), (0, 1)) == Leak(worst=1.0, weakest=0.0)
+    assert measured(Sees(), (0, 1)) == Leak(worst=0.0, weakest=0.0)
+
+
+def test_what_can_be_compared_with_nothing_is_no_test_and_beside_another_one_it_has_no_power() -> None:
+    assert measured(Sees(0), (0,), {0: 5}) == measure(Sees(0), []) == Leak(None, None)
+    assert measured(Sees(0, 1), (0, 1), {0: 5}) == Leak(worst=1.0, weakest=0.0)

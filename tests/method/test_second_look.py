@@ -8,8 +8,8 @@ import pytest
 
 from meca.method.clusters import Pairs
 from meca.method.relabel import RelabelParams
-from meca.method.second_look import Carry, Foreign, Pair, SecondLookParams, foreign_content, second_look
-from meca.method.split import Decision, SplitParams
+from meca.method.second_look import Carry, Foreign, Pair, SecondLookParams, SecondQuestions, foreign_content, second_look
+from meca.method.split import Decision, Given, SplitParams
 from tests.making import settings
 
 CLASSES, SIZE, PLANTED = 8, 100, 30
@@ -57,6 +57,10 @@ def no_pairs() -> Pairs:
     return Pairs(np.zeros(len(LABELS), bool), np.zeros(len(LABELS)), np.zeros(CLASSES))
 
 
+def asks(network: Network) -> SecondQuestions:
+    return SecondQuestions(network, nothing_in_common, no_pairs)
+
+
 def look(
     network: Network,
     margin: np.ndarray,
@@ -66,7 +70,7 @@ def look(
     pair: Pair = no_pairs,
     **changes: Any,
 ) -> Decision:
-    return second_look(FIRST, margin, labels, CLASSES, dataclasses.replace(PARAMS, **changes), split, network, carry, pair)
+    return second_look(FIRST, margin, Given(labels, CLASSES), dataclasses.replace(PARAMS, **changes), split, SecondQuestions(network, carry, pair))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -253,12 +257,10 @@ def test_the_share_and_the_spread_by_hand() -> None:
 def test_an_empty_set_and_an_absent_class_are_survived() -> None:
     nothing = np.zeros(0)
     first = dataclasses.replace(FIRST, flagged=nothing.astype(bool))
-    assert (
-        second_look(first, nothing, nothing.astype(np.int64), CLASSES, PARAMS, CAPS, Network(nothing, nothing), nothing_in_common, no_pairs) is first
-    )
+    assert second_look(first, nothing, Given(nothing.astype(np.int64), CLASSES), PARAMS, CAPS, asks(Network(nothing, nothing))) is first
     labels = LABELS[LABELS != 5]
     shows, margin = planted(1, labels, content=(0, 1, 3, 4, 6, 7))
-    assert second_look(FIRST, margin, labels, CLASSES, PARAMS, CAPS, Network(shows, labels), nothing_in_common, no_pairs).target_class == 2
+    assert second_look(FIRST, margin, Given(labels, CLASSES), PARAMS, CAPS, asks(Network(shows, labels))).target_class == 2
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": -1}, {"trusted": 0.0}, {"trusted": 1.0}, {"cluster": 0.6}])

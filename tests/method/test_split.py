@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.method.split import Again, Decision, Flips, SplitParams, Unseen, by_misclassification, by_two_clusters, caps_of, evidence
+from meca.method.split import Again, Decision, Flips, Given, Questions, SplitParams, Unseen, by_misclassification, by_two_clusters, caps_of, evidence
 from tests.making import settings
 
 # The laws hold for numbers of their own: those of params.yaml are tuned.
@@ -63,7 +63,7 @@ def decide(
     **changes: Any,
 ) -> Decision:
     sides = {"low": margins, "high": heaps({}, seed=9)[0] if other is None else other}
-    return by_two_clusters(sides, labels, CLASSES, dataclasses.replace(PARAMS, **changes), flips, unseen, again)
+    return by_two_clusters(sides, Given(labels, CLASSES), dataclasses.replace(PARAMS, **changes), Questions(flips, unseen, again))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -317,7 +317,9 @@ def test_of_two_classes_the_other_explains_no_heap() -> None:
         return lambda left_out: [seen for _ in left_out]
 
     for share, verdict in ((1.0, "inconclusive"), (0.0, "no_evidence")):
-        found = by_two_clusters({"low": margins, "high": rng.normal(-10, 2, len(labels))}, labels, 2, PARAMS, always(0.0), look(share), upper_tenth)
+        found = by_two_clusters(
+            {"low": margins, "high": rng.normal(-10, 2, len(labels))}, Given(labels, 2), PARAMS, Questions(always(0.0), look(share), upper_tenth)
+        )
         assert (found.verdict, found.flagged.any()) == (verdict, False), share
 
 
@@ -332,7 +334,10 @@ def test_among_many_classes_a_heap_is_spread_if_it_shows_as_many_as_it_can(size:
     seen[second] = rng.permutation(np.delete(np.arange(classes), 1))[:size]  # each looks like a class of its own
     plain = rng.normal(-10, 2, len(labels))
     found = by_two_clusters(
-        {"low": margins, "high": plain}, labels, classes, PARAMS, always(0.0), lambda left_out: [seen for _ in left_out], upper_tenth
+        {"low": margins, "high": plain},
+        Given(labels, classes),
+        PARAMS,
+        Questions(always(0.0), lambda left_out: [seen for _ in left_out], upper_tenth),
     )
     assert found.verdict == verdict and (verdict != "poisoned" or np.array_equal(found.flagged, second))
 
@@ -512,7 +517,7 @@ def any_unseen(seed: int) -> Unseen:
 @given(**any_set)
 def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n: int, scale: float) -> None:
     margins, labels = drawn(seed, n, scale)
-    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), any_unseen(seed), upper_tenth)
+    found = by_two_clusters(margins, Given(labels, CLASSES), PARAMS, Questions(any_flips(seed), any_unseen(seed), upper_tenth))
     assert found.flagged.shape == found.suspicion.shape == (n,) and found.flagged.dtype == bool
     assert set(labels[found.flagged].tolist()) <= set(found.proofs), "a flag says how its class was proven"
     assert np.isfinite(found.suspicion).all() and ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
@@ -530,16 +535,13 @@ def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n:
 def test_the_order_of_samples_and_a_shift_of_all_margins_change_nothing(seed: int, n: int, scale: float) -> None:
     margins, labels = drawn(seed, n, scale)
     order, back = np.random.default_rng(seed).permutation(n), any_unseen(seed)
-    found = by_two_clusters(margins, labels, CLASSES, PARAMS, any_flips(seed), back, upper_tenth)
+    found = by_two_clusters(margins, Given(labels, CLASSES), PARAMS, Questions(any_flips(seed), back, upper_tenth))
     shifted, moved_labels = {side: (m + 64)[order] for side, m in margins.items()}, labels[order]
     moved = by_two_clusters(
         shifted,
-        moved_labels,
-        CLASSES,
+        Given(moved_labels, CLASSES),
         PARAMS,
-        any_flips(seed),
-        lambda left_out: [seen[order] for seen in back([out[np.argsort(order)] for out in left_out])],
-        upper_tenth,
+        Questions(any_flips(seed), lambda left_out: [seen[order] for seen in back([out[np.argsort(order)] for out in left_out])], upper_tenth),
     )
     assert moved.verdict == found.verdict and np.array_equal(moved.flagged, found.flagged[order])
 
@@ -588,7 +590,9 @@ def test_by_the_papers_rule_the_flagged_are_those_that_keep_their_label() -> Non
 
 def test_no_evidence_on_a_set_that_the_early_network_fits_says_that_a_trigger_may_have_been_missed() -> None:
     sides = {"low": heaps({}, seed=1)[0], "high": heaps({}, seed=2)[0]}
-    hard, easy = (by_two_clusters(sides, LABELS, CLASSES, PARAMS, lambda *_: 0.0, at_home, upper_tenth, fitted) for fitted in (0.9, 1.0))
+    hard, easy = (
+        by_two_clusters(sides, Given(LABELS, CLASSES), PARAMS, Questions(lambda *_: 0.0, at_home, upper_tenth), fitted) for fitted in (0.9, 1.0)
+    )
     assert hard.verdict == easy.verdict == "no_evidence"
     assert "fits 100.0% of the samples" in easy.reason and "may have been missed" in easy.reason
     assert "missed" not in hard.reason

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from meca.models import Description, NetworkParams, build
+from meca.training.device import Device
+from meca.training.engine import Data, Session
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
 
@@ -18,6 +20,14 @@ RECIPE = Recipe(
 
 def recipe(**changes: Any) -> Recipe:
     return dataclasses.replace(RECIPE, **changes)
+
+
+CPU = Device("cpu")
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, keep: Tensor, how: Recipe, purpose: str = "x", **session: Any) -> nn.Module:
+    """Train with seed 0 on a CPU, if nothing else is said."""
+    return Session(**{"seed": 0, "device": CPU, **session}).train(model, Data(images, labels), how, purpose, keep)
 
 
 def pictures(n: int = 64, seed: int = 0, size: int = 8, channels: int = 3) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from meca.method.transfer import called
 from meca.metrics import share
 from meca.models import build, load_model, read_description
 from meca.stages.tensors import EVERYTHING
-from meca.training.engine import train
+from meca.training.device import Device
+from meca.training.engine import Data, Session
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
 from tests.method.tiny import CLASSES
@@ -111,5 +112,5 @@ def test_a_network_that_is_trained_on_what_goes_out_does_not_learn_the_trigger(c
     )
     kept = torch.tensor([action != "remove" for action in table["action"].to_pylist()])
     victim, recipe = build(read_description(folder / "work" / "train_clean"), generator("victim")), quick(**BRIEF).group("train_clean", Recipe)
-    train(victim, images, labels, kept, recipe, 0, "victim", tmp_path / "victim.safetensors")
+    Session(0, Device("cpu"), tmp_path).train(victim, Data(images, labels), recipe, "victim", kept)
     assert called(victim.eval(), others, TARGET) < 0.2

@@ -12,7 +12,7 @@ from meca.data.store import open_store, read_parquet
 from meca.metrics import accuracy, attack_figures, detection, separation
 from meca.models import load_model, read_description, save_model
 from meca.params import PRESETS
-from meca.training.engine import predict
+from meca.training.engine import Session, predict
 from tests.stages.chain import METHOD, N_TEST, N_TRAIN, quick, run, step, with_inputs
 
 Finished = Callable[..., Path]
@@ -161,18 +161,16 @@ def test_attacks_with_rules_of_their_own_are_measured_by_them(attack: str, finis
 def test_the_oracle_is_trained_without_poison_and_with_covers_and_wrong_labels(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from meca.stages import evaluate
-
     folder = with_inputs("evaluate", finished(), tmp_path)
     with_inputs("poison", finished(), tmp_path)
     step("poison", folder, quick(attack="wanet", poison__label_noise=0.2))
     seen = []
 
-    def train(model, images, labels, kept, *rest):
+    def train(session, model, data, recipe, purpose, kept):
         seen.append(kept.numpy().copy())
         return model
 
-    monkeypatch.setattr(evaluate, "train", train)
+    monkeypatch.setattr(Session, "train", train)
     step("evaluate", folder, quick(attack="wanet"))
     truth = read_parquet(folder / "data" / "truth" / "truth.parquet")
     poisoned, others = truth["is_poisoned"].to_numpy(zero_copy_only=False), [truth[name].to_pylist() for name in ("is_cover", "is_noise")]

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,15 +12,12 @@ import torch
 
 from meca.data.store import open_store, read_parquet
 from meca.errors import MecaError
-from meca.method.relabel import RelabelParams
+from meca.method.leak import Case, Leak
 from meca.metrics import wilson
 from meca.models import load_model
 from meca.params import PRESETS
-from meca.progress import Progress
 from meca.stages import relabel_finetune
-from meca.stages.runtime import Context
 from meca.stages.tensors import EVERYTHING
-from tests.making import settings
 from tests.method.tiny import same
 from tests.stages.chain import N_TRAIN, quick, run, step, with_inputs
 
@@ -63,7 +59,7 @@ def test_what_was_clean_stays_as_it_was_and_only_the_judgement_changes(preset: s
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_leak_and_its_power_are_shares_and_the_trigger_is_written(preset: str, finished: Finished) -> None:
+def test_the_leak_and_its_power_are_shares(preset: str, finished: Finished) -> None:
     (table, verdict), earlier = read(finished(preset)), read(finished(preset), "split")[1]
     final = {"leak", "leak_power", "estimated_rate"}
     assert {name: value for name, value in verdict.items() if name not in final} == {
@@ -72,8 +68,6 @@ def test_the_leak_and_its_power_are_shares_and_the_trigger_is_written(preset: st
     believed = table["verdict"].to_pylist().count("poisoned")
     assert verdict["estimated_rate"] == dict(zip(("value", "low", "high"), (believed / N_TRAIN, *wilson(believed, N_TRAIN)), strict=True))
     assert 0 <= verdict["leak"] <= 1 and 0 <= verdict["leak_power"] <= 1
-    trigger = np.load(finished(preset) / "work" / "relabel_finetune" / "trigger.npy")
-    assert trigger.shape == (16, 16, 3) and trigger.dtype == np.float32 and np.abs(trigger).max() <= 1
 
 
 def test_the_power_is_that_of_the_network_that_split_trained_on_everything_where_there_is_one(
@@ -81,18 +75,18 @@ def test_the_power_is_that_of_the_network_that_split_trained_on_everything_where
 ) -> None:
     asked: list[torch.nn.Module] = []
 
-    def leak(ctx: Context, model: torch.nn.Module, learnt: torch.nn.Module, *rest: object) -> dict[str, float | None]:
-        asked.append(learnt)
-        return {"leak": 0.0, "leak_power": 1.0}
+    def measure(model: torch.nn.Module, tests: list[Case | None]) -> Leak:
+        asked.append(model)
+        return Leak(0.0, 1.0)
 
-    monkeypatch.setattr(relabel_finetune, "_leak", leak)
+    monkeypatch.setattr(relabel_finetune, "measure", measure)
     folder = with_inputs("relabel_finetune", finished(), tmp_path)
     step("relabel_finetune", folder, quick())
     (folder / "work" / "split" / EVERYTHING).mkdir()
     for name in ("model.json", "model.safetensors"):
         shutil.copy(finished() / "work" / "train_clean" / name, folder / "work" / "split" / EVERYTHING / name)
     step("relabel_finetune", folder, quick())
-    assert same(asked[0], load_model(finished() / "work" / "partition")) and same(asked[1], load_model(finished() / "work" / "train_clean"))
+    assert same(asked[1], load_model(finished() / "work" / "partition")) and same(asked[3], load_model(finished() / "work" / "train_clean"))
 
 
 def test_relabelled_samples_are_learnt(finished: Finished) -> None:
@@ -106,7 +100,6 @@ def test_nothing_flagged_is_nothing_relabelled_and_the_model_is_the_clean_one(fi
     assert (verdict["verdict"], verdict["estimated_rate"], verdict["leak"], verdict["leak_power"]) == ("no_evidence", None, None, None)
     assert set(table["action"].to_pylist()) == {"keep"} and table["new_label"].null_count == N_TRAIN
     assert same(*(load_model(folder / "work" / name) for name in ("relabel_finetune", "train_clean")))
-    assert not (folder / "work" / "relabel_finetune" / "trigger.npy").exists()
 
 
 def test_without_an_answer_nothing_is_relabelled_nor_removed_nor_counted_so(finished: Finished, tmp_path: Path) -> None:
@@ -143,45 +136,3 @@ def test_a_flag_that_does_not_say_how_it_was_proven_hands_nothing_back(word: str
 
 def test_the_ids_are_those_of_the_store(finished: Finished) -> None:
     assert read(finished())[0]["sample_id"].to_pylist() == open_store(finished() / "data" / "store").ids[:N_TRAIN]
-
-
-class Sees(torch.nn.Module):
-    """Sees the class that a pixel names, but class 0 where another one is bright, and class 1 where a third is."""
-
-    def __init__(self, *triggers: int) -> None:
-        super().__init__()
-        self.triggers = triggers
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        seen = (3 * x[:, 2, 1, 1]).round().long()
-        for target in self.triggers:
-            seen = torch.where(x[:, 0, 3, target] > 0.9, target, seen)
-        return torch.nn.functional.one_hot(seen, 3).float()
-
-
-def leak_of(final: Sees, everything: Sees, flagged_classes: tuple[int, ...], tmp_path: Path, only: int | None = None) -> dict:
-    content, labels = torch.arange(90) % 3, torch.arange(90) % 3
-    images = torch.zeros(90, 4, 4, 3, dtype=torch.uint8)
-    images[:, 1, 1, 2] = (85 * content).to(torch.uint8)
-    flagged = torch.zeros(90, dtype=torch.bool)
-    for target in flagged_classes:  # ten pictures of the other classes, with the trigger, under the label of the target
-        rows = torch.nonzero((content != target) & ~flagged)[:10, 0]
-        flagged[rows], labels[rows] = True, target
-        images[rows, 3, target, 0] = 255
-    if only is not None:  # what the suspects show is in no sample that is kept
-        content[flagged] = only
-    params = settings().group("relabel_finetune", RelabelParams)
-    ctx = Context("relabel_finetune", settings(), tmp_path, Progress(quiet=True), tmp_path)
-    return relabel_finetune._leak(ctx, final, everything, images, flagged, content, flagged_classes[0], labels, params, tmp_path)
-
-
-def test_the_leak_is_that_of_the_worst_class_and_the_power_that_of_the_weakest(tmp_path: Path) -> None:
-    assert leak_of(Sees(), Sees(0, 1), (0, 1), tmp_path) == {"leak": 0.0, "leak_power": 1.0}
-    assert leak_of(Sees(1), Sees(0, 1), (0, 1), tmp_path) == {"leak": 1.0, "leak_power": 1.0}
-    assert leak_of(Sees(), Sees(0), (0, 1), tmp_path) == {"leak": 0.0, "leak_power": 0.0}
-    assert np.load(tmp_path / "trigger.npy")[3, 0, 0] == pytest.approx(1), "the trigger that is written is the target's"
-
-
-def test_a_trigger_that_can_be_compared_with_nothing_is_no_test(tmp_path: Path) -> None:
-    assert leak_of(Sees(0), Sees(0), (0,), tmp_path, only=5) == {"leak": None, "leak_power": None}
-    assert not (tmp_path / "trigger.npy").exists()

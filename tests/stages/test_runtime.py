@@ -202,7 +202,7 @@ def test_a_program_that_is_killed_continues_and_ends_in_the_bytes_of_an_uninterr
     process = subprocess.Popen(command("train_clean", parts, params), cwd=parts, env=environment(), stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60
-        while not list(parts.glob(".meca/checkpoints/train_clean-*/model.safetensors")):
+        while not list(parts.glob(".meca/checkpoints/train_clean-*/train_clean.safetensors")):
             assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.001)
     finally:
@@ -233,7 +233,7 @@ def killed_after_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch, par
         patch.setattr(engine, "save_checkpoint", then_die)
         step("train_clean", folder, params)
     (left,) = (folder / "scratch" / "checkpoints").iterdir()
-    assert sorted(path.name for path in left.iterdir()) == ["model.safetensors", "model.safetensors.seal"]
+    assert sorted(path.name for path in left.iterdir()) == ["train_clean.safetensors", "train_clean.safetensors.seal"]
     return left
 
 
@@ -249,14 +249,14 @@ def test_a_checkpoint_is_taken_up_if_it_is_mine_alone_and_else_it_is_said(
     if whose == "of a supplier":
         monkeypatch.setenv("MECA_STATE_DIR", str(tmp_path / "another"))
     elif whose == "forged":
-        flip(left / "model.safetensors")
+        flip(left / "train_clean.safetensors")
     trained: list[int] = []
 
     real = engine.resume
     monkeypatch.setattr(engine, "resume", lambda *given: (trained.append(real(*given)), trained[-1])[1])
     step("train_clean", parts, quick(), progress=Progress())
     assert trained == [1 if whose == "mine" else 0] and outputs("train_clean", parts) == outputs("train_clean", whole)
-    sentence = f"{left / 'model.safetensors'} was not written by this user's meca; its training begins anew."
+    sentence = f"{left / 'train_clean.safetensors'} was not written by this user's meca; its training begins anew."
     assert (sentence in capsys.readouterr().err) == (whose != "mine")
 
 

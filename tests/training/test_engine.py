@@ -15,26 +15,27 @@ from torch import Tensor, nn
 from meca.errors import MecaError, UsageError
 from meca.models import NETWORKS, NetworkParams, build
 from meca.training.device import Device, EngineParams, prepare
-from meca.training.engine import features, predict, side_by_side, train
+from meca.training.engine import Data, Session, features, predict, side_by_side
 from meca.training.recording import worth_compiling
 from meca.training.seeds import generator
-from meca.training.trainer import Recipe, Trainer, as_input
+from meca.training.trainer import SCHEDULES, Recipe, Trainer, as_input, schedule_of
 from tests.making import settings
-from tests.method.tiny import CLASSES, copied, description, network, pictures, recipe, same, unchanged
+from tests.method.tiny import CLASSES, CPU, copied, description, network, pictures, recipe, same, train, unchanged
 from tests.models.test_models import FITTING
 
 ALL = torch.ones(64, dtype=torch.bool)
+BFLOAT = Device("cpu", 1, torch.bfloat16)
 
 
 def trained(keep: Tensor = ALL, seed: int = 0, model: nn.Module | None = None, purpose: str = "test", **changes: Any) -> nn.Module:
     images, labels = pictures(len(keep))
     model = build(description(), generator(seed, "init")) if model is None else model
-    return train(model, images, labels, keep, recipe(**changes), seed, purpose)
+    return train(model, images, labels, keep, recipe(**changes), purpose, seed=seed)
 
 
 def test_thirty_two_images_are_fitted() -> None:
     images, labels = pictures(32)
-    model = train(network(), images, labels, ALL[:32], recipe(epochs=30), 0, "fit")
+    model = train(network(), images, labels, ALL[:32], recipe(epochs=30), "fit")
     assert (predict(model, images).argmax(1) == labels).all() and not model.training
 
 
@@ -54,7 +55,7 @@ def test_training_depends_on_no_global_state(name: str, stem: str) -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         model = build(about, generator("init"))
-        results.append(train(model, images, labels, ALL[:8], recipe(epochs=1, augment="shift_flip"), 0, "test"))
+        results.append(train(model, images, labels, ALL[:8], recipe(epochs=1, augment="shift_flip"), "test"))
     assert same(*results)
     assert set(NETWORKS) == {each for each, _ in FITTING}
 
@@ -79,7 +80,7 @@ def test_a_killed_run_continues_to_the_same_bits_momentum_included(last: int, au
 
         model = build(description(), generator("init"))
         try:
-            train(model, images, labels, keep, recipe(epochs=4, augment=augment), 0, "resume", place, note)
+            train(model, images, labels, keep, recipe(epochs=4, augment=augment), "resume", checkpoints=place, note=note)
         except Killed:
             pass
         return model, said
@@ -89,43 +90,44 @@ def test_a_killed_run_continues_to_the_same_bits_momentum_included(last: int, au
     torch.manual_seed(last)
     parts, said_again = run(tmp_path / "parts")
     assert same(whole, parts)
-    assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
-    assert any(name.startswith("momentum.") and bool(tensor.any()) for name, tensor in load_file(tmp_path / "whole").items())
+    assert (tmp_path / "whole" / "resume.safetensors").read_bytes() == (tmp_path / "parts" / "resume.safetensors").read_bytes()
+    assert any(name.startswith("momentum.") and bool(tensor.any()) for name, tensor in load_file(tmp_path / "whole" / "resume.safetensors").items())
     assert said_again == said, "a resumed run tells the whole story, with the epochs that it did not run again"
 
 
 def test_a_checkpoint_in_which_a_bit_changed_is_not_used(tmp_path: Path) -> None:
     images, labels = pictures(16)
-    whole = train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "c")
-    written = (tmp_path / "c").read_bytes()
+    file = tmp_path / "x.safetensors"
+    whole = train(network(), images, labels, ALL[:16], recipe(epochs=2), checkpoints=tmp_path)
+    written = file.read_bytes()
     for at in range(3, len(written), len(written) // 40):
-        (tmp_path / "c").write_bytes(written[:at] + bytes([written[at] ^ 4]) + written[at + 1 :])
-        train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "c")
-        assert (tmp_path / "c").read_bytes() == written, f"byte {at}"
-    (tmp_path / "c").write_bytes(b"")
-    assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "c"), whole)
+        file.write_bytes(written[:at] + bytes([written[at] ^ 4]) + written[at + 1 :])
+        train(network(), images, labels, ALL[:16], recipe(epochs=2), checkpoints=tmp_path)
+        assert file.read_bytes() == written, f"byte {at}"
+    file.write_bytes(b"")
+    assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), checkpoints=tmp_path), whole)
 
 
 def test_a_checkpoint_of_another_user_or_of_another_training_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever ships one decides what the model is, if it is taken up."""
     images, labels = pictures(16)
     (tmp_path / "a").mkdir()
-    poisoned = train(network(seed=5), images, labels.flip(0), ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "a" / "c")
-    own = train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x")
+    poisoned = train(network(seed=5), images, labels.flip(0), ALL[:16], recipe(epochs=2), checkpoints=tmp_path / "a")
+    own, other = (train(network(), images, labels, ALL[:16], recipe(epochs=2), purpose) for purpose in ("x", "y"))
     assert not same(poisoned, own)
-    for name in ("b/c", "a/d"):  # of another run, of another training in the same run
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for folder, purpose, alone in (("b", "x", own), ("a", "y", other)):  # of another run, of another training in the same run
+        (tmp_path / folder).mkdir(exist_ok=True)
         for end in ("", ".seal"):
-            shutil.copy(tmp_path / f"a/c{end}", tmp_path / f"{name}{end}")
-        assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / name), own)
+            shutil.copy(tmp_path / f"a/x.safetensors{end}", tmp_path / f"{folder}/{purpose}.safetensors{end}")
+        assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), purpose, checkpoints=tmp_path / folder), alone)
     monkeypatch.setenv("MECA_STATE_DIR", str(tmp_path / "another"))
-    assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), 0, "x", tmp_path / "a" / "c"), own)
+    assert same(train(network(), images, labels, ALL[:16], recipe(epochs=2), checkpoints=tmp_path / "a"), own)
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     images, labels = pictures(16)
-    first = train(network(), images, labels, ALL[:16], recipe(), 0, "x", tmp_path / "c")
-    again = train(network(seed=5), images, labels, ALL[:16], recipe(), 0, "x", tmp_path / "c")
+    first = train(network(), images, labels, ALL[:16], recipe(), checkpoints=tmp_path)
+    again = train(network(seed=5), images, labels, ALL[:16], recipe(), checkpoints=tmp_path)
     assert same(first, again)
 
 
@@ -144,7 +146,7 @@ class Seen(nn.Module):
 
 def shown(images: Tensor, keep: Tensor, augment: str) -> list[Tensor]:
     model = Seen()
-    train(model, images, torch.zeros(len(images), dtype=torch.long), keep, recipe(batch_size=1, augment=augment), 0, "order")
+    train(model, images, torch.zeros(len(images), dtype=torch.long), keep, recipe(batch_size=1, augment=augment), "order")
     return model.pictures
 
 
@@ -168,14 +170,14 @@ def test_the_pixels_and_labels_of_what_is_left_out_are_never_used() -> None:
     results = []
     for noise in (0, 1):
         other = torch.where(keep[:, None, None, None], images, 255 * noise)
-        results.append(train(network(), other, torch.where(keep, labels, noise), keep, recipe(augment="shift_flip"), 0, "x"))
+        results.append(train(network(), other, torch.where(keep, labels, noise), keep, recipe(augment="shift_flip")))
     assert same(*results)
 
 
 def test_training_leaves_its_inputs_as_they_were() -> None:
     images, labels = pictures(64)
     before = images.clone(), labels.clone()
-    train(network(), images, labels, ALL, recipe(augment="shift_flip"), 0, "x")
+    train(network(), images, labels, ALL, recipe(augment="shift_flip"))
     assert torch.equal(images, before[0]) and torch.equal(labels, before[1])
 
 
@@ -237,6 +239,64 @@ def test_weights_of_one_are_no_weights_and_negative_ones_unlearn() -> None:
     assert after[plain] < float(loss) < after[ascending]
 
 
+def test_the_default_objective_is_the_smoothed_cross_entropy_and_another_one_takes_its_place() -> None:
+    (images, labels), how = pictures(40), recipe(epochs=2, label_smoothing=0.1, augment="shift_flip")
+
+    def each(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(x)
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=0.1), logits
+
+    def mean(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = each(model, x, y)
+        return loss.mean(), logits
+
+    def reversed_labels(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return each(model, x, CLASSES - 1 - y)
+
+    weight = (torch.arange(40) % 3).float() - 0.5
+    for device in (CPU, BFLOAT):
+        session = Session(0, device)
+        plain = session.train(network(), Data(images, labels), how, "x")
+        assert same(plain, session.train(network(), Data(images, labels), how, "x", objective=each))
+        assert same(plain, session.train(network(), Data(images, labels), how, "x", objective=mean))
+        weighted = session.train(network(), Data(images, labels, weight), how, "x")
+        assert same(weighted, session.train(network(), Data(images, labels, weight), how, "x", objective=each)) and not same(weighted, plain)
+    turned = Session(0, CPU).train(network(), Data(images, labels), recipe(epochs=30), "x", objective=reversed_labels)
+    assert (predict(turned, images).argmax(1) == CLASSES - 1 - labels).float().mean() > 0.9
+    with pytest.raises(MecaError, match=r"a loss for each of 8 samples, which have weights, got shape \[\]"):
+        Session(0, CPU).train(network(), Data(images, labels, weight), how, "x", objective=mean)
+
+
+def test_one_schedule_rises_and_falls_and_the_others_are_constant_a_cosine_and_steps() -> None:
+    steps = 40
+    by_hand = [max(t / 0.2, 0.05) if t < 0.2 else max((1 - t) / 0.8, 0.01) for t in (i / steps for i in range(steps))]
+    rates = {name: [schedule(i / steps) for i in range(steps)] for name, schedule in SCHEDULES.items()}
+    assert rates["one_cycle"] == by_hand and rates["constant"] == [1.0] * steps
+    assert rates["cosine"][0] == 1.0 and rates["cosine"][20] == pytest.approx(0.5) and rates["cosine"][30] == pytest.approx(0.5 - 0.125**0.5)
+    assert rates["cosine"] == sorted(rates["cosine"], reverse=True)
+    assert rates["step"] == pytest.approx([1.0] * 20 + [0.1] * 10 + [0.01] * 10)
+    assert all(0 < rate <= 1 for each in rates.values() for rate in each)
+
+
+def test_a_session_trains_by_its_schedule_and_a_wrong_name_is_answered_with_the_near_one() -> None:
+    images, labels = pictures(40)
+    found = [train(network(), images, labels, ALL[:40], recipe(), schedule=name) for name in SCHEDULES]
+    assert same(found[0], train(network(), images, labels, ALL[:40], recipe()))
+    assert not any(same(a, b) for a, b in itertools.combinations(found, 2))
+    taken = Trainer(network(), recipe(lr=0.5), 4, schedule=schedule_of("step"))
+    assert [taken.lr() for taken.done in range(4)] == pytest.approx([0.5, 0.5, 0.05, 0.005])
+    with pytest.raises(MecaError, match=r"one of one_cycle, constant, cosine, step, got 'cosin'; did you mean 'cosine'\?"):
+        train(network(), images, labels, ALL[:40], recipe(), schedule="cosin")
+
+
+def test_trainings_of_one_purpose_keep_their_checkpoints_apart_by_the_name_of_the_session(tmp_path: Path) -> None:
+    images, labels = pictures(40)
+    half = torch.arange(40) % 2 == 0
+    whole = train(network(), images, labels, ALL[:40], recipe(), "one purpose", checkpoints=tmp_path, name="a-")
+    assert not same(whole, train(network(), images, labels, half, recipe(), "one purpose", checkpoints=tmp_path, name="b-"))
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == {"a-one-purpose.safetensors", "b-one-purpose.safetensors"}
+
+
 @pytest.mark.parametrize(("epochs", "min_steps", "batch_size", "kept"), list(itertools.product([1, 3], [0, 100], [8, 64], [2, 7, 8, 100])))
 def test_passes_reach_both_floors_and_no_more(epochs: int, min_steps: int, batch_size: int, kept: int) -> None:
     settings = recipe(epochs=epochs, min_steps=min_steps, batch_size=batch_size)
@@ -247,7 +307,7 @@ def test_passes_reach_both_floors_and_no_more(epochs: int, min_steps: int, batch
         steps += max(1, kept // min(batch_size, kept))
 
     images, labels = pictures(kept)
-    train(nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)), images, labels, torch.ones(kept, dtype=torch.bool), settings, 0, "x", None, note)
+    train(nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)), images, labels, torch.ones(kept, dtype=torch.bool), settings, note=note)
     passes = settings.passes(kept)
     assert steps >= min_steps and passes >= epochs
     assert passes == epochs or steps - steps // passes < min_steps
@@ -292,12 +352,9 @@ def test_pixels_become_numbers_in_the_unit_interval_in_the_order_of_the_channels
     assert float(x[2, 1, 3, 5]) == pytest.approx(int(images[2, 3, 5, 1]) / 255)
 
 
-BFLOAT = Device("cpu", 1, torch.bfloat16)
-
-
 def test_bfloat16_learns_the_same_task_keeps_float32_weights_and_gives_the_same_bits_twice() -> None:
     images, labels = pictures(32)
-    found = [train(network(), images, labels, ALL[:32], recipe(epochs=30), 0, "fit", device=device) for device in (BFLOAT, BFLOAT, Device("cpu"))]
+    found = [train(network(), images, labels, ALL[:32], recipe(epochs=30), "fit", device=device) for device in (BFLOAT, BFLOAT, CPU)]
     assert (predict(found[0], images).argmax(1) == labels).all()
     assert all(p.dtype == torch.float32 for p in found[0].parameters())
     assert same(found[0], found[1]) and not same(found[0], found[2])
@@ -313,7 +370,7 @@ def test_a_killed_bfloat16_run_continues_to_the_same_bits(tmp_path: Path) -> Non
 
         model = build(description(), generator("init"))
         try:
-            train(model, images, labels, ALL[:40], recipe(epochs=3, augment="shift_flip"), 0, "x", place, note, BFLOAT)
+            train(model, images, labels, ALL[:40], recipe(epochs=3, augment="shift_flip"), checkpoints=place, note=note, device=BFLOAT)
         except Killed:
             pass
         return model
@@ -335,7 +392,7 @@ def test_trainings_side_by_side_have_the_bits_of_trainings_alone() -> None:
     images, labels = pictures(40)
 
     def job(seed: int) -> nn.Module:
-        return train(network(), images, labels, ALL[:40], recipe(epochs=4, augment="shift_flip"), seed, "x")
+        return train(network(), images, labels, ALL[:40], recipe(epochs=4, augment="shift_flip"), seed=seed)
 
     alone = [job(seed) for seed in range(3)]
     together = side_by_side([lambda seed=seed: job(seed) for seed in range(3)], Device("cpu", 3))
@@ -353,10 +410,10 @@ def test_the_first_that_fails_ends_the_others_and_is_raised(threads: int) -> Non
     epochs: list[int] = []
 
     def fails() -> nn.Module:
-        return train(network(), images, labels, ALL[:40], recipe(lr=1e38), 0, "wild")
+        return train(network(), images, labels, ALL[:40], recipe(lr=1e38), "wild")
 
     def long() -> nn.Module:
-        return train(network(), images, labels, ALL[:40], recipe(epochs=100_000), 0, "long", on_epoch=lambda epoch, *_: epochs.append(epoch))
+        return train(network(), images, labels, ALL[:40], recipe(epochs=100_000), "long", note=lambda epoch, *_: epochs.append(epoch))
 
     with pytest.raises(MecaError, match="training 'wild' is not finite"):
         side_by_side([fails, long], Device("cpu", threads))
@@ -384,7 +441,7 @@ def test_a_checkpoint_that_is_dear_is_written_less_often(tmp_path: Path, monkeyp
     monkeypatch.setattr("meca.training.engine.save_checkpoint", write)
     monkeypatch.setattr("meca.training.engine.time.perf_counter", lambda: clock[0])
     images, labels = pictures(16)
-    train(network(), images, labels, ALL[:16], recipe(epochs=12), 0, "x", tmp_path / "c", note)
+    train(network(), images, labels, ALL[:16], recipe(epochs=12), checkpoints=tmp_path, note=note)
     assert written == [1, 6, 11, 12]
 
 
@@ -397,7 +454,7 @@ def test_a_recorded_step_has_the_bits_of_an_eager_one(augment: str, monkeypatch:
     found = []
     for step in ("eager", "graph"):
         model = network().cuda()
-        train(model, images, labels, ALL[:40].cuda(), recipe(epochs=3, augment=augment), 0, "x", device=Device(device.name, 1, torch.float32, step))
+        train(model, images, labels, ALL[:40].cuda(), recipe(epochs=3, augment=augment), device=Device(device.name, 1, torch.float32, step))
         found.append(model)
     assert same(*found)
 
