@@ -16,7 +16,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install demo test integration services services-stop services-status crash-test check format lock closure architecture results bench bench-quality bench-gpu clean
+CHECKS := check-types check-test-types check-form check-imports check-written
+
+.PHONY: help install demo test test-fast integration services services-stop services-status crash-test check $(CHECKS) format lock closure architecture results bench bench-quality bench-gpu clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -36,6 +38,9 @@ demo: install ## poison a data set, clean it, report, register the model; DATA=c
 
 test: install check ## every check and every test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-fast: install ## the tests that take less than a second each, for the inner loop
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not platform"
 
 integration: install ## the tests against real servers (PostgreSQL, S3, MLflow, Prefect), which they start and stop themselves
 	MECA_SERVICES_TESTS=1 $(BIN)/python -m pytest -q tests/services
@@ -57,12 +62,24 @@ crash-test: install ## kills, full disks, secrets: every campaign of docs/faults
 	$(BIN)/python -m benchmarks.reliability.canary
 	$(BIN)/python -m benchmarks.render
 
+
 check: install ## formatting, lint, types, imports, computed files
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync $(CHECKS)
+
+check-form:
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
+
+check-types:
 	$(BIN)/pyright
+
+check-test-types:
 	$(BIN)/pyright --project tests
+
+check-imports:
 	$(BIN)/lint-imports
+
+check-written:
 	$(BIN)/python -m tasks.dvc.closure --check
 	$(BIN)/python -m benchmarks.render --check
 	$(BIN)/python -m benchmarks.architecture --check

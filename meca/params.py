@@ -5,6 +5,7 @@ The groups hold the numbers of preset `default`; group `paper` holds the leaves 
 root of the repository, by a link.
 """
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -13,7 +14,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -255,10 +256,16 @@ def _read_tree(path: Path) -> dict[str, Any]:
         raise UsageError(f"Expected {path} to be UTF-8.") from None
     if len(text) > MAX_BYTES:
         raise UsageError(f"Expected a parameter file of at most {MAX_BYTES} bytes, {path} is larger.")
-    tree = parse_yaml(text, str(path))
+    tree = _parsed(text, str(path))
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: expected groups of parameters, got {type(tree).__name__}.")
-    return tree
+    return copy.deepcopy(tree)
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str, origin: str) -> Any:
+    """Parse what may have been parsed already: a run reads its one file for every stage, and parsing takes a hundred times as long as copying."""
+    return parse_yaml(text, origin)
 
 
 def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
@@ -267,8 +274,6 @@ def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
     The value is in force whatever the preset: [paper] loses what it says about the field where it is the preset.
     Strings are read as YAML where the field holds no text. A text stays as it is: a path may hold `#`, `: ` and quotes.
     """
-    import copy
-
     tree = copy.deepcopy(dict(params.tree))
     if "preset" in settings:
         tree["preset"] = settings["preset"]

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.slow import listed
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MECA_THREADS", "1")
 os.environ.setdefault("MECA_DEVICE", "cpu")
@@ -28,3 +30,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave out what starts real servers, unless it is asked for: by name, or by MECA_SERVICES_TESTS."""
     asked = os.environ.get("MECA_SERVICES_TESTS") or any("services" in Path(word.split("::")[0]).parts for word in config.args)
     return True if collection_path == Path(__file__).parent / "services" and not asked else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what was measured to be slow, so that `make test-fast` can leave it out."""
+    slow = listed()
+    for item in items:
+        if item.nodeid.split("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)

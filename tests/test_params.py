@@ -179,3 +179,15 @@ def test_ingest_refuses_numbers_without_meaning(changes: dict) -> None:
     name = next(iter(changes))
     with pytest.raises(UsageError, match=f"expected ingest.{name}"):
         IngestParams(**{**read_params(PACKAGED).raw("ingest"), **changes})
+
+
+def test_a_file_that_is_read_again_is_read_anew_and_nobody_shares_what_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(PACKAGED.read_text())
+    first = read_params(path)
+    wanted = first.digest()
+    first.raw("ingest")["size"] = 1
+    first.tree["ingest"]["size"] = 1
+    assert read_params(path).digest() == wanted
+    path.write_text(PACKAGED.read_text().replace("\nseed: 0", "\nseed: 1"))
+    assert read_params(path).tree["seed"] == 1
