@@ -8,9 +8,11 @@
 A message is one sentence or two: what was expected, what came, where to change it.
 """
 
+import difflib
 import errno
+from collections.abc import Collection
 
-__all__ = ["Inconclusive", "InputRefused", "MecaError", "UsageError", "check_fields", "system_failure"]
+__all__ = ["Inconclusive", "InputRefused", "MecaError", "UsageError", "check_choice", "check_fields", "system_failure"]
 
 # What ends a run through no fault of the data or of the code: what it is, and what helps.
 _SYSTEM = {
@@ -62,6 +64,19 @@ def check_fields(group: object, *rules: tuple[str, str, bool]) -> None:
     wrong = [f"expected {name} {words}, got {getattr(group, name)}" for name, words, holds in rules if not holds]
     if wrong:
         raise ValueError(", ".join(wrong))
+
+
+def check_choice(where: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a name that is not in a registry.
+
+    Raises:
+        UsageError: Names the choices, and the nearest of them.
+    """
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, 1)
+        raise UsageError(
+            f"params.yaml: expected {where} to be one of {', '.join(choices)}, got {value!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+        )
 
 
 def system_failure(error: BaseException) -> MecaError | None:

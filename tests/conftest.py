@@ -25,6 +25,8 @@ settings.load_profile("meca")
 # A job in the background of a shell inherits "ignore" for SIGINT, and hands it on to every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONGEST = ("tests/integration/", "tests/hostile/test_corpus.py", "tests/data/readers/test_properties.py")
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out what starts real servers, unless it is asked for: by name, or by MECA_SERVICES_TESTS."""
@@ -33,7 +35,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what was measured to be slow, so that `make test-fast` can leave it out."""
+    """Mark what was measured to be slow, for `make test-fast`; the longest files go first, or one of them is the end of the run."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     slow = listed()
     for item in items:
         if item.nodeid.split("[")[0] in slow:

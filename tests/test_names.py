@@ -126,7 +126,8 @@ def is_there(dotted: str) -> bool:
 
 def gone(text: str) -> set[str]:
     """Return the names in a text that are not there."""
-    paths = {path for path in PATH.findall(text) if path not in tracked() and path not in folders()}
+    # `meca/attacks/NAME.py` is a place to fill in.
+    paths = {path for path in PATH.findall(text) if path not in tracked() and path not in folders() and "NAME" not in path}
     # A file is named as the reader of the page or of the folder sees it, so by the end of its path.
     files = {file for file in FILE.findall(text) if file not in ELSEWHERE and file not in ends()}
     return paths | files | {dotted for dotted in DOTTED.findall(text) if not is_there(dotted)}
@@ -134,7 +135,6 @@ def gone(text: str) -> set[str]:
 
 def test_what_prose_names_is_there() -> None:
     missing = {name: names for name in written() if (names := gone(read(name)))}
-    missing.get("README.md", set[str]()).discard("cli.py")  # its tree calls the folder flows/cli so
     assert not {name: names for name, names in missing.items() if names}
 
 

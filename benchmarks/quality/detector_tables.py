@@ -26,7 +26,7 @@ def section(rows: Sequence[Row], quality: Sequence[Row]) -> str:
     parts = [
         "## Published detectors on the same samples\n",
         "Detectors that need no clean data, with the numbers of their papers, one configuration for all attacks (what they are: "
-        "`benchmarks/quality/detectors.py`). They look at the network that was trained without a defence, or train their own; `spectral` is told "
+        "`meca/defenses/detectors.py`). They look at the network that was trained without a defence, or train their own; `spectral` is told "
         "the poison rate. Means are over attacks that succeed in at least half of the cases without a defence.\n",
     ]
     for experiment in sorted({str(row["experiment"]) for row in rows}):

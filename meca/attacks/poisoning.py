@@ -14,7 +14,7 @@ import numpy as np
 from meca.attacks import ATTACKS, Attack
 from meca.attacks.draws import COVERS, IMBALANCE, NOISE, POISON
 from meca.attacks.tact import cover_classes
-from meca.errors import InputRefused, UsageError
+from meca.errors import InputRefused, UsageError, check_choice
 
 __all__ = ["Plan", "PoisonParams", "Selection", "long_tail", "plan", "select"]
 
@@ -26,21 +26,7 @@ SECOND = 4  # how far the second target of `two_targets` is from the first
 class PoisonParams:
     """Group `poison` of params.yaml."""
 
-    attack: Literal[
-        "none",
-        "badnet",
-        "blend",
-        "sig",
-        "wanet",
-        "physical",
-        "tact",
-        "adaptive_blend",
-        "adaptive_patch",
-        "all_to_all",
-        "two_targets",
-        "fragile_dots",
-        "fragile_grid",
-    ]
+    attack: str  # none, or a name of `ATTACKS`
     rate: float
     cover_rate: float
     target_class: int
@@ -63,6 +49,7 @@ class PoisonParams:
 
     def __post_init__(self) -> None:
         """Refuse triggers without meaning."""
+        check_choice("poison.attack", self.attack, ("none", *ATTACKS))
         if self.patch_size < 1 or self.sig_frequency < 1:
             raise UsageError(
                 f"params.yaml: expected poison.patch_size and poison.sig_frequency to be 1 or more, got {self.patch_size} and {self.sig_frequency}."

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meca.errors import MecaError, UsageError, check_fields
+from meca.errors import MecaError, UsageError, check_choice, check_fields
 from meca.files import canonical_json
 from meca.models.compact import compact
 from meca.params import Params
@@ -38,12 +38,13 @@ __all__ = [
 class NetworkParams:
     """Group `network` of params.yaml."""
 
-    name: Literal["compact", "resnet18", "resnet34", "mobilenet_v2"]
+    name: str  # of `NETWORKS`
     stem: Literal["s2d", "conv3", "cifar", "imagenet"]
     width: int  # channels of the first block; compact only
 
     def __post_init__(self) -> None:
-        """Refuse a network without channels."""
+        """Refuse a network that there is not, or without channels."""
+        check_choice("network.name", self.name, NETWORKS)
         check_fields(self, ("width", ">= 1", self.width >= 1))
 
 
@@ -51,12 +52,13 @@ class NetworkParams:
 class DetectorParams:
     """Group `detector` of params.yaml."""
 
-    name: Literal["same", "compact", "resnet18", "resnet34", "mobilenet_v2"]
+    name: str  # of `NETWORKS`, or same
     stem: Literal["s2d", "conv3", "cifar", "imagenet"]
     width: int  # channels of the first block; compact only
 
     def __post_init__(self) -> None:
-        """Refuse a network without channels."""
+        """Refuse a network that there is not, or without channels."""
+        check_choice("detector.name", self.name, ("same", *NETWORKS))
         check_fields(self, ("width", ">= 1", self.width >= 1))
 
     def resolve(self, network: NetworkParams) -> NetworkParams:

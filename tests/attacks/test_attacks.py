@@ -1,7 +1,6 @@
 """The laws of every view of every attack, over the registry, and each trigger against its formula."""
 
 import dataclasses
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from meca.attacks.tact import cover_classes
 from meca.attacks.two_targets import checkered, two_targets
 from meca.attacks.wanet import control_grid, wanet, wanet_cover
 from meca.attacks.warps import affine, bicubic, reflected, sampled
+from meca.errors import UsageError
 from tests.making import settings
 
 PARAMS = settings().group("poison", PoisonParams)
@@ -116,9 +116,14 @@ def test_what_is_drawn_differs_from_row_to_row_and_from_seed_to_seed(name: str) 
     assert not np.array_equal(found, VIEWS[name](images, draws(12, seed=1)))
 
 
-def test_every_attack_of_the_parameters_exists_and_the_other_way_round() -> None:
-    (field,) = [f for f in dataclasses.fields(PoisonParams) if f.name == "attack"]
-    assert set(get_args(field.type)) == {"none", *ATTACKS}
+@pytest.mark.parametrize("name", ["none", *ATTACKS])
+def test_every_attack_can_be_named(name: str) -> None:
+    assert dataclasses.replace(PARAMS, attack=name).attack == name
+
+
+def test_an_attack_that_there_is_not_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"expected poison.attack to be one of none, badnet, .*, got 'badnets'; did you mean 'badnet'\?"):
+        dataclasses.replace(PARAMS, attack="badnets")
 
 
 @pytest.mark.parametrize("patch", [1, 3, 4])

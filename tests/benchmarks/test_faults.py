@@ -181,7 +181,7 @@ def test_a_changed_bit_that_nobody_finds_is_said(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(faults, "WHOLE", 0)
     monkeypatch.setattr("meca.release.verification.verify", lambda folder, key: [])
     monkeypatch.setattr(faults, "_believed", lambda *_: True)
-    monkeypatch.setattr("meca.training.engine.resume", lambda *_: 3)
+    monkeypatch.setattr("meca.training.checkpoints.resume", lambda *_: 3)
     ((_, campaign),) = faults.bits(tmp_path, argparse.Namespace(seed=1))
     found = {line.split(",")[0] for line in campaign.wrong}
     assert found >= {*faults.KINDS, "checkpoint"} - {"signature"}

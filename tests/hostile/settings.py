@@ -120,14 +120,14 @@ CASES = [
         "number-in-base-60",
         "T35",
         "`12:30:45`, which one reader takes for 45,045",
-        "'12:30:45' (line 5) is another value to another reader",
+        "'12:30:45' (line 6) is another value to another reader",
         changed("\nseed: 0", "\nseed: 12:30:45"),
     ),
     params(
         "number-in-base-8",
         "T35",
         "`017`, which one reader takes for 15",
-        "'017' (line 5) is another value to another reader",
+        "'017' (line 6) is another value to another reader",
         changed("\nseed: 0", "\nseed: 017"),
     ),
     params(

@@ -12,8 +12,20 @@ import pytest
 import torch
 from torch import nn
 
-from meca.errors import MecaError
-from meca.models import NETWORKS, Description, NetworkParams, Normalize, build, load_model, memory_format, read_description, reset, save_model
+from meca.errors import MecaError, UsageError
+from meca.models import (
+    NETWORKS,
+    Description,
+    DetectorParams,
+    NetworkParams,
+    Normalize,
+    build,
+    load_model,
+    memory_format,
+    read_description,
+    reset,
+    save_model,
+)
 from meca.training.engine import predict
 from meca.training.seeds import generator
 from tests.method.tiny import description, network, pictures, same
@@ -34,8 +46,11 @@ def params(name: str, stem: str) -> NetworkParams:
     return NetworkParams(name, stem, 4)  # pyright: ignore[reportArgumentType]
 
 
-def test_every_network_of_the_parameters_exists_and_the_other_way_round() -> None:
-    assert set(typing.get_args(typing.get_type_hints(NetworkParams)["name"])) == set(NETWORKS)
+def test_a_network_that_there_is_not_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"expected network.name to be one of compact, .*, got 'resnet19'; did you mean 'resnet18'\?"):
+        params("resnet19", "cifar")
+    with pytest.raises(UsageError, match=r"expected detector.name to be one of same, compact"):
+        DetectorParams("vgg", "cifar", 4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -183,7 +183,7 @@ def test_the_stage_writes_the_page_twice_alike(tmp_path):
     pages = []
     for name in ("one", "two"):
         record = runtime.execute(report, {**parts(folder), "out": tmp_path / name}, params, scratch=tmp_path / "scratch")
-        assert set(record["params"]) == {"seed", "preset", "report"}
+        assert set(record["params"]) == {"seed", "report"}
         pages.append((tmp_path / name / "report.html").read_bytes())
     assert pages[0] == pages[1]
 

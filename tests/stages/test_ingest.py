@@ -14,7 +14,7 @@ from tests.making import make_folder, make_shards, settings
 
 def test_the_stage_reads_what_it_says() -> None:
     stage = describe(ingest)
-    assert (stage.name, stage.inputs, stage.outputs, stage.groups) == ("ingest", (), ("out",), ("seed", "ingest"))
+    assert (stage.name, stage.inputs, stage.outputs, stage.groups) == ("ingest", (), ("out",), ("ingest",))
 
 
 @pytest.mark.parametrize("source", ["folder", "shards", "shapes", "digits"])

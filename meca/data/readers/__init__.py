@@ -9,14 +9,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from meca.data.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
 from meca.data.readers.detect import NAMES, detect
 from meca.data.readers.files import text
 from meca.data.readers.source import Source
 from meca.data.readers.splits import quoted, seeming
-from meca.errors import InputRefused, UsageError
+from meca.errors import InputRefused, UsageError, check_choice
 
 __all__ = ["BY_NAME", "FORMATS", "LABELLED", "IngestParams", "Source", "open_format", "open_source"]
 
@@ -55,7 +54,7 @@ class IngestParams:
     source: str
     watch: str  # read by DVC alone
     origin: str  # an address that `source` is a copy of; only recorded here
-    format: Literal["auto", "imagefolder", "metadata", "manifest", "zip", "tar", "webdataset", "parquet", "cifar-batches", "cifar-binary", "idx"]
+    format: str  # auto, or a name of `FORMATS`
     label_column: str
     size: int
     train_limit: int
@@ -65,7 +64,8 @@ class IngestParams:
     quarantine_share: float
 
     def __post_init__(self) -> None:
-        """Refuse numbers that have no meaning."""
+        """Refuse a format that there is not, and numbers that have no meaning."""
+        check_choice("ingest.format", self.format, ("auto", *FORMATS))
         for name in ("size", "train_limit", "test_limit", "shapes_test"):
             if getattr(self, name) < 0:
                 raise UsageError(f"params.yaml: expected ingest.{name} to be 0 or more, got {getattr(self, name)}.")
