@@ -296,7 +296,7 @@ def test_poison_prints_its_record_as_json_and_replaces_only_its_own(tmp_path, ca
 @pytest.mark.parametrize(
     ("more", "expected", "sentence"),
     [
-        (["--attack", "badnets"], 4, r"expected poison\.attack to be .*'badnet'.*got 'badnets'"),
+        (["--attack", "badnets"], 4, r"expected poison\.attack to be one of none, badnet, .*got 'badnets'; did you mean 'badnet'"),
         ([], 4, "--attack"),
         (["--attack", "badnet", "--target", "7"], 3, r"Expected poison\.target_class in 0\.\.1, got 7"),
         (["--attack", "tact"], 3, r"set poison\.cover_rate to 0\.0|poison\.cover_rate"),
