@@ -8,6 +8,8 @@ without Auxiliary Data", 2024, https://arxiv.org/abs/2405.12719. The loss whose 
 the given label: at no perturbation the KL itself has no gradient.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,19 +77,24 @@ def folded(model: nn.Module) -> nn.Module:
     Args:
         model: Not changed.
     """
+    from torch.fx import symbolic_trace
     from torch.fx.experimental.optimization import fuse
+    from torch.fx.proxy import TraceError
 
     if model.training or not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
+    own = copy.deepcopy(model)
     try:
-        fused: nn.Module = fuse(model)
-    except Exception:
+        traced = symbolic_trace(own)
+    # No network of meca's own: one whose path depends on the pixels, by `if` or `for`, by int() or range(), by len().
+    except (TraceError, TypeError, RuntimeError):
         return model
+    fused: nn.Module = fuse(traced, inplace=True, no_trace=True)
     if any(isinstance(module, nn.BatchNorm2d) for module in fused.modules()):
         return model
-    for original, copy in zip(_convolutions(model), _convolutions(fused), strict=True):
+    for original, lean in zip(_convolutions(model), _convolutions(fused), strict=True):
         if original.weight.is_contiguous(memory_format=torch.channels_last):
-            copy.weight.data = copy.weight.data.contiguous(memory_format=torch.channels_last)
+            lean.weight.data = lean.weight.data.contiguous(memory_format=torch.channels_last)
     return fused.requires_grad_(False)
 
 

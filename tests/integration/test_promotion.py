@@ -551,9 +551,14 @@ def test_the_leak_is_measured_on_the_evidence_as_leak_py_measures_it(tmp_path):
     flagged = (labels == 1) & (torch.arange(len(labels)) % 3 == 0)
     # A few pictures of those that could be taken, so that the draw counts, and some that look like the target's, which it must pass over.
     seen = torch.where((labels == 0) & (torch.arange(len(labels)) % 2 == 0), 1, labels)
-    evidence = Evidence(store, flagged.numpy(), seen.numpy(), True, 3, 4)
+    evidence = Evidence(store, flagged.numpy(), seen.numpy(), True, 0, 4)
     data = Data(torch.from_numpy(store.pixels(store.train)), labels)
-    assert measure(tmp_path / "model", evidence).leak == leak_of(model, cases(data, flagged, seen, 3, 4)).worst is not None
+    by_hand = [leak_of(model, cases(data, flagged, seen, seed, 4)).worst for seed in range(6)]
+    assert [measure(tmp_path / "model", dataclasses.replace(evidence, seed=seed)).leak for seed in range(6)] == by_hand
+    assert len(set(by_hand)) > 1 and None not in by_hand, "which pictures are drawn decides"
+    elsewhere = torch.where(flagged, 2, seen)  # what the suspects show is taken off
+    shown = leak_of(model, cases(data, flagged, elsewhere, 0, 4)).worst
+    assert measure(tmp_path / "model", dataclasses.replace(evidence, content=elsewhere.numpy())).leak == shown != by_hand[0]
     other = colours(tmp_path / "other", size=12)
     with pytest.raises(Incomparable, match="8x8x3, and these are 12x12x3"):
         measure(tmp_path / "model", dataclasses.replace(evidence, store=other))

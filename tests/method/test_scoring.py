@@ -1,6 +1,8 @@
 """The score against a reference that takes one image after the other, in double precision, as the formula says."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,14 +177,29 @@ def test_folding_leaves_no_batch_norm_and_the_same_logits(name: str, stem: str) 
     assert torch.equal(score(model, images, labels, torch.ones(1, 1, 32, 32), 0.0)[0], torch.zeros(4))
 
 
+class Wilful(nn.Module):
+    """A network whose path depends on the pixels."""
+
+    def __init__(self, choose: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.norm, self.choose = nn.BatchNorm2d(3), choose
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).mean((2, 3)) * self.choose(x)
+
+
+@pytest.mark.parametrize("choose", [lambda x: 1 if x.sum() > 0 else 2, lambda x: int(x.sum()), lambda x: len(x), lambda x: sum(1 for _ in x)])
+def test_a_network_whose_path_depends_on_the_pixels_is_scored_as_it_is(choose: Callable[[Tensor], Any]) -> None:
+    model = Wilful(choose).eval()
+    assert folded(model) is model and model(torch.ones(2, 3, 4, 4)).shape == (2, 3)
+
+
 def test_what_cannot_be_folded_is_scored_as_it_is() -> None:
-    class Wilful(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm2d(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norm(x).mean((2, 3)) if x.sum() > 0 else x.mean((2, 3))
-
-    for model in (network(), network().train(), Wilful().eval(), nn.Linear(1, 1).eval()):
+    for model in (network(), network().train(), nn.Linear(1, 1).eval()):
         assert folded(model) is model
+
+
+def test_a_network_that_is_broken_is_said_and_not_passed_over() -> None:
+    broken = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(3)).eval()
+    with pytest.raises(RuntimeError, match=r"size of tensor a \(4\) must match the size of tensor b \(3\)"):
+        folded(broken)
