@@ -40,6 +40,7 @@ from meca.training.trainer import Recipe
 
 __all__ = ["Foreign", "SecondLookParams", "SecondQuestions", "foreign_content", "second_look"]
 
+LEAST_SEEN = 1e-12  # probability: what a network gives less is all alike to it, and the logarithm of 0 has no rank
 TIMES = 5  # a class is so many times as large as its least trusted part at least, or what it is compared with is not free of it
 TURNS = 0.5  # of `min_paired`: from here on a cluster turns pictures as those of the other classes do, once half of the classes prove it
 FLAGGED = 0.5  # suspicion of a flagged sample at no depth; at depth 1 it is 1. `remove_above` of group `relabel_finetune` lies between
@@ -129,7 +130,7 @@ def second_look(first: Decision, margin: Floats, given: Given, params: SecondLoo
     seen = np.zeros((len(labels), classes))
     for number in range(params.rounds):
         seen = ask.fit(number, order < params.trusted)
-        loss = -np.log(np.maximum(seen[each, labels], 1e-12))
+        loss = -np.log(np.maximum(seen[each, labels], LEAST_SEEN))
         order = ranks(ranks(loss, labels) + params.margin_weight * slow, labels)
     found = foreign_content(seen, labels, classes, params)
     proven = [f for f in found if f.proven]

@@ -67,6 +67,8 @@ MOST = 2000  # margins to which a mixture is fitted, as quantiles where there ar
 EQUAL = 1e-9  # of the largest margin: a smaller deviation is rounding
 FLOOR = 1e-3  # least variance of a part of the mixture, in variances of all margins: no part may shrink to a single sample
 TIMES = 5  # a class is so many times as large as its end at least, or its lower half is not free of it
+LOWER = 0.5  # share of a class that its end is compared with: the half at the other end of the margins, into which no end reaches
+ENOUGH = 0.5  # of the median class: with fewer samples of a class than that a network does not learn it beside the others
 FAR = 30.0  # logits from the line, beyond which a suspicion is 0 or 1 in float32
 UNFLAGGED = 0.4  # suspicion of the most suspicious sample that is not flagged: a rank, not a probability, and below every flagged sample's
 FEW = 100  # samples of a class, below which no run of ours has shown that two heaps would be seen; changes a sentence, no verdict
@@ -366,7 +368,7 @@ def _ask_without(
     labels, rows, classes = given.labels, given.rows, given.classes
     asked: list[View] = []
     left_out = {turned: np.zeros(len(labels), dtype=bool) for turned in (False, True)}
-    enough = float(np.median([len(mine) for mine in rows])) / 2
+    enough = ENOUGH * float(np.median([len(mine) for mine in rows]))
     for c, judged in enumerate(found):
         heaps = [i for i, e in enumerate(judged) if e.apart]
         if not heaps or any(_carries(e, params) for e in judged):
@@ -415,7 +417,7 @@ def _ask_ends(
             continue
         for i, e in enumerate(found[c]):
             order = mine[np.argsort(_view(margins, e.side, e.mirrored)[mine], kind="stable")]
-            ends[c, i] = None if e.flips is None else flips(c, order[-count:], order[: len(mine) // 2])
+            ends[c, i] = None if e.flips is None else flips(c, order[-count:], order[: int(LOWER * len(mine))])
     return ends
 
 

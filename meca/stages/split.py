@@ -24,6 +24,8 @@ from meca.training.device import EngineParams, prepare
 from meca.training.engine import Data, Session
 from meca.training.trainer import Recipe
 
+EARLY = 0.9  # suspicion of `partition`, from which a flagged sample has the reason `early-loss`: the first tenth (docs/files.md); changes no verdict
+
 
 def run(
     ctx: Context,
@@ -101,7 +103,7 @@ def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predi
     suspected = np.isin(labels, labels[decision.flagged])
     cleared = np.where(suspected, "with-its-class", "no-evidence") if predicted is None else np.full(len(labels), "not-fitted-by-enhanced")
     reasons = [
-        [decision.code, *["early-loss"] * bool(rank >= 0.9)] if flag else [str(code)]
+        [decision.code, *["early-loss"] * bool(rank >= EARLY)] if flag else [str(code)]
         for flag, rank, code in zip(decision.flagged, early, cleared, strict=True)
     ]
     n = len(labels)

@@ -17,6 +17,7 @@ from meca.training.device import Device
 
 __all__ = ["EVERYTHING", "column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table"]
 
+FLAT = 1e-6  # least variance of a channel, of pixels in [0, 1]: where all are alike, a network would divide by zero
 EVERYTHING = "everything"  # below the folder of `split`: a network that was trained fully on everything, where the second look asked one
 
 
@@ -41,7 +42,7 @@ def describe_network(store: Store, images: Tensor, network: NetworkParams) -> De
         counts += np.stack([torch.bincount(block[..., c].flatten(), minlength=256).cpu().numpy() for c in range(len(counts))])
     levels = np.arange(256) / 255
     mean = (counts * levels).sum(1) / counts.sum(1)
-    std = np.sqrt(np.maximum((counts * levels**2).sum(1) / counts.sum(1) - mean**2, 1e-6))
+    std = np.sqrt(np.maximum((counts * levels**2).sum(1) / counts.sum(1) - mean**2, FLAT))
     info = store.info
     return Description(
         network,

@@ -67,6 +67,15 @@ def test_dvc_repro_runs_every_stage_once_and_then_none(workspace):
     assert {status for _, status in records(workspace)} == {"FINISHED"}
 
 
+def test_dvc_draws_every_curve_that_there_is_and_names_a_model_that_there_is(workspace):
+    declared = yaml.safe_load((workspace / "dvc.yaml").read_text(encoding="utf-8"))
+    plots = [name for entry in declared["plots"] for name in entry]
+    drawn = json.loads(run(workspace, "dvc", "plots", "show", "--json").stdout)["data"]
+    there = sorted(path.relative_to(workspace).as_posix() for path in (workspace / "work" / "track" / "curves").iterdir())
+    assert sorted(name for name in plots if drawn[name]) == there, "a training that was not needed has no curve"
+    assert (workspace / declared["artifacts"]["clean-model"]["path"]).is_file()
+
+
 def test_the_flow_takes_its_order_from_dvc(workspace):
     pipeline = Pipeline(workspace)
     assert [stage.name for stage in pipeline.stages] == STAGES

@@ -39,10 +39,13 @@ def test_every_sample_has_one_verdict_and_the_counts_agree(preset: str, finished
     assert verdict["estimated_rate"] == {"value": flagged / N_TRAIN, "low": low, "high": high}
     assert (verdict["verdict"], verdict["leak"]) == ("poisoned", None)
     held = set(table["label"].filter(pc.equal(table["verdict"], "poisoned")).to_pylist())
+    early = read_parquet(finished(preset) / "work" / "partition" / "scores.parquet").sort_by("row")["suspicion"].to_numpy()
+    flagged_early = early[np.array(table["verdict"].to_pylist()) == "poisoned"] >= 0.9
+    assert flagged_early.any() and not flagged_early.all(), "both kinds are there to be seen"
     for row in table.to_pylist():
         flagged_as, cleared_as = {"default": ("stands-apart", "with-its-class"), "paper": ("fitted-by-enhanced", "not-fitted-by-enhanced")}[preset]
         why = flagged_as if row["verdict"] == "poisoned" else cleared_as if preset == "paper" or row["label"] in held else "no-evidence"
-        assert row["reasons"] in ([why], [why, "early-loss"]) and (row["reasons"] == [why] or row["verdict"] == "poisoned")
+        assert row["reasons"] == [why, *["early-loss"] * (row["verdict"] == "poisoned" and bool(early[row["row"]] >= 0.9))]
         proven_as = {"default": "difference", "paper": "fitted-by-enhanced"}[preset]
         assert row["proof"] == (proven_as if row["verdict"] == "poisoned" else None), "what is flagged says how it was proven"
     assert table["new_label"].null_count == table["clean_pred"].null_count == N_TRAIN

@@ -6,45 +6,18 @@ read is quarantined: named, counted, its bytes kept. What is wrong with the sour
 
 import dataclasses
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from meca.data.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
+from meca.data.readers import cifar, idx, webdataset
 from meca.data.readers.detect import NAMES, detect
 from meca.data.readers.files import text
+from meca.data.readers.formats import BY_NAME, FORMATS, LABELLED
 from meca.data.readers.source import Source
 from meca.data.readers.splits import quoted, seeming
 from meca.errors import InputRefused, UsageError, check_choice
 
 __all__ = ["BY_NAME", "FORMATS", "LABELLED", "IngestParams", "Source", "open_format", "open_source"]
-
-FORMATS: dict[str, Callable[[Path], Source]] = {
-    "imagefolder": imagefolder.open_imagefolder,
-    "metadata": listed.open_metadata,
-    "manifest": listed.open_manifest,
-    "zip": archive.open_zip,
-    "tar": archive.open_tar,
-    "webdataset": webdataset.open_webdataset,
-    "parquet": parquet.open_parquet,
-    "cifar-batches": cifar.open_cifar,
-    "cifar-binary": cifar_binary.open_cifar_binary,
-    "idx": idx.open_idx,
-}
-LABELLED: dict[str, Callable[[Path, str], Source]] = {  # whose label stands in a column that can be named
-    "metadata": listed.open_metadata,
-    "manifest": listed.open_manifest,
-    "webdataset": webdataset.open_webdataset,
-    "parquet": parquet.open_parquet,
-}
-BY_NAME = (
-    "imagefolder",
-    "metadata",
-    "manifest",
-    "zip",
-    "tar",
-    "webdataset",
-)  # whose classes are the names that occur: one that loses all its samples is gone
 
 
 @dataclass(frozen=True)
@@ -141,7 +114,7 @@ def _ask(source: Source, label_column: str) -> None:
 
 def open_format(format: str, path: Path, label_column: str = "auto") -> Source:
     """Return the source of format `format` at `path`; `label_column` counts where the label stands in a column."""
-    return LABELLED[format](path, label_column) if format in LABELLED else FORMATS[format](path)
+    return FORMATS[format].open(path, label_column) if format in LABELLED else FORMATS[format].open(path)
 
 
 def _locate(name: str) -> Path:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from meca.data.readers import archive, cifar, cifar_binary, idx, imagefolder, listed, parquet, webdataset
+from meca.data.readers import imagefolder, listed, webdataset
 from meca.data.readers import rows as rows_of
 from meca.data.readers.files import text
+from meca.data.readers.formats import FORMATS, Place
 from meca.data.readers.splits import SPLITS, quoted, seeming
 from meca.errors import InputRefused, UsageError
 
@@ -34,16 +35,17 @@ def detect(path: Path) -> str:
     """
     if webdataset.is_pattern(path):
         return "webdataset"
+    place = Place(path)
     if path.is_file():
-        signs = _signs_of_file(path)
-        if not any(signs.values()):
+        found = [name for name, format in FORMATS.items() if format.file(place)]
+        found.sort(key=lambda name: place.suffix != f".{name}")  # what the file is called after comes first
+        if not found:
             why = REFUSED.get(path.suffix.lower(), "point to a parquet file, a list of files, or to a folder")
             raise InputRefused(f"{text(path.name)} is not a format that meca reads: {why}.")
     elif path.is_dir():
-        signs = _signs_of_folder(path)
+        found = [name for name, format in FORMATS.items() if format.folder(place)]
     else:
         raise InputRefused(f"Nothing found at {path}; expected a folder, a parquet file, a list of files, or one of {', '.join(NAMES)}.")
-    found = [name for name, holds in signs.items() if holds]
     if len(found) > 1:
         raise UsageError(f"{path} could be {' or '.join(found)}; say which with --format (params.yaml: ingest.format).{_labels_of(path, found)}")
     if not found:
@@ -84,41 +86,3 @@ def _ask_one_down(path: Path) -> None:
             f"splits, point to {text(str(inner / trained)) if trained else 'the one for training'}, or rename them to train and test and point to "
             f"{text(str(inner))}. If they are classes, point to {text(str(inner))} and say --format imagefolder (params.yaml: ingest.format)."
         )
-
-
-def _signs_of_file(path: Path) -> dict[str, bool]:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        images = parquet.holds_images(path)
-        rows = rows_of.is_list(path, is_meant=not images)
-        of_folder = bool(listed.metadata_of(path))
-        # Columns of images are needed for one reading, a column of paths for the other; a file without either is damaged.
-        return {"parquet": images or not rows, "metadata": rows and of_folder, "manifest": rows and not of_folder}
-    of_folder = bool(listed.metadata_of(path))
-    lists = {"metadata": of_folder, "manifest": suffix in rows_of.SUFFIXES and not of_folder}
-    return {**lists, "zip": suffix == ".zip", **_signs_of_tars(archive.archives_of(path, archive.TARS))}
-
-
-def _signs_of_tars(tars: list[Path]) -> dict[str, bool]:
-    return archive.looks_of(tars[0]) if tars else {}
-
-
-def _signs_of_folder(path: Path) -> dict[str, bool]:
-    lists = {"metadata": bool(listed.metadata_of(path)), "manifest": bool(listed.manifests_of(path))}
-    folders = imagefolder.class_folders(path)
-    if any(lists.values()):
-        # The images of a list lie in a folder too, whatever it is called; two folders could be classes.
-        folders -= set(SPLITS)
-        folders = folders if len(folders) > 1 else set()
-    shards = [shard for shard in parquet.shards_of(path) if shard.stem != "metadata"]
-    return {
-        "imagefolder": bool(folders),
-        **lists,
-        # A table without images beside class folders is no set of its own: whether it lists theirs will be asked.
-        "parquet": any(parquet.holds_images(shard) or not (folders or rows_of.is_list(shard)) for shard in shards),
-        "zip": bool(archive.archives_of(path, (".zip",))),
-        **_signs_of_tars(archive.archives_of(path, archive.TARS)),
-        "cifar-batches": cifar.folder_of(path) is not None,
-        "cifar-binary": cifar_binary.folder_of(path) is not None,
-        "idx": idx.folder_of(path) is not None,
-    }

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from meca.data.readers import FORMATS
+from meca.data.readers.detect import detect
 from meca.data.readers.files import clean_name
 from meca.data.store import Store
 from meca.data.writers import Entries, write_sanitized
@@ -226,6 +227,15 @@ def test_what_is_written_is_read_and_what_is_published_is_the_same_again(
     again = ingest(root.parent / "out", root.parent / "again", size=SIDE, format=format)
     assert found(again, way != "idx") == found(store, way != "idx") and sorted(again.ids) == sorted(store.ids)
     shutil.rmtree(root.parent)
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_every_format_shows_itself_in_a_folder_and_where_it_is_one_file(way: str, tmp_path: Path) -> None:
+    format, write = WAYS[way]
+    write([Sample(f"{at}.png", label, np.full((SIDE, SIDE, 3), at, np.uint8)) for at, label in enumerate(("cat", "dog"))], tmp_path)
+    assert detect(tmp_path) == format
+    files = [path for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".png"]
+    assert format in ("imagefolder", "cifar-batches", "cifar-binary", "idx") or [detect(path) for path in files] == [format]
 
 
 def test_every_reader_is_written_and_fuzzed() -> None:

@@ -472,6 +472,12 @@ def test_formats_are_told_apart(tmp_path: Path) -> None:
         detect(tmp_path / "b")
 
 
+def test_a_file_of_two_formats_is_asked_about_and_its_suffix_comes_first(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"x"], "path": ["a.png"], "label": ["cat"]}), tmp_path / "rows.parquet")
+    with pytest.raises(UsageError, match=r"rows\.parquet could be parquet or manifest; say which with --format"):
+        detect(tmp_path / "rows.parquet")
+
+
 def test_what_is_no_source_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=r"Nothing found at .*missing; expected a folder, a parquet file, a list of files, or one of shapes"):
         ingest(tmp_path / "missing", tmp_path / "store")
