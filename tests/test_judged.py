@@ -87,7 +87,7 @@ def surfaces(folder: Path, store: Store, verdict: str) -> dict[str, str]:
     assert verify(out) == []
     found = json.loads((out / "summary.json").read_text())
     work = {name: folder / "work" / name for name in ("partition", "enhance", "relabel_finetune", "evaluate")}
-    html = page.render(page.read_run(store.path, out, **work), 0, page.Pictures(2, 2, 2))
+    html = page.render(page.read_run(store.path, out, **work), 0, page.ReportParams(2, 2, 2))
     warnings = [notice(found["judged_at"])] if notice(found["judged_at"]) else []
     return {
         "sentence": found["sentence"],

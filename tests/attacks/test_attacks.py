@@ -14,9 +14,9 @@ from meca.attacks.badnet import badnet
 from meca.attacks.blend import blend
 from meca.attacks.fragile_dots import fragile_dots, fragile_dots_cover
 from meca.attacks.fragile_grid import fragile_grid
+from meca.attacks.images import quarters, swirl, waves
 from meca.attacks.patches import tiles
 from meca.attacks.physical import photographed, physical
-from meca.attacks.pictures import quarters, swirl, waves
 from meca.attacks.poisoning import PoisonParams
 from meca.attacks.sig import sig
 from meca.attacks.tact import cover_classes
@@ -151,7 +151,7 @@ def test_the_picture_is_the_same_at_every_size() -> None:
 
 
 def test_the_picture_follows_its_formula_at_one_pixel() -> None:
-    from meca.attacks.pictures import WAVES
+    from meca.attacks.images import WAVES
 
     i, j, h, w, c = 3, 5, 8, 6, 1
     z = norm = 0.0
