@@ -139,7 +139,7 @@ def test_grey_images_have_a_page(tmp_path):
     assert "Poison found" in rendered(tmp_path, images=images, labels=rng.integers(0, 10, 140), n_train=120)
 
 
-def test_five_hundred_noisy_pictures_and_neighbours_stay_below_the_cap(tmp_path):
+def test_five_hundred_noisy_images_and_neighbours_stay_below_the_cap(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1000, 48, 48, 3)).astype(np.uint8)  # noise: nothing compresses it, 48 is the largest exact size
     run = page.read_run(**parts(make_run(tmp_path, images=images, labels=rng.integers(0, 10, 1000), n_train=900)))
