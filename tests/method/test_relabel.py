@@ -222,6 +222,8 @@ def test_a_difference_flips_what_it_flips_beyond_the_content_of_the_class() -> N
     assert flip_rate(found, images, corner, -corner, 1, 0.0) == 1.0, "nor does content that points away explain anything"
     assert flip_rate(found, images, edge, corner, 1, 0.0) == 0.0
     assert flip_rate(found, images, corner, torch.zeros_like(corner), 1, 0.25) == 0.75, "what is there without it does not count"
+    half = corner / corner.norm() + edge / edge.norm()  # what is left of the corner without it still flips all, and so does it alone
+    assert flip_rate(found, images, 2 * corner / corner.norm(), half, 1, 0.0) == 0.0, "no more than the class direction itself"
     assert flip_rate(found, images[:0], corner, edge, 1, 0.0) == 0.0
 
 
