@@ -1,7 +1,7 @@
 """What the house looks like from its imports: rooms, arrows, circles, sizes; docs/architecture.svg and the table beside it.
 
     python -m benchmarks.architecture                    draw docs/architecture.svg, write the table of docs/architecture.md, print the figures
-    python -m benchmarks.architecture --check            exit 1 where the picture is not that of the code
+    python -m benchmarks.architecture --check            exit 1 where the drawing is not that of the code
     python -m benchmarks.architecture --root FOLDER      figures of another checkout (nothing of it is run)
 
 A room is a module or a package directly below `meca`, `tasks` or `flows`; an arrow says that some module of one room imports one of another.
@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Figures", "figures", "main", "picture"]
+__all__ = ["Figures", "drawing", "figures", "main"]
 
 ROOT = Path(__file__).parents[1]
-PICTURE = Path("docs/architecture.svg")
+DRAWING = Path("docs/architecture.svg")
 PAGE = Path("docs/architecture.md")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PACKAGES = ("meca", "tasks", "flows")
@@ -152,7 +152,7 @@ def levels(arrows: Arrows) -> dict[str, int]:
     return found
 
 
-def picture(root: Path = ROOT) -> bytes:
+def drawing(root: Path = ROOT) -> bytes:
     """Return the SVG of the rooms of `meca`, lowest storey at the bottom, an arrow for each import."""
     import io
 
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table(figures(given.root)))
         return
     found, page = figures(), ROOT / PAGE
-    made = {PICTURE: picture(), PAGE: written(page.read_text(encoding="utf-8"), found).encode()}
+    made = {DRAWING: drawing(), PAGE: written(page.read_text(encoding="utf-8"), found).encode()}
     if given.check:
         stale = [str(name) for name, content in made.items() if not (ROOT / name).is_file() or (ROOT / name).read_bytes() != content]
         if stale:

@@ -293,7 +293,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         docs / "performance.md": performance.page(speed, read(root / "benchmarks" / "results", every=True)["quality"]),
         docs / "performance.svg": performance.plot(speed),
         docs / "hostile.md": hostile.page(hostile.outcomes(root / "benchmarks" / "results"), rows["reliability"]),
-        **{docs / f"results-{name}.svg": picture for name, picture in tables.figures(paper_rows(rows)).items()},
+        **{docs / f"results-{name}.svg": figure for name, figure in tables.figures(paper_rows(rows)).items()},
     }
     readme = root / "README.md"
     if readme.is_file() and BEGIN in readme.read_text(encoding="utf-8"):

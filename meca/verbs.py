@@ -195,7 +195,7 @@ def render(folder: Path, published: Path | None = None) -> str:
     found = page.read_run(**{Path(path).name: paths[Path(path).name] for path in graph()["report"].reads})
     if published is not None:
         found = page.with_verdicts(found, published)
-    return page.render(found, params.seed, params.group("report", page.Pictures))
+    return page.render(found, params.seed, params.group("report", page.ReportParams))
 
 
 def refuse_test_split(source: str) -> None:

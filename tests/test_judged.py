@@ -29,8 +29,8 @@ VERDICTS = ("no_evidence", "poisoned", "inconclusive")
 NAMED = re.compile(r"judged at|\bat[ -]\d+[ -](px|x)", re.IGNORECASE)
 
 
-def pictures(root: Path, sizes: Sequence[Size], split: str = "train") -> Path:
-    """Write two classes of pictures, one of each size in each class."""
+def images(root: Path, sizes: Sequence[Size], split: str = "train") -> Path:
+    """Write two classes of images, one of each size in each class."""
     for c, name in enumerate(CLASSES):
         folder = root / split / name
         folder.mkdir(parents=True)
@@ -40,7 +40,7 @@ def pictures(root: Path, sizes: Sequence[Size], split: str = "train") -> Path:
 
 
 def lying(root: Path) -> Path:
-    """Write pictures of 20 x 30 for the eye, of which every other one is stored lying, as 30 x 20."""
+    """Write images of 20 x 30 for the eye, of which every other one is stored lying, as 30 x 20."""
     for c, name in enumerate(CLASSES):
         folder = root / "train" / name
         folder.mkdir(parents=True)
@@ -52,26 +52,26 @@ def lying(root: Path) -> Path:
     return root
 
 
-def with_larger_test_pictures(root: Path) -> Path:
-    pictures(root, [(8, 8)] * 4)
-    return pictures(root, [(40, 40)] * 4, "test")
+def with_larger_test_images(root: Path) -> Path:
+    images(root, [(8, 8)] * 4)
+    return images(root, [(40, 40)] * 4, "test")
 
 
 # What there is, ingest.size, and what must be said: side and largest, as width x height, and how many were reduced; None: nothing.
 REDUCED: dict[str, tuple[Any, int, tuple[str, str, int]]] = {
-    "all are larger": (lambda root: pictures(root, [(48, 48)] * 4), 32, ("32 x 32", "48 x 48", 8)),
-    "one of each class is": (lambda root: pictures(root, [(16, 16), (16, 16), (33, 33), (32, 32)]), 32, ("32 x 32", "33 x 33", 2)),
-    "wider alone": (lambda root: pictures(root, [(48, 8)] * 4), 32, ("32 x 32", "48 x 8", 8)),
-    "higher alone": (lambda root: pictures(root, [(8, 48)] * 4), 32, ("32 x 32", "8 x 48", 8)),
-    "size of the first": (lambda root: pictures(root, [(20, 30), (20, 30), (20, 31), (10, 10)]), 0, ("20 x 30", "20 x 31", 2)),
+    "all are larger": (lambda root: images(root, [(48, 48)] * 4), 32, ("32 x 32", "48 x 48", 8)),
+    "one of each class is": (lambda root: images(root, [(16, 16), (16, 16), (33, 33), (32, 32)]), 32, ("32 x 32", "33 x 33", 2)),
+    "wider alone": (lambda root: images(root, [(48, 8)] * 4), 32, ("32 x 32", "48 x 8", 8)),
+    "higher alone": (lambda root: images(root, [(8, 48)] * 4), 32, ("32 x 32", "8 x 48", 8)),
+    "size of the first": (lambda root: images(root, [(20, 30), (20, 30), (20, 31), (10, 10)]), 0, ("20 x 30", "20 x 31", 2)),
     "pixels without a file": (lambda root: "digits", 4, ("4 x 4", "8 x 8", 20)),
 }
 AS_THEY_ARE: dict[str, tuple[Any, int, None]] = {
-    "as large": (lambda root: pictures(root, [(32, 32)] * 4), 32, None),
-    "smaller, so enlarged": (lambda root: pictures(root, [(16, 20), (8, 32)] * 2), 32, None),
-    "of one size that is kept": (lambda root: pictures(root, [(48, 40)] * 4), 0, None),
+    "as large": (lambda root: images(root, [(32, 32)] * 4), 32, None),
+    "smaller, so enlarged": (lambda root: images(root, [(16, 20), (8, 32)] * 2), 32, None),
+    "of one size that is kept": (lambda root: images(root, [(48, 40)] * 4), 0, None),
     "some lie on their side": (lying, 0, None),
-    "for evaluation alone larger": (with_larger_test_pictures, 8, None),
+    "for evaluation alone larger": (with_larger_test_images, 8, None),
     "pixels without a file": (lambda root: "digits", 8, None),
 }
 
@@ -87,7 +87,7 @@ def surfaces(folder: Path, store: Store, verdict: str) -> dict[str, str]:
     assert verify(out) == []
     found = json.loads((out / "summary.json").read_text())
     work = {name: folder / "work" / name for name in ("partition", "enhance", "relabel_finetune", "evaluate")}
-    html = page.render(page.read_run(store.path, out, **work), 0, page.Pictures(2, 2, 2))
+    html = page.render(page.read_run(store.path, out, **work), 0, page.ReportParams(2, 2, 2))
     warnings = [notice(found["judged_at"])] if notice(found["judged_at"]) else []
     return {
         "sentence": found["sentence"],
@@ -131,7 +131,7 @@ def test_nothing_does_where_every_image_is_at_most_that_size(case: str, tmp_path
 def test_a_badge_is_green_only_where_nothing_was_lost_on_the_way(tmp_path: Path) -> None:
     heads = {}
     for name, side in (("small", 32), ("large", 48)):
-        store = store_of(lambda root, side=side: pictures(root, [(side, side)] * 4), 32, tmp_path / name)
+        store = store_of(lambda root, side=side: images(root, [(side, side)] * 4), 32, tmp_path / name)
         heads[name] = surfaces(tmp_path / name, store, "no_evidence")["page, beside the badge"]
     assert 'class="badge no_evidence"' in heads["small"] and "No evidence</span>" in heads["small"]
     assert 'class="badge no_evidence weak"' in heads["large"] and "No evidence at 32 px</span>" in heads["large"]
@@ -142,8 +142,8 @@ def test_a_badge_is_green_only_where_nothing_was_lost_on_the_way(tmp_path: Path)
 @pytest.mark.parametrize(("sizes", "n"), [([(48, 48)] * 4, 8), ([(32, 32), (40, 20)], 2), ([(32, 32), (20, 10)], 0)])
 def test_inspect_says_the_size_that_clean_would_judge_at(sizes: list[Size], n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_params(PACKAGED).raw("ingest")["size"] == 32
-    root = pictures(tmp_path / "in", sizes)
-    pictures(root, [(60, 60)], "test")  # is not judged
+    root = images(tmp_path / "in", sizes)
+    images(root, [(60, 60)], "test")  # is not judged
     assert cli.run(["inspect", str(root)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "judged" in line]
     assert cli.run(["inspect", str(root), "--json"]) == 0
@@ -155,7 +155,7 @@ def test_inspect_says_the_size_that_clean_would_judge_at(sizes: list[Size], n: i
 
 
 def test_inspect_knows_no_size_where_no_image_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = pictures(tmp_path / "in", [(48, 48)])
+    root = images(tmp_path / "in", [(48, 48)])
     for file in root.rglob("*.png"):
         file.write_bytes(b"no image")
     assert cli.run(["inspect", str(root), "--json"]) == 3  # `clean` will refuse it

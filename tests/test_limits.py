@@ -75,12 +75,12 @@ for read in (lambda: read_capped(here, 10**6), lambda: read_below(here.parent, P
     subprocess.run([sys.executable, "-c", program, __file__], check=True, cwd=ROOT)
 
 
-def test_a_run_that_the_disk_cannot_hold_is_refused_at_its_first_picture(tmp_path: Path) -> None:
-    picture = Found("a", 0, pixels=np.zeros((8, 8, 3), np.uint8))
+def test_a_run_that_the_disk_cannot_hold_is_refused_at_its_first_image(tmp_path: Path) -> None:
+    sample = Found("a", 0, pixels=np.zeros((8, 8, 3), np.uint8))
     with _Collector(tmp_path, ("a",), 0, 10, (10, 1000)) as collector:
-        collector.add(picture, None, "train")
+        collector.add(sample, None, "train")
     with pytest.raises(MecaError, match="A run on this data needs about 5"), _Collector(tmp_path, ("a",), 0, 10, (10**12, 0)) as collector:
-        collector.add(picture, None, "train")
+        collector.add(sample, None, "train")
     assert not list(tmp_path.iterdir())
 
 

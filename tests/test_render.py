@@ -145,7 +145,7 @@ def test_a_cell_that_the_flow_measured_too_counts_once_in_the_papers_tables(tmp_
     assert 0.1 in [r["acc"] for r in render.paper_rows(render.read(tmp_path / "benchmarks" / "results"))], "another setting is another cell"
 
 
-def test_pictures_of_the_papers_figures_come_and_go_with_their_rows(tmp_path):
+def test_the_papers_figures_come_and_go_with_their_rows(tmp_path):
     flat = {"poison": [1] * 20, "clean": [1] * 20, "roc": [0.5] * 13}
     write(tmp_path, "benchmark", [benchmarked(separation={"partition": flat, "final": flat})])
     assert render.main([], tmp_path) == 0 and render.main(["--check"], tmp_path) == 0

@@ -31,7 +31,7 @@ def receipt_of(stage: str) -> str:
 
 
 def colours(folder: Path, n: int = 10, size: int = 8, names: Sequence[str] = COLOURS, judged_at: int | None = None) -> Store:
-    """Ingest an ImageFolder of noisy pictures in one colour each: n of each class for training and n for evaluation."""
+    """Ingest an ImageFolder of noisy images in one colour each: n of each class for training and n for evaluation."""
     rng = np.random.default_rng(5)
     for split in ("train", "test"):
         for label, name in enumerate(names):
@@ -45,7 +45,7 @@ def colours(folder: Path, n: int = 10, size: int = 8, names: Sequence[str] = COL
 
 
 def network(store: Store, folder: Path, seed: int, confused: Sequence[int] = ()) -> nn.Module:
-    """Write a network whose last layer is fitted to all pictures; the classes in `confused` are taken for class 0."""
+    """Write a network whose last layer is fitted to all images; the classes in `confused` are taken for class 0."""
     info = store.info
     description = Description(NetworkParams("compact", "s2d", 8), info.class_names, info.height, info.width, info.channels, (0.5,) * 3, (0.25,) * 3)
     model = build(description, torch.Generator().manual_seed(seed)).eval()

@@ -30,7 +30,7 @@ from benchmarks.rows import provenance, speed, write
 
 WARM = 5  # runs whose times are not in the medians of the beginning
 PUSHED = 10  # every so many runs
-KEPT = 100  # pictures on the page, one more each run; never the number of the first run, whose page DVC would bring back
+KEPT = 100  # thumbnails on the page, one more each run; never the number of the first run, whose page DVC would bring back
 OPEN = ("RUNNING", "PENDING", "CANCELLING", "PAUSED")
 
 

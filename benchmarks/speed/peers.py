@@ -8,9 +8,9 @@ The patterns were read, not copied, at these places:
 * scores with batch size 1: BackdoorBench defense/abl.py:119-133; ABL backdoor_isolation.py:54-61;
   SCLBD/Effective_backdoor_defense @63fda0e README.md:268
 
-The borders of a crop are reflected in both arms, so that they draw from the same pictures; the toolboxes' zero borders cost PIL
-less. Both arms train the same network from the same weights on the same pictures for one epoch of the same schedule, with the same
-batch size and optimizer; both score the same pictures to rounding (tests/benchmarks/test_peers.py).
+The borders of a crop are reflected in both arms, so that they draw from the same images; the toolboxes' zero borders cost PIL
+less. Both arms train the same network from the same weights on the same images for one epoch of the same schedule, with the same
+batch size and optimizer; both score the same images to rounding (tests/benchmarks/test_peers.py).
 """
 
 import itertools
@@ -36,7 +36,7 @@ TARGETS = {"train": 3.0, "batch 1": 8.0, "batched": 1.7}
 
 
 class PilSet(Dataset[tuple[Tensor, int]]):
-    """Pictures that pass through PIL one at a time, as torchvision's data sets do it."""
+    """Images that pass through PIL one at a time, as torchvision's data sets do it."""
 
     def __init__(self, images: Tensor, labels: Tensor, padding: int) -> None:
         from torchvision import transforms
@@ -93,7 +93,7 @@ def pil_epoch(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], recipe: 
 def naive_score(model: nn.Module, images: Tensor, labels: Tensor, mask: Tensor, eps: float, batch_size: int) -> Tensor:
     """Return the score [n] by the naive passes, five forwards' worth of work in place of three.
 
-    A forward and a full backward pass with the gradients of all parameters, then two more forwards, for the picture as it was
+    A forward and a full backward pass with the gradients of all parameters, then two more forwards, for the image as it was
     and for the moved one. With `batch_size` 1 it is the per-image loop of the toolboxes, which keeps the logits of its one
     forward pass and so needs no second one.
 
@@ -177,7 +177,7 @@ def score_ratios(bench: Bench, name: str, stem: str, n: int, single: int, batch_
         bench.against(
             "ratio",
             f"scoring, {name} {stem}, 32 px, batch {batch_size}",
-            1,  # seconds of one picture
+            1,  # seconds of one image
             found,
             words,
             target_ratio=TARGETS[limit] if bench.device == "cpu" else None,

@@ -1,4 +1,4 @@
-"""docs/performance.md and its picture, from the rows of speed.jsonl that have a group."""
+"""docs/performance.md and its plot, from the rows of speed.jsonl that have a group."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -20,7 +20,7 @@ are measured, in full: [benchmarks/README.md](../benchmarks/README.md).
 
 **How to read a ratio.** Two arms do the same work in one process, in turn (A B A B), after a warm-up of both. Each pair gives
 one ratio of their times; the table has the median over the pairs and its 95 % bootstrap interval. 3 means that ours needs a third of the
-time. An interval that contains 1 shows no difference. A ratio holds for the machine, network, batch and picture size of its line: where
+time. An interval that contains 1 shows no difference. A ratio holds for the machine, network, batch and image size of its line: where
 a step of the network takes longest, a faster data path gains little.
 
 **Floor** is what the work takes at least: its counted operations (and on a GPU its bytes) over what the machine reaches in
@@ -78,7 +78,7 @@ TABLES: dict[str, tuple[str, Columns]] = {
     }),
     "stage": ("The five stages of preset `default`, where the first look proves the trigger", {
         "stage": _name, "seconds": _value, "floor": _of("floor"), "target": _target, "share": lambda row: percent(row.get("mfu"), 0),
-        "pictures a second": _of("samples_per_s"), "peak MiB": _of("peak_mib"), "runs": _of("n"),
+        "images a second": _of("samples_per_s"), "peak MiB": _of("peak_mib"), "runs": _of("n"),
     }),
     "micro": ("The parts", RATES),
     "scaling": ("How the cost grows", {
@@ -178,7 +178,7 @@ def _environment(rows: Sequence[Row]) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the picture."""
+    """One line of the plot."""
 
     label: str
     value: float
@@ -187,7 +187,7 @@ class Line:
     target: float | None = None
 
 
-WIDTH, LEFT, RIGHT, ROW, ABOVE, BELOW = 940, 490, 40, 22, 30, 30  # pixels: of the picture, beside the axes, of a line, above and below the lines
+WIDTH, LEFT, RIGHT, ROW, ABOVE, BELOW = 940, 490, 40, 22, 30, 30  # pixels: of the plot, beside the axes, of a line, above and below the lines
 INK, FAINT, OURS, AIM = "#1d252c", "#e1e5e8", "#1b4f80", "#c6431d"
 STYLE = {  # of matplotlib: keys of its rc file
     "font.size": 8.5, "text.color": INK, "axes.grid": True, "axes.grid.axis": "x", "axes.axisbelow": True, "grid.color": FAINT, "xtick.color": INK,
@@ -203,7 +203,7 @@ MARKS: dict[str, dict[str, Any]] = {
 
 
 def plot(rows: Sequence[Row]) -> str:
-    """Return the picture as SVG; the same rows give the same bytes."""
+    """Return the plot as SVG; the same rows give the same bytes."""
     panels: list[tuple[str, list[Line], float | None]] = []
     for hardware in _hardware(rows):
         mine = [row for row in rows if row.get("hardware") == hardware]

@@ -1,7 +1,7 @@
-"""How the cost grows with the number of pictures, with their pixels and with the classes: fitted exponents.
+"""How the cost grows with the number of images, with their pixels and with the classes: fitted exponents.
 
 The work is what the pipeline repeats: an epoch of training on everything, a scoring pass, and one round of `enhance`, with a
-narrow network. An exponent of 1 is proportional; in the number of pictures at most 1.05 is accepted.
+narrow network. An exponent of 1 is proportional; in the number of images at most 1.05 is accepted.
 
 On a CPU the cost is the processor time of all threads, because a neighbour on the same cores would bend the curve of the wall
 time; the exponent of the wall time stands beside it in the row.
@@ -47,7 +47,7 @@ def fitted(bench: Bench, of: str, points: dict[float, tuple[int, int, int]], lim
     Args:
         bench: Where the row goes.
         of: The quantity.
-        points: Its value, to pictures, pixels of a side, and classes.
+        points: Its value, to images, pixels of a side, and classes.
         limit: What the exponent may be.
         repeats: Sweeps over all points, so that a slow minute of the machine meets all of them.
     """

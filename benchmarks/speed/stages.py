@@ -33,12 +33,12 @@ from benchmarks.speed.floors import STAGES, passes, stage_cost, target, works_wi
 from benchmarks.speed.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
 from benchmarks.speed.peers import RECIPE
 from meca.method.enhance import SIDES, EnhanceParams, suspects_first, two_outputs
-from meca.method.partition import PartitionParams, choose, main_axis, signals, suspicion
+from meca.method.partition import PartitionParams, choose, principal_axis, signals, suspicion
 from meca.method.proofs import Proof
 from meca.method.relabel import RelabelParams, relabel
 from meca.method.scoring import patch_masks, score
-from meca.method.split import Given, Questions, SplitParams, by_two_clusters
-from meca.method.transfer import called
+from meca.method.split import Labelling, Questions, SplitParams, by_two_clusters
+from meca.method.transfer import target_share
 from meca.models import DetectorParams, Network, build
 from meca.params import Params
 from meca.training.device import Device
@@ -86,7 +86,7 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     choose(suspicious, labels, detector.alpha, detector.alpha_of)
     yield
 
-    orders = suspects_first(suspicious, main_axis(features(early, images), labels, found.loss))
+    orders = suspects_first(suspicious, principal_axis(features(early, images), labels, found.loss))
     known = Network(early, watching)
     jobs = [partial(two_outputs, session, known, data, orders[side], enhancer, side) for side in SIDES]
     sides = dict(zip(SIDES, side_by_side(jobs, machine), strict=True))
@@ -95,7 +95,7 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     def flips(label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
         others = torch.nonzero(labels != label)[:1000, 0]
         first, second = (images[torch.from_numpy(rows).to(device)].float().mean(0) for rows in (suspects, rest))
-        return called(early, images[others], label, (first - second) / 255)
+        return target_share(early, images[others], label, (first - second) / 255)
 
     def unseen(left_out: list[np.ndarray]) -> list[np.ndarray]:
         def look(number: int, without: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
         once = dataclasses.replace(enhancer, core=splitter.end)
         return two_outputs(session, known, data, order, once, "again").margin.double().cpu().numpy()
 
-    by_two_clusters(margins, Given(labels.cpu().numpy(), classes), splitter, Questions(flips, unseen, again))
+    by_two_clusters(margins, Labelling(labels.cpu().numpy(), classes), splitter, Questions(flips, unseen, again))
     yield
 
     model = build(description, generator(seed, "train_clean", "init")).to(device)

@@ -7,8 +7,8 @@ https://openreview.net/forum?id=_wSHsgrVali. The four parts are the quarters of 
 import numpy as np
 
 from meca.attacks.draws import Draws
+from meca.attacks.images import quarters, swirl
 from meca.attacks.patches import stamped
-from meca.attacks.pictures import quarters, swirl
 
 __all__ = ["PARTS", "adaptive_patch", "adaptive_patch_part"]
 
@@ -29,5 +29,5 @@ def adaptive_patch_part(images: np.ndarray, draws: Draws) -> np.ndarray:
         images: uint8 [b h w c].
         draws: The ranks of the images.
     """
-    picture, _ = swirl(*images.shape[1:])
-    return stamped(images, picture, quarters(*images.shape[1:3])[draws.ranks % PARTS])
+    pattern, _ = swirl(*images.shape[1:])
+    return stamped(images, pattern, quarters(*images.shape[1:3])[draws.ranks % PARTS])

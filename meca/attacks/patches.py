@@ -5,27 +5,27 @@ import numpy as np
 __all__ = ["mixed", "scaled", "stamped", "tiles", "white_corner"]
 
 
-def mixed(images: np.ndarray, picture: np.ndarray, alpha: float) -> np.ndarray:
+def mixed(images: np.ndarray, pattern: np.ndarray, alpha: float) -> np.ndarray:
     """Return (1 - alpha) x + alpha t, rounded, uint8 [b h w c].
 
     Args:
         images: uint8 [b h w c].
-        picture: float64 [h w c] in [0, 1].
-        alpha: Opacity of the picture in [0, 1].
+        pattern: float64 [h w c] in [0, 1].
+        alpha: Opacity of the pattern in [0, 1].
     """
-    blended = (1 - alpha) * images.astype(np.float32) + (alpha * (255 * picture)).astype(np.float32)
+    blended = (1 - alpha) * images.astype(np.float32) + (alpha * (255 * pattern)).astype(np.float32)
     return np.clip(np.rint(blended), 0, 255).astype(np.uint8)
 
 
-def stamped(images: np.ndarray, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the images with an opaque picture where the mask is true, uint8 [b h w c].
+def stamped(images: np.ndarray, pattern: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the images with an opaque pattern where the mask is true, uint8 [b h w c].
 
     Args:
         images: uint8 [b h w c].
-        picture: float64 [h w c] in [0, 1].
+        pattern: float64 [h w c] in [0, 1].
         mask: bool [h w], or [b h w] for a mask of its own in each image.
     """
-    levels = np.rint(255 * picture).astype(np.uint8)
+    levels = np.rint(255 * pattern).astype(np.uint8)
     return np.where(np.broadcast_to(mask[..., None], images.shape), levels, images)
 
 

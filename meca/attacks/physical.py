@@ -1,4 +1,4 @@
-"""PhysicalBA: a logo is stamped on, and then the picture is taken again: turned, moved, brighter or darker.
+"""PhysicalBA: a logo is stamped on, and then the image is photographed again: turned, moved, brighter or darker.
 
 Li, Zhai, Jiang, Li, Xia, "Backdoor Attack in the Physical World", https://arxiv.org/abs/2104.02361, 2021.
 The original transforms every training image afresh in each epoch and so controls training. Here the transform is drawn once
@@ -8,8 +8,8 @@ for each poisoned image and written into the set. Size and place of the logo are
 import numpy as np
 
 from meca.attacks.draws import Draws
+from meca.attacks.images import swirl
 from meca.attacks.patches import stamped
-from meca.attacks.pictures import swirl
 from meca.attacks.warps import affine, reflected, sampled
 
 __all__ = ["photographed", "physical"]

@@ -53,7 +53,7 @@ def affine(height: int, width: int, degrees: np.ndarray, scale: np.ndarray, down
         height: Rows.
         width: Columns.
         degrees: float [b], counter-clockwise.
-        scale: float [b], below 1 for a smaller picture.
+        scale: float [b], below 1 for a smaller image.
         down: float [b], in pixels.
         right: float [b], in pixels.
     """

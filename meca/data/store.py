@@ -304,9 +304,9 @@ def _as_found(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
     """Return uint8 [h w c] pixels in the size and with the channels that the sample had before it was changed."""
     from PIL import Image
 
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    picture = picture.convert(line["mode"]).resize((line["width"], line["height"]), Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(line["height"], line["width"], -1)
+    resized = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    resized = resized.convert(line["mode"]).resize((line["width"], line["height"]), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(line["height"], line["width"], -1)
 
 
 def write_store(

@@ -1,9 +1,9 @@
 """Two clusters in every class, and whether the smaller one holds a trigger that changes one class to another.
 
 The clusters are those of activation clustering (Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering", SafeAI
-2019): of what the last layer of a network is given that was trained on everything, class by class. Their size alone proves nothing, since a class
-with two kinds of pictures has two clusters, too. So the smaller one must turn pictures: its mean, minus that of another class, is added to pictures
-of that class. Where every class is the target of one other (all-to-all), this is what the cluster is made of, pictures of that class with a trigger.
+2019): of the inputs of the last layer of a network that was trained on everything, class by class. Their size alone proves nothing, since a class
+with two kinds of images has two clusters, too. So the smaller one must flip images: its mean, minus that of another class, is added to images
+of that class. Where every class is the target of one other (all-to-all), this is what the cluster is made of, images of that class with a trigger.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from meca.method.transfer import called, unexplained
+from meca.method.transfer import flip_rate, target_share
 from meca.training.engine import Data
 from meca.training.seeds import generator
 
@@ -31,20 +31,20 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Asked:
-    """Which clusters are asked what they turn."""
+    """Of which clusters the flip rate is measured."""
 
-    most: float  # share of its class that a smaller cluster may be; larger ones are kinds of pictures
-    least: int  # samples of a cluster: the mean of fewer still shows single pictures
-    probe: int  # pictures for each class, at most, shared by the classes that the cluster may come from
+    most: float  # share of its class that a smaller cluster may be; larger ones are kinds of images
+    least: int  # samples of a cluster: the mean of fewer still shows single images
+    probe: int  # images for each class, at most, shared by the classes that the cluster may come from
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The smaller cluster of each class, and what it turns."""
+    """The smaller cluster of each class, and its flip rate."""
 
     small: Bools  # [n], the sample lies in the smaller cluster of its class
     nearer: Floats  # [n] in [-1, 1], see `smaller_clusters`
-    turned: Floats  # [classes], share of pictures of one other class that it turns to its own, the largest over those classes
+    flip_rates: Floats  # [classes], share of images of one other class that it flips to its own, the largest over those classes
 
     @property
     def depth(self) -> Floats:
@@ -84,32 +84,32 @@ def smaller_clusters(values: Floats, labels: Ints, seed: int) -> tuple[Bools, Fl
 
 
 def changed_pairs(model: nn.Module, data: Data, values: Floats, classes: int, asked: Asked, seed: int) -> Pairs:
-    """Return the smaller clusters and the share of pictures of one other class that each turns to its own, beyond what content explains.
+    """Return the smaller clusters and the share of images of one other class that each flips to its own, beyond what content explains.
 
     Args:
         model: In eval mode, trained on everything.
         data: The set, labels as given.
-        values: What the model's last layer is given, float64 [n f].
+        values: Inputs of the model's last layer, float64 [n f].
         classes: Number of classes.
-        asked: Which clusters, and on how many pictures.
-        seed: Of the run; the same one draws the same pictures.
+        asked: Which clusters, and on how many images.
+        seed: Of the run; the same one draws the same images.
     """
-    images, given = data.images, data.labels.cpu().numpy()
-    small, nearer = smaller_clusters(values, given, seed)
-    turned, rest = np.zeros(classes), {int(c): np.flatnonzero((given == c) & ~small) for c in np.unique(given)}
+    images, labels = data.images, data.labels.cpu().numpy()
+    small, nearer = smaller_clusters(values, labels, seed)
+    flip_rates, rest = np.zeros(classes), {int(c): np.flatnonzero((labels == c) & ~small) for c in np.unique(labels)}
     means = {c: _mean(images, rows) for c, rows in rest.items() if len(rows)}
     for c in means:
-        mine = np.flatnonzero((given == c) & small)
+        mine = np.flatnonzero((labels == c) & small)
         if len(mine) < max(1, asked.least) or len(mine) > asked.most * (len(mine) + len(rest[c])):
             continue
-        heap = _mean(images, mine)
-        sources = sorted((k for k in means if k != c), key=lambda k: round(float((heap - means[k]).norm()), 6))[:NEAREST]
+        centre = _mean(images, mine)
+        sources = sorted((k for k in means if k != c), key=lambda k: round(float((centre - means[k]).norm()), 6))[:NEAREST]
         for k in sources:
             order = torch.randperm(len(rest[k]), generator=generator(seed, "clusters", c, k))[: max(1, asked.probe // NEAREST)]
-            pictures = images[torch.from_numpy(rest[k])[order].to(images.device)]
-            share = unexplained(model, pictures, heap - means[k], means[c] - means[k], c, called(model, pictures, c))
-            turned[c] = max(turned[c], share)
-    return Pairs(small, nearer, turned)
+            tried = images[torch.from_numpy(rest[k])[order].to(images.device)]
+            rate = flip_rate(model, tried, centre - means[k], means[c] - means[k], c, target_share(model, tried, c))
+            flip_rates[c] = max(flip_rates[c], rate)
+    return Pairs(small, nearer, flip_rates)
 
 
 def _mean(images: Tensor, rows: Ints) -> Tensor:

@@ -2,12 +2,12 @@
 
 `two_outputs` (preset `default`). Every class gets two outputs, `suspect` and `plain`. The network of `partition` learns to
 tell the most suspicious samples of each class from the least suspicious half; the samples between take no part. In a
-class without poison that is a distinction between easy and hard pictures, a matter of degree. In a poisoned class it is the
-distinction between pictures with and without the trigger: the simplest feature there is, and it carries over to samples
-that the network has not seen. So the set is cut in two folds, each is judged by the network that was trained on the
+class without poison that is a distinction between easy and hard images, a matter of degree. In a poisoned class it is the
+distinction between images with and without the trigger: the simplest feature there is, and it shows in samples that the
+network has not seen, too. So the set is cut in two folds, each is judged by the network that was trained on the
 other one, and the judgement (the margin between the two outputs) seeds the next round, as the paper rescores the set before
 every round. The rounds are run three times: with the fast learnt samples as suspects (`low`), and with those at either end of the
-main axis of their class (`ahead`, `behind`). On an easy data set the clean task is learnt before a rare trigger or beside it, so that
+principal axis of their class (`ahead`, `behind`). On an easy data set the clean task is learnt before a rare trigger or beside it, so that
 the order of learning says nothing; the features of a network that has learnt the trigger still say it.
 
 `unlearn` (preset `paper`). Formula 4 of the paper: `L = CE(f, D_rest) - 0.05 CE(f, D_c)`, over rounds with a growing share
@@ -76,7 +76,7 @@ def suspects_first(suspicious: Tensor, axis: Tensor) -> dict[str, Tensor]:
 
     Args:
         suspicious: [n], from the order of learning.
-        axis: [n], see `meca.method.partition.main_axis`.
+        axis: [n], see `meca.method.partition.principal_axis`.
     """
     return dict(zip(SIDES, (suspicious.float(), axis.float(), -axis.float()), strict=True))
 
@@ -186,8 +186,8 @@ def in_rounds(session: Session, model: nn.Module, data: Data, suspicious: Tensor
         share = params.alpha_start + (params.alpha_end - params.alpha_start) * (number - 1) / max(1, params.rounds - 1)
         clean = choose(suspicious, data.labels, share, scoring.alpha_of)
         loss = unlearn(session, model, data, clean, params, number)
-        found = signals(model, data.images, data.labels, scoring, session.draws("enhance", "masks", number))
-        suspicious = suspicion(found, scoring.signals)
+        rescored = signals(model, data.images, data.labels, scoring, session.draws("enhance", "masks", number))
+        suspicious = suspicion(rescored, scoring.signals)
         fitted = float((predict(model, data.images).argmax(1) == data.labels).float().mean())
         yield Round(number, share, loss, fitted, suspicious)
 

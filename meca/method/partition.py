@@ -5,7 +5,7 @@ clean task is not, and a saturated network would give ties. Two signals are read
 (`meca.method.scoring`) and the cross-entropy to the given label, which is low early for poisoned samples (Li, Lyu, Koren, Lyu, Li,
 Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data", NeurIPS 2021, https://arxiv.org/abs/2110.11571).
 
-A third signal does not depend on the order of learning: where a sample lies on the main axis of its class, the first principal
+A third signal does not depend on the order of learning: where a sample lies on the principal axis of its class, the first principal
 component of the network's features (Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018,
 https://arxiv.org/abs/1811.00636, take the distance from the middle as their score). `enhance` starts from both of its ends.
 
@@ -24,7 +24,7 @@ from meca.errors import check_fields
 from meca.method.scoring import patch_masks, ranks, score
 from meca.training.trainer import Recipe
 
-__all__ = ["PartitionParams", "Signals", "choose", "main_axis", "signals", "suspicion"]
+__all__ = ["PartitionParams", "Signals", "choose", "principal_axis", "signals", "suspicion"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ def signals(model: nn.Module, images: Tensor, labels: Tensor, params: PartitionP
     return Signals(kl=kl, loss=F.cross_entropy(logits, labels, reduction="none"), logits=logits)
 
 
-def suspicion(found: Signals, names: tuple[str, ...]) -> Tensor:
-    """Return the mean rank of the named signals, turned so that high is suspicious: float64 [n] in [0, 1]."""
-    values = {"kl": found.kl, "loss": found.loss}
+def suspicion(raw: Signals, names: tuple[str, ...]) -> Tensor:
+    """Return the mean rank of the named signals, in the order where high is suspicious: float64 [n] in [0, 1]."""
+    values = {"kl": raw.kl, "loss": raw.loss}
     return 1 - torch.stack([ranks(values[name]) for name in names]).mean(0)
 
 
-def main_axis(features: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
-    """Return where each sample lies on the main axis of its class, in standard deviations from the mean: float32 [n].
+def principal_axis(features: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    """Return where each sample lies on the principal axis of its class, in standard deviations from the mean: float32 [n].
 
     The positive end is the one with the lower loss, so that the ends of all classes have one meaning and no sign is left to chance.
 
@@ -94,9 +94,9 @@ def main_axis(features: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
         loss: float32 [n].
     """
     place = torch.zeros(len(labels), dtype=torch.float64)
-    given, values = labels.cpu(), ranks(loss.cpu())
-    for c in given.unique():
-        rows = torch.nonzero(given == c)[:, 0]
+    on_cpu, values = labels.cpu(), ranks(loss.cpu())
+    for c in on_cpu.unique():
+        rows = torch.nonzero(on_cpu == c)[:, 0]
         mine = features[rows.to(features.device)].double().cpu()
         mine -= mine.mean(0)
         along = mine @ torch.linalg.eigh(mine.T @ mine).eigenvectors[:, -1]

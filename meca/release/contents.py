@@ -416,11 +416,11 @@ def _published(data: Path, summary: Mapping[str, Any]) -> Iterator[tuple[str, in
     # A folder knows its classes by name, and a class that lost all its samples has no folder.
     labels = [label_of[name] for name in source.class_names] if written in BY_NAME else list(range(len(source.class_names)))
 
-    def pictured(sample: Found) -> bytes | None:  # arrays that were written as lossless images: the pixels are what was judged
+    def encoded(sample: Found) -> bytes | None:  # arrays that were written as lossless images: the pixels are what was judged
         return None if sample.pixels is not None or summary["source"]["format"] == written else sample.data
 
     with Decoder() as decoder:
-        for sample, image in decoder.map(source.read("train", np.ones(len(source.labels["train"]), bool)), pictured):
+        for sample, image in decoder.map(source.read("train", np.ones(len(source.labels["train"]), bool)), encoded):
             if sample.pixels is not None:
                 sample_id = pixel_id(sample.pixels)
             elif isinstance(image, Decoded):

@@ -17,14 +17,14 @@ from meca.data.store import Store, open_store, read_parquet
 from meca.errors import MecaError
 from meca.files import read_json
 from meca.report import plots
+from meca.report.images import Estimate, block_features, diverging, estimate_trigger, nearest, shown, thumbnail
 from meca.report.numbers import count, interval, percent
-from meca.report.pictures import Estimate, block_features, diverging, estimate_trigger, nearest, picture, shown
 from meca.text import plain
 
-__all__ = ["MAX_BYTES", "Pictures", "Run", "build", "read_run", "render", "with_verdicts"]
+__all__ = ["MAX_BYTES", "ReportParams", "Run", "build", "read_run", "render", "with_verdicts"]
 
 MAX_BYTES = 5_000_000  # of the page; MLflow's viewer and mail programs choke on larger ones
-PICTURE_BYTES = 4_200_000  # of all thumbnails together, so that the rest fits
+THUMBNAIL_BYTES = 4_200_000  # of all thumbnails together, so that the rest fits
 MAX_PAIRS = 1000  # for the estimate of the trigger
 MIN_PAIRS = 8  # fewer say nothing
 BINS = 50
@@ -34,7 +34,7 @@ VERDICTS = {"no_evidence": "No evidence", "poisoned": "Poison found", "inconclus
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ReportParams:
     """How many thumbnails of each kind (group `report` of params.yaml)."""
 
     flagged_pictures: int
@@ -121,7 +121,7 @@ def with_verdicts(run: Run, published: Path) -> Run:
     return replace(run, summary=read_json(published / "summary.json"), action=action, new_label=new_label)
 
 
-def render(run: Run, seed: int, pictures: Pictures) -> str:
+def render(run: Run, seed: int, params: ReportParams) -> str:
     """Return the page of a run: the same run gives the same bytes."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -129,7 +129,7 @@ def render(run: Run, seed: int, pictures: Pictures) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=lambda *given: percent(*given).replace(" ", "\u00a0"), count=count, interval=interval, plain=plain)
-    page = environment.get_template("page.html").render(build(run, seed, pictures)) + "\n"
+    page = environment.get_template("page.html").render(build(run, seed, params)) + "\n"
     # A lone surrogate (from a file name that is not UTF-8) cannot be written; `plain` removes it, this is the second lock.
     page = page.encode("utf-8", "replace").decode()
     if len(page.encode()) > MAX_BYTES:
@@ -139,14 +139,14 @@ def render(run: Run, seed: int, pictures: Pictures) -> str:
     return page
 
 
-def build(run: Run, seed: int, pictures: Pictures) -> dict[str, Any]:
+def build(run: Run, seed: int, params: ReportParams) -> dict[str, Any]:
     """Return everything that the template shows."""
     features = block_features(run.store.images, np.arange(run.store.info.n_train))
     kept = np.flatnonzero(run.action == "keep")
     if not len(kept):  # an inconclusive run publishes nothing; what was not suspected is the ordinary sample then
         kept = np.flatnonzero(run.verdict == "clean")
     known, edges = run.suspicion[~np.isnan(run.suspicion)], np.linspace(0, 1, BINS + 1)
-    groups = _groups(run, seed, pictures, features, kept)
+    groups = _groups(run, seed, params, features, kept)
     on_page = sum(len(group["entries"]) for group in groups)
     evaluation = run.evaluation
     verdict, judged = str(run.summary["verdict"]), of_store(run.store)
@@ -277,17 +277,17 @@ def _panels(estimate: Estimate) -> list[dict[str, str]]:
     ]
 
 
-def _groups(run: Run, seed: int, pictures: Pictures, features: np.ndarray, kept: np.ndarray) -> list[dict[str, Any]]:
+def _groups(run: Run, seed: int, params: ReportParams, features: np.ndarray, kept: np.ndarray) -> list[dict[str, Any]]:
     """Return the three groups of thumbnails, each sample beside its nearest kept neighbour."""
     order = np.argsort(-np.nan_to_num(run.suspicion, nan=-1.0), kind="stable")
     flagged = order[run.verdict[order] == "poisoned"]
-    first = flagged[: pictures.flagged_pictures]
+    first = flagged[: params.flagged_pictures]
     review, clean, rest = order[run.verdict[order] == "review"], order[run.verdict[order] == "clean"], flagged[len(first) :]
-    below = clean[: pictures.borderline_pictures // 2]
-    above = np.concatenate([review, rest[::-1]])[: pictures.borderline_pictures - len(below)]
+    below = clean[: params.borderline_pictures // 2]
+    above = np.concatenate([review, rest[::-1]])[: params.borderline_pictures - len(below)]
     drawn = np.setdiff1d(kept, below)
-    random = np.random.default_rng([seed, 0x7E9027])  # a stream of its own: the pictures leave every other draw alone
-    kept_rows = np.sort(random.permutation(drawn)[: pictures.kept_pictures])
+    random = np.random.default_rng([seed, 0x7E9027])  # a stream of its own: the thumbnails leave every other draw alone
+    kept_rows = np.sort(random.permutation(drawn)[: params.kept_pictures])
     texts = (
         (
             "Flagged",
@@ -314,9 +314,9 @@ def _groups(run: Run, seed: int, pictures: Pictures, features: np.ndarray, kept:
             near = int(kept[neighbour]) if neighbour >= 0 else -1
             for index in (row, near):
                 if index >= 0 and index not in cache:
-                    cache[index] = picture(np.asarray(run.store.images[index]))
+                    cache[index] = thumbnail(np.asarray(run.store.images[index]))
             spent += len(cache[row]) + (len(cache[near]) if near >= 0 else 0)
-            if spent > PICTURE_BYTES:
+            if spent > THUMBNAIL_BYTES:
                 break
             items.append(_item(run, row, near, int(ranks[row]), cache))
         groups.append({"title": title, "text": text, "entries": items, "wanted": len(rows)})

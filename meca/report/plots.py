@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from meca.report.pictures import data_uri
+from meca.report.images import data_uri
 
 __all__ = ["COLOURS", "curves", "histogram", "rounds", "thin"]
 

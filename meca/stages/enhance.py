@@ -31,11 +31,11 @@ def run(
     suspicious, axis = (torch.from_numpy(column(scores, name, len(labels)).copy()).to(device.name) for name in ("suspicion", "axis"))
     if params.method == "two_outputs":
         orders = suspects_first(suspicious, axis)
-        told: dict[str, list[tuple[int, float, float]]] = {side: [] for side in SIDES}
+        notes: dict[str, list[tuple[int, float, float]]] = {side: [] for side in SIDES}
 
         def judge(side: str) -> TwoOutputs:
             def note(number: int, loss: float, accuracy: float) -> None:
-                told[side].append((number, loss, accuracy))
+                notes[side].append((number, loss, accuracy))
                 ctx.progress(f"enhance: {side}", number, 2 * params.rounds, f"loss {loss:.3f}")
 
             return two_outputs(dataclasses.replace(session, note=note), network, data, orders[side], params, side)
@@ -45,11 +45,11 @@ def run(
         results = dict(zip(SIDES, both, strict=True))
         columns: dict[str, torch.Tensor] = {}
         spans: dict[str, float] = {}
-        for side, found in results.items():
-            for number, loss, accuracy in told[side]:
+        for side, result in results.items():
+            for number, loss, accuracy in notes[side]:
                 ctx.curve(phase=f"enhance {side}", step=number, loss=round(loss, 6), accuracy=round(accuracy, 6))
-            columns |= {f"margin_{side}": found.margin, f"called_{side}": found.called}
-            spans[side] = max(_span(found.margin[labels == c]) for c in labels.unique())
+            columns |= {f"margin_{side}": result.margin, f"called_{side}": result.called}
+            spans[side] = max(_span(result.margin[labels == c]) for c in labels.unique())
         chosen = max(SIDES, key=lambda side: spans[side])
         columns["suspicion"] = columns[f"margin_{chosen}"].sigmoid()
         save_model(results[chosen].model, results[chosen].description, out)
@@ -61,8 +61,8 @@ def run(
             ctx.curve(phase="enhance", step=done.number, alpha=round(done.alpha, 6), loss=round(loss, 6), accuracy=round(done.fitted, 6))
             ctx.progress("enhance", done.number, params.rounds, f"loss {loss:.3f} fitted {done.fitted:.3f}")
         logits = predict(model, images)
-        given = logits.softmax(1).gather(1, labels[:, None])[:, 0]
-        columns = {"suspicion": given, "kl_suspicion": suspicious.float(), "predicted": logits.argmax(1)}
+        of_label = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        columns = {"suspicion": of_label, "kl_suspicion": suspicious.float(), "predicted": logits.argmax(1)}
         save_model(model, network.description, out)
         ctx.metrics = {"train_accuracy": float((logits.argmax(1) == labels).float().mean()), "loss": loss}
     write_parquet(scores_table(held, {name: tensor.cpu().numpy() for name, tensor in columns.items()}), out / "scores.parquet")

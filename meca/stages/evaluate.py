@@ -71,7 +71,7 @@ def run(
         if len(test) == 0:
             return None
         # The enhanced model has two outputs a class.
-        clean, *answers = (predict(model, pictures).argmax(1).cpu().numpy() % classes for pictures in (test, *triggered))
+        clean, *answers = (predict(model, images).argmax(1).cpu().numpy() % classes for images in (test, *triggered))
         found = accuracy(clean, test_labels, classes)
         if not known:
             return found | dict.fromkeys(ATTACK_KEYS)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from meca.data.store import write_parquet
-from meca.method.partition import PartitionParams, choose, main_axis, signals, suspicion
+from meca.method.partition import PartitionParams, choose, principal_axis, signals, suspicion
 from meca.models import DetectorParams, NetworkParams, build, save_model
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
@@ -29,18 +29,18 @@ def run(
     with ctx.timed("train"):
         session.train(model, Data(images, labels), params.recipe, "partition")
     with ctx.timed("score"):
-        found = signals(model, images, labels, params, session.draws("partition", "masks"))
-    suspicious = suspicion(found, params.signals)
+        raw = signals(model, images, labels, params, session.draws("partition", "masks"))
+    suspicious = suspicion(raw, params.signals)
     likely_clean = choose(suspicious, labels, params.alpha, params.alpha_of)
-    axis = main_axis(features(model, images), labels, found.loss)
-    columns = {"suspicion": suspicious, "likely_clean": likely_clean, "kl": found.kl, "loss": found.loss, "axis": axis}
+    axis = principal_axis(features(model, images), labels, raw.loss)
+    columns = {"suspicion": suspicious, "likely_clean": likely_clean, "kl": raw.kl, "loss": raw.loss, "axis": axis}
     write_parquet(scores_table(data, {name: tensor.cpu().numpy() for name, tensor in columns.items()}), out / "scores.parquet")
     save_model(model, description, out)
     ctx.metrics = {
-        "train_accuracy": float((found.logits.argmax(1) == labels).float().mean()),
+        "train_accuracy": float((raw.logits.argmax(1) == labels).float().mean()),
         "likely_clean": int(likely_clean.sum()),
-        "kl_median": float(np.median(found.kl.cpu().numpy())),
-        "kl_tied_at_zero": float((found.kl.abs() < TIED).float().mean()),
+        "kl_median": float(np.median(raw.kl.cpu().numpy())),
+        "kl_tied_at_zero": float((raw.kl.abs() < TIED).float().mean()),
     }
 
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from meca.files import atomic_write
-from meca.report.page import Pictures, read_run, render
+from meca.report.page import ReportParams, read_run, render
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 
@@ -19,7 +19,7 @@ def run(
     evaluate: Path,
     out: Output,
     *,
-    report: Pictures,
+    report: ReportParams,
 ) -> None:
     """Write `report.html` into `out`."""
     page = render(read_run(store, published, partition, enhance, relabel_finetune, evaluate), ctx.seed, report)

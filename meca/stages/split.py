@@ -14,7 +14,7 @@ from meca.method.enhance import SIDES, EnhanceParams
 from meca.method.networks import Networks, Trainings
 from meca.method.partition import PartitionParams
 from meca.method.second_look import SecondLookParams, SecondQuestions, second_look
-from meca.method.split import Decision, Given, Questions, SplitParams, by_misclassification, by_two_clusters
+from meca.method.split import Decision, Labelling, Questions, SplitParams, by_misclassification, by_two_clusters
 from meca.metrics import share
 from meca.models import Network, load_model, read_description, save_model
 from meca.stages.graph import Output
@@ -42,8 +42,8 @@ def run(
     train_clean: Recipe,
 ) -> None:
     """Write a verdict for every sample and one for the set."""
-    params, again = split, second_look_params
-    trainings = Trainings(partition_params.recipe, enhance_params, again, train_clean, params.end, params.probe)
+    params, later = split, second_look_params
+    trainings = Trainings(partition_params.recipe, enhance_params, later, train_clean, params.end, params.probe)
     data = open_store(store)
     labels = data.labels[data.train]
     classes = len(data.info.class_names)
@@ -51,13 +51,14 @@ def run(
     predicted: np.ndarray | None = None
     if params.rule == "two_clusters":
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
-        session, given = Session(ctx.seed, prepare(engine), ctx.checkpoints), Given(labels, classes)
+        session, labelling = Session(ctx.seed, prepare(engine), ctx.checkpoints), Labelling(labels, classes)
         network = Network(load_model(partition).to(session.device.name), read_description(partition))
         networks = Networks(session, network, Data(*open_train(store, session.device)[1:]), trainings, ctx.progress)
-        decision = by_two_clusters(margins, given, params, Questions(networks.flips, networks.unseen, networks.again), _fitted(partition))
+        asked = Questions(networks.flip_rate, networks.unseen, networks.rescore)
+        decision = by_two_clusters(margins, labelling, params, asked, _fitted(partition))
         if not decision.flagged.any():
-            asked = SecondQuestions(networks.fit, networks.carry, networks.pair)
-            decision = second_look(decision, margins["behind"], given, again, params, asked)
+            further = SecondQuestions(networks.fit, networks.common_flip_rates, networks.pair)
+            decision = second_look(decision, margins["behind"], labelling, later, params, further)
         if networks.learnt is not None:  # for the test of the final model
             save_model(networks.learnt, network.description, out / EVERYTHING)
         ctx.timings |= {"train": networks.seconds} if networks.seconds else {}
@@ -70,13 +71,13 @@ def run(
         out / "decisions.parquet",
     )
     n, k = len(labels), int(decision.flagged.sum())
-    called = 0 if decision.verdict == "inconclusive" else k  # poisoned; the others are held for a person
+    poisoned = 0 if decision.verdict == "inconclusive" else k  # the others are held for a person
     verdict: dict[str, Any] = {
         "verdict": decision.verdict,
         "reason": decision.reason,
         "target_class": decision.target_class,
         "doubtful": list(decision.doubtful),
-        "estimated_rate": share(called, n) if called else None,
+        "estimated_rate": share(poisoned, n) if poisoned else None,
         "caps": decision.caps,
         "leak": None,
         "evidence": [

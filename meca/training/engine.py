@@ -187,7 +187,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
 
 
 def features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Return what the last linear layer is given, float32 [n f], in eval mode.
+    """Return the inputs of the last linear layer, float32 [n f], in eval mode.
 
     Args:
         model: Its mode is restored.
@@ -195,12 +195,12 @@ def features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
         batch_size: Samples a forward pass.
     """
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    found = torch.empty(len(images), last.in_features, device=images.device)
+    values = torch.empty(len(images), last.in_features, device=images.device)
     at = 0
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal at
-        found[at : at + len(inputs[0])] = inputs[0]
+        values[at : at + len(inputs[0])] = inputs[0]
         at += len(inputs[0])
 
     hook = last.register_forward_pre_hook(note)
@@ -208,4 +208,4 @@ def features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
         predict(model, images, batch_size)
     finally:
         hook.remove()
-    return found
+    return values

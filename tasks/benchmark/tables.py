@@ -57,17 +57,17 @@ def line(row: Row) -> str:
     return f"{row['verdict']}, ACC/ASR {_pair([row], final)}, TPR {percent(row['tpr'])}, FPR {percent(row['fpr'], 2)}, {row['seconds']} s"
 
 
-def render(rows: Sequence[Row], pictures: str = "", own: Sequence[Row] | None = None) -> str:
+def render(rows: Sequence[Row], svg_stem: str = "", own: Sequence[Row] | None = None) -> str:
     """Return the tables as Markdown, with headings of level 2.
 
     Args:
         rows: Failed ones are named as such.
-        pictures: How the names of the SVG files begin, relative to the page; empty leaves the pictures out.
+        svg_stem: How the names of the SVG files begin, relative to the page; empty leaves the figures out.
         own: The rows whose origin stands below, where others have theirs beside a table of their own; None for all.
     """
     rows = list(rows)
-    drawn = figures(rows) if pictures else {}
-    picture = {name: f"![{title}]({pictures}-{name}.svg)\n\n" if name in drawn else "" for name, title in FIGURES.items()}
+    drawn = figures(rows) if svg_stem else {}
+    embedded = {name: f"![{title}]({svg_stem}-{name}.svg)\n\n" if name in drawn else "" for name, title in FIGURES.items()}
     parts = [
         "## Tables II to VII\n",
         "In the layout of arXiv 2405.12719; cells are ACC/ASR in percent, as mean ± standard deviation where there are several seeds. "
@@ -92,11 +92,11 @@ def render(rows: Sequence[Row], pictures: str = "", own: Sequence[Row] | None = 
         "recorded in this project; in their place stand the two views of its core claim that our runs keep: how the suspicion of poison and of "
         "clean samples is spread, and which detection rate it allows at which rate of false alarms.\n",
         "#### In the place of Fig. 4: suspicion of clean and of poisoned samples\n",
-        picture["suspicion"] + _suspicion(rows),
+        embedded["suspicion"] + _suspicion(rows),
         "#### In the place of Fig. 6: poison found at a rate of false alarms\n",
-        picture["roc"] + _roc(rows),
+        embedded["roc"] + _roc(rows),
         "#### Fig. 7: partition rate\n",
-        picture["partition"] + _partition(rows),
+        embedded["partition"] + _partition(rows),
         _failures(rows),
         origins(mine) if (mine := _done(rows if own is None else own)) else "",
     ]
@@ -104,7 +104,7 @@ def render(rows: Sequence[Row], pictures: str = "", own: Sequence[Row] | None = 
 
 
 def write(results: Path) -> list[Path]:
-    """Write the tables and the pictures beside a results file and return their paths; pictures without data are removed."""
+    """Write the tables and the figures beside a results file and return their paths; figures without data are removed."""
     rows = list(newest(read_rows(results), "command").values())  # figures of older code must not count beside those of newer
     page, stem = results.with_suffix(".md"), results.with_suffix("")
     drawn = figures(rows)
@@ -431,7 +431,7 @@ Panel = tuple[str, list[Curve], Sequence[str], str]  # name, curves, what stands
 
 
 def figures(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the pictures that there are data for, by name, as SVG; the same rows give the same bytes."""
+    """Return the figures that there are data for, by name, as SVG; the same rows give the same bytes."""
     separated, swept = _separated(rows), _swept(rows)
     edges = [i / BINS for i in range(BINS + 1)]
 

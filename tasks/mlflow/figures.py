@@ -1,4 +1,4 @@
-"""Pictures as SVG with matplotlib: the two that MLflow shows beside a run, and what the figures of the benchmark are drawn with.
+"""Figures as SVG with matplotlib: the two that MLflow shows beside a run, and what those of the benchmark are drawn with.
 
 Text stays text, and the same numbers give the same bytes, with any version of the library that draws the same.
 """
@@ -79,7 +79,7 @@ def counts(verdicts: Path, edges: NDArray[np.float64]) -> Counts:
 
 
 def drawn(draw: Callable[[Any], object], width: float, height: float, style: Any = None) -> str:
-    """Return a picture as SVG, on white.
+    """Return a figure as SVG, on white.
 
     Args:
         draw: Puts everything on a figure of matplotlib.

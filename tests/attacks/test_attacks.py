@@ -14,9 +14,9 @@ from meca.attacks.badnet import badnet
 from meca.attacks.blend import blend
 from meca.attacks.fragile_dots import fragile_dots, fragile_dots_cover
 from meca.attacks.fragile_grid import fragile_grid
+from meca.attacks.images import quarters, swirl, waves
 from meca.attacks.patches import tiles
 from meca.attacks.physical import photographed, physical
-from meca.attacks.pictures import quarters, swirl, waves
 from meca.attacks.poisoning import PoisonParams
 from meca.attacks.sig import sig
 from meca.attacks.tact import cover_classes
@@ -51,7 +51,7 @@ def draws(n: int, seed: int = 0) -> Draws:
 
 
 def smooth(size: tuple[int, ...], n: int = 6) -> np.ndarray:
-    """Return pictures that change slowly, so that a warp of a third of a pixel shows and is small."""
+    """Return images that change slowly, so that a warp of a third of a pixel shows and is small."""
     rng = np.random.default_rng(1)
     small = torch.from_numpy(rng.integers(0, 256, (n, size[2], 4, 4))).float()
     large = F.interpolate(small, size[:2], mode="bilinear", align_corners=True)
@@ -136,22 +136,22 @@ def test_badnet_is_a_white_square_in_the_bottom_right_corner_and_nothing_else(pa
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
-def test_blend_moves_by_alpha_times_the_difference_to_the_picture(alpha: float) -> None:
+def test_blend_moves_by_alpha_times_the_difference_to_the_pattern(alpha: float) -> None:
     images = noise((8, 8, 3))
-    picture = 255 * waves(8, 8, 3)
-    expected = images.astype(np.float64) + alpha * (picture - images)
+    pattern = 255 * waves(8, 8, 3)
+    expected = images.astype(np.float64) + alpha * (pattern - images)
     assert np.abs(blend(images, alpha) - expected).max() <= 0.5 + 1e-3
 
 
-def test_the_picture_is_the_same_at_every_size() -> None:
+def test_the_pattern_is_the_same_at_every_size() -> None:
     small, large = waves(8, 6, 3), waves(24, 18, 3)
     assert np.allclose(small, large[1::3, 1::3])  # the centres of the small pixels are centres of large ones
     assert small.min() >= 0 and small.max() <= 1 and small.std() > 0.2
     assert np.array_equal(waves(8, 6, 1)[:, :, 0], small[:, :, 0])
 
 
-def test_the_picture_follows_its_formula_at_one_pixel() -> None:
-    from meca.attacks.pictures import WAVES
+def test_the_pattern_follows_its_formula_at_one_pixel() -> None:
+    from meca.attacks.images import WAVES
 
     i, j, h, w, c = 3, 5, 8, 6, 1
     z = norm = 0.0
@@ -184,30 +184,30 @@ def test_the_white_square_is_nine_pixels_and_grows_where_it_is_relative() -> Non
 
 
 def test_waves_is_far_from_flat_grey_and_from_its_mirror_image() -> None:
-    picture = waves(32, 32, 3)
-    assert ((picture.mean((0, 1)) > 0.4) & (picture.mean((0, 1)) < 0.6)).all() and (picture.std((0, 1)) >= 0.3).all()
-    assert np.abs(picture - picture[:, ::-1]).mean() >= 0.25
-    averaged = np.abs(waves(160, 160, 3).reshape(32, 5, 32, 5, 3).mean((1, 3)) - picture)
+    pattern = waves(32, 32, 3)
+    assert ((pattern.mean((0, 1)) > 0.4) & (pattern.mean((0, 1)) < 0.6)).all() and (pattern.std((0, 1)) >= 0.3).all()
+    assert np.abs(pattern - pattern[:, ::-1]).mean() >= 0.25
+    averaged = np.abs(waves(160, 160, 3).reshape(32, 5, 32, 5, 3).mean((1, 3)) - pattern)
     assert averaged.mean() < 0.02 and averaged.max() < 0.05
 
 
 def test_swirl_is_a_disc_of_137_pixels_and_its_quarters_have_41_34_34_and_28() -> None:
-    picture, disc = swirl(32, 32, 3)
+    pattern, disc = swirl(32, 32, 3)
     assert disc.sum() == 137 and disc[7, 24] and disc[1:14, 18:31].sum() == 137
     assert quarters(32, 32).sum((1, 2)).tolist() == [41, 34, 34, 28]
     assert np.array_equal(quarters(32, 32).sum(0), disc)  # disjoint, and together the disc
-    assert np.allclose(picture[7, 24], (0.80, 0.10, 0.55)) and picture.min() >= 0 and picture.max() <= 1
+    assert np.allclose(pattern[7, 24], (0.80, 0.10, 0.55)) and pattern.min() >= 0 and pattern.max() <= 1
     i, j = 10, 21
     r, th = np.hypot(i - 7, j - 24) / 6.5, np.arctan2(i - 7, j - 24)
     w = 0.5 + 0.5 * np.sin(2 * th + 4 * np.pi * r)
-    assert np.allclose(picture[i, j], [w * 0.05 + (1 - w) * 0.95, w * 0.65 + (1 - w) * 0.85, w * 0.60 + (1 - w) * 0.15])
+    assert np.allclose(pattern[i, j], [w * 0.05 + (1 - w) * 0.95, w * 0.65 + (1 - w) * 0.85, w * 0.60 + (1 - w) * 0.15])
 
 
 def test_physical_stamps_the_logo_and_photographs_only_for_training() -> None:
     images = noise((32, 32, 3))
-    stamped, (picture, disc) = physical(images), swirl(32, 32, 3)
+    stamped, (pattern, disc) = physical(images), swirl(32, 32, 3)
     assert np.array_equal(stamped[:, ~disc], images[:, ~disc])
-    assert (stamped[:, disc] == np.rint(255 * picture[disc])).all()
+    assert (stamped[:, disc] == np.rint(255 * pattern[disc])).all()
     flat = np.full((20, 32, 32, 3), 100, np.uint8)
     taken = photographed(flat, draws(20)).astype(int)
     assert (taken.max((1, 2, 3)) - taken.min((1, 2, 3)) == 0).all(), "no black frame"

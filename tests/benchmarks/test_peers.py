@@ -1,4 +1,4 @@
-"""Both arms of a ratio do the same: the same scores, the same law of the pictures, a training that goes down."""
+"""Both arms of a ratio do the same: the same scores, the same law of the images, a training that goes down."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def test_the_naive_scores_are_ours_to_rounding(stem: str, batch_size: int):
 
 
 def every_outcome(size: int, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return one picture, and all that the batched augmentation can make of it, normalised."""
+    """Return one image, and all that the batched augmentation can make of it, normalised."""
     images, _ = random_set(1, size)
     shifts = [(dy, dx, flip) for dy in range(-padding, padding + 1) for dx in range(-padding, padding + 1) for flip in (False, True)]
     dy, dx, flip = (torch.tensor(values) for values in zip(*shifts, strict=True))
@@ -36,7 +36,7 @@ def every_outcome(size: int, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, Normalize(MEAN, STD)(as_input(crop_flip(many, torch.arange(len(shifts)), draws)))
 
 
-def test_the_pil_chain_draws_from_the_same_pictures_as_the_gather():
+def test_the_pil_chain_draws_from_the_same_images_as_the_gather():
     images, ours = every_outcome(8, 1)
     chain = peers.PilSet(images, torch.zeros(1, dtype=torch.int64), 1)
     torch.manual_seed(0)

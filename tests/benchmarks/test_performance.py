@@ -1,4 +1,4 @@
-"""docs/performance.md and its picture say what the rows say."""
+"""docs/performance.md and its plot say what the rows say."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -56,12 +56,12 @@ def test_machines_stand_apart():
     assert text.index("## a processor, 2 cores") < text.index("## b processor, 8 cores")
 
 
-def test_the_picture_is_the_same_bytes_and_well_formed():
-    picture = performance.plot(ROWS)
-    assert picture == performance.plot([dict(each) for each in ROWS])
-    texts = [element.text or "" for element in ElementTree.fromstring(picture).iter() if element.tag.endswith("text")]
+def test_the_plot_is_the_same_bytes_and_well_formed():
+    plot = performance.plot(ROWS)
+    assert plot == performance.plot([dict(each) for each in ROWS])
+    texts = [element.text or "" for element in ElementTree.fromstring(plot).iter() if element.tag.endswith("text")]
     assert "training, to a loop" in texts and "partition, warm" in texts and "partition, cold" not in texts
-    assert "nan" not in picture
+    assert "nan" not in plot
     ElementTree.fromstring(performance.plot([]))
 
 
@@ -69,7 +69,7 @@ def test_without_rows_the_page_says_so():
     assert "No row has been measured yet." in performance.page([])
 
 
-def test_check_covers_the_page_and_the_picture(tmp_path: Path):
+def test_check_covers_the_page_and_the_plot(tmp_path: Path):
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
     (folder / "speed.jsonl").write_text("".join(json.dumps(each) + "\n" for each in ROWS))

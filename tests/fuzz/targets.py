@@ -35,7 +35,7 @@ from meca.release.verdicts import SCHEMA
 from tests.data.readers.test_cifar_versions import make_100
 from tests.hostile import archives, cifar, idx, images, lists, webdataset
 from tests.hostile import parquet as tables
-from tests.hostile.parts import folder, good, picture, saved, write
+from tests.hostile.parts import encoded, folder, good, saved, write
 
 __all__ = ["TARGETS", "Target"]
 
@@ -105,11 +105,11 @@ def _file(format: str, name: str, beside: Callable[[], dict[str, bytes]] | None 
     return one
 
 
-def _picture(data: bytes) -> None:
+def _read_image(data: bytes) -> None:
     with _place("picture") as place:
         folder(place / "in", {"cat/x.png": data})
         params = IngestParams(str(place / "in"), "", "", "imagefolder", "auto", 8, 0, 0, 10, 0, 1.0)
-        read_source(params, 0, place / "store")  # one bad picture refuses nothing
+        read_source(params, 0, place / "store")  # one bad image refuses nothing
         store = open_store(place / "store")
         line = store.samples.to_pylist()[3]
         assert line["source"] == "cat/x.png" and (line["reason"] is None) == (line["row"] >= 0)
@@ -197,9 +197,9 @@ def _idx_gz(data: bytes) -> None:
     TARGETS_OF["idx-gz-packed"](gzip.compress(data, 1, mtime=0))
 
 
-def _pictures() -> list[bytes]:
-    kinds = [picture(1, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP")]
-    return [*kinds, picture(1, "JPEG", progressive=True), saved(images.FRAMES[0], exif=images.exif({0x0112: 6})), images.adam7(), images.deep(3, 2)]
+def _images() -> list[bytes]:
+    kinds = [encoded(1, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP")]
+    return [*kinds, encoded(1, "JPEG", progressive=True), saved(images.FRAMES[0], exif=images.exif({0x0112: 6})), images.adam7(), images.deep(3, 2)]
 
 
 def _cifar_100() -> dict[str, bytes]:
@@ -243,7 +243,7 @@ def _manifest(name: str) -> One:
 
 TARGETS: dict[str, Target] = {
     "picture": Target(
-        _picture, _pictures, frozenset({"imagefolder"}), _mended_png, (b"IHDR", b"acTL", b"iCCP", b"zTXt", b"Exif\0\0", b"\xff\xda", b"VP8X")
+        _read_image, _images, frozenset({"imagefolder"}), _mended_png, (b"IHDR", b"acTL", b"iCCP", b"zTXt", b"Exif\0\0", b"\xff\xda", b"VP8X")
     ),
     "csv": Target(
         _manifest("list.csv"), lambda: [lists.as_csv(lists.ROWS), lists.as_csv(lists.ROWS, "\r\n")], frozenset({"manifest"}), words=CSV_WORDS
@@ -251,7 +251,7 @@ TARGETS: dict[str, Target] = {
     "jsonl": Target(_manifest("list.jsonl"), lambda: [lists.as_json(lists.ROWS)], frozenset({"manifest"}), words=JSON_WORDS),
     "list-parquet": Target(_manifest("list.parquet"), lambda: [lists.parquet_rows(lists.ROWS)], frozenset({"manifest"})),
     "metadata": Target(
-        _file("metadata", "metadata.csv", lambda: {"0.png": picture(0), "1.png": picture(1)}),
+        _file("metadata", "metadata.csv", lambda: {"0.png": encoded(0), "1.png": encoded(1)}),
         lambda: [b"file_name,label,note\n0.png,cat,x\n1.png,dog,y\n"],
         frozenset({"metadata"}),
         words=CSV_WORDS,

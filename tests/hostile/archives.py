@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tests.hostile.case import Case, Expected, keep, quarantine, refuse, usage
-from tests.hostile.parts import CANARY, GOOD, good, picture, write
+from tests.hostile.parts import CANARY, GOOD, encoded, good, write
 
 __all__ = ["CASES", "member", "tar_bytes", "zip_bytes"]
 
@@ -67,7 +67,7 @@ def tar_items(members: Members | None = None) -> list[tuple[tarfile.TarInfo, byt
 
 # --- names, the same in both ----------------------------------------------------------------------------------------
 
-PICTURE = picture(99)
+ENCODED = encoded(99)
 
 
 def both(id: str, threat: str, what: str, expected: Expected, more: Members) -> list[Case]:
@@ -79,7 +79,7 @@ def both(id: str, threat: str, what: str, expected: Expected, more: Members) -> 
 
 
 def led_out(id: str, name: str, what: str, says: str, threat: str = "T10") -> list[Case]:
-    return both(id, threat, what, refuse(says), {name: PICTURE})
+    return both(id, threat, what, refuse(says), {name: ENCODED})
 
 
 NAMES = [
@@ -117,13 +117,13 @@ NAMES = [
         keep(GOOD, odd=(".env", "dvc.yaml", "prefect.toml")),
         {"prefect.toml": b"x", ".env": b"x", "dvc.yaml": b"x"},
     ),
-    *both("names-in-two-cases", "T16", "the files x.png and X.png", keep(GOOD + 2), {"cat/x.png": picture(7), "cat/X.png": picture(8)}),
+    *both("names-in-two-cases", "T16", "the files x.png and X.png", keep(GOOD + 2), {"cat/x.png": encoded(7), "cat/X.png": encoded(8)}),
     *both(
         "spellings-of-one-name",
         "T14",
         "one name written in three ways",
         quarantine(GOOD - 1, {"cat/0.png": "name-twice", "cat/0.png#2": "name-twice", "cat/0.png#3": "name-twice"}),
-        {"./cat/0.png": PICTURE, "cat//0.png": picture(98)},
+        {"./cat/0.png": ENCODED, "cat//0.png": encoded(98)},
     ),
 ]
 
@@ -160,7 +160,7 @@ def attributes(mode: int) -> zipfile.ZipInfo:
 
 def overlapping(offset: int = 0) -> bytes:
     """Return a zip archive whose entries of the directory all point to one member, as the best known bombs do."""
-    kernel = zip_bytes({"cat/0.png": PICTURE})
+    kernel = zip_bytes({"cat/0.png": ENCODED})
     local = kernel[: kernel.index(CENTRAL)]
     entry = kernel[kernel.index(CENTRAL) : kernel.index(b"PK\x05\x06")]
     directory = b"".join(entry.replace(b"cat/0.png", b"cat/%d.png" % i) for i in range(8)) + entry.replace(b"cat/0.png", b"dog/0.png")
@@ -170,7 +170,7 @@ def overlapping(offset: int = 0) -> bytes:
 
 def quoted_bomb() -> bytes:
     """Return a zip archive whose first member quotes the local headers of all others, so that they share their data."""
-    data = picture(5)
+    data = encoded(5)
     local = struct.pack("<4s5H3I2H", LOCAL, 20, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), 9, 0) + b"cat/1.png" + data
     quote = b"\0" + struct.pack("<HH", len(local), len(local) ^ 0xFFFF) + local  # a stored block of deflate
     whole = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -200,7 +200,7 @@ def zip64(sizes: bytes) -> bytes:
     """Return a zip archive of which one member says its sizes in a zip64 field."""
     info = zipfile.ZipInfo("cat/x.png", TIME)
     info.extra = struct.pack("<HH", 1, len(sizes)) + sizes
-    data = zip_bytes([*good().items(), (info, PICTURE)], zipfile.ZIP_STORED)
+    data = zip_bytes([*good().items(), (info, ENCODED)], zipfile.ZIP_STORED)
     return patched(data, "cat/x.png", {CENTRAL: {20: ("<I", 2**32 - 1), 24: ("<I", 2**32 - 1)}})
 
 
@@ -234,7 +234,7 @@ ZIP = [
         "T11",
         "an entry for a folder that has content",
         quarantine(GOOD, {"cat/x.png": "not-a-file"}),
-        lambda: zip_bytes(good() | {"cat/x.png/": PICTURE}),
+        lambda: zip_bytes(good() | {"cat/x.png/": ENCODED}),
     ),
     case(
         "zip",
@@ -242,7 +242,7 @@ ZIP = [
         "T14",
         "one name twice, of which libraries return the last",
         quarantine(GOOD - 1, {"cat/0.png": "name-twice", "cat/0.png#2": "name-twice"}),
-        lambda: zip_bytes([*good().items(), ("cat/0.png", PICTURE)]),
+        lambda: zip_bytes([*good().items(), ("cat/0.png", ENCODED)]),
     ),
     case("zip", "encrypted", "T13", "an encrypted member", one("encrypted"), zip_patched({LOCAL: {6: ("<H", 1)}, CENTRAL: {8: ("<H", 1)}})),
     case(
@@ -323,7 +323,7 @@ ZIP = [
         "T10",
         "a name with a NUL, which libraries cut there",
         refuse("holds a NUL character"),
-        lambda: zip_bytes(good() | {"cat/x.png?.exe": PICTURE}).replace(b"x.png?.exe", b"x.png\0.exe"),
+        lambda: zip_bytes(good() | {"cat/x.png?.exe": ENCODED}).replace(b"x.png?.exe", b"x.png\0.exe"),
     ),
     case(
         "zip",
@@ -406,14 +406,14 @@ ZIP = [
         refuse("More than 50 images cannot be read"),
         lambda: zip_bytes(good() | {f"cat/{i}.txt": b"" for i in range(5_000)}, zipfile.ZIP_STORED),
     ),
-    case("zip", "no-archive", "T08", "a PNG called x.zip", refuse("is not a readable zip archive"), lambda: PICTURE),
+    case("zip", "no-archive", "T08", "a PNG called x.zip", refuse("is not a readable zip archive"), lambda: ENCODED),
     case(
         "zip",
         "name-not-utf8",
         "T16",
         "a name in the old encoding: its letters are those of code page 437",
         keep(GOOD + 1),
-        lambda: zip_bytes(good() | {"cat/?.png": PICTURE}).replace(b"cat/?.png", b"cat/\x82.png"),
+        lambda: zip_bytes(good() | {"cat/?.png": ENCODED}).replace(b"cat/?.png", b"cat/\x82.png"),
     ),
     case(
         "zip",
@@ -421,7 +421,7 @@ ZIP = [
         "T16",
         "a name that says it is UTF-8 and is not",
         refuse("is not a readable zip archive"),
-        lambda: zip_bytes(good() | {"cat/é.png": PICTURE}).replace("cat/é.png".encode(), b"cat/\xff\xff.png"),
+        lambda: zip_bytes(good() | {"cat/é.png": ENCODED}).replace("cat/é.png".encode(), b"cat/\xff\xff.png"),
     ),
     case(
         "zip",
@@ -437,7 +437,7 @@ ZIP = [
         "T30",
         "images outside of class folders",
         refuse("Expected class folders with images"),
-        lambda: zip_bytes({"0.png": PICTURE, "1.png": picture(1)}),
+        lambda: zip_bytes({"0.png": ENCODED, "1.png": encoded(1)}),
     ),
     case(
         "zip",
@@ -503,7 +503,7 @@ def pax(*records: tuple[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
     return header("pax", len(content), kind) + block(content)
 
 
-FILE = header("cat/x.png", len(PICTURE)) + block(PICTURE)
+FILE = header("cat/x.png", len(ENCODED)) + block(ENCODED)
 
 
 def linked(kind: bytes, target: str = "/etc/passwd") -> bytes:
@@ -531,7 +531,7 @@ TAR = [
         "T11",
         "a link to a folder outside, then a file behind it",
         quarantine(GOOD + 1, {"cat/away": "link"}),
-        lambda: tar_bytes([*tar_items(), member("cat/away", type=tarfile.SYMTYPE, linkname=f"../../{CANARY}"), member("cat/away/x.png", PICTURE)]),
+        lambda: tar_bytes([*tar_items(), member("cat/away", type=tarfile.SYMTYPE, linkname=f"../../{CANARY}"), member("cat/away/x.png", ENCODED)]),
     ),
     case("tar", "hard-link", "T11", "a hard link to a member", more("link"), lambda: linked(tarfile.LNKTYPE, "cat/0.png")),
     case("tar", "character-device", "T11", "a character device", more("not-a-file"), lambda: linked(tarfile.CHRTYPE)),
@@ -543,7 +543,7 @@ TAR = [
         "T11",
         "a member of a type that nobody knows",
         more("not-a-file"),
-        raw(header("cat/x.png", len(PICTURE), b"Z"), block(PICTURE)),
+        raw(header("cat/x.png", len(ENCODED), b"Z"), block(ENCODED)),
     ),
     case(
         "tar",
@@ -551,7 +551,7 @@ TAR = [
         "T11",
         "a contiguous file, an old type: a file like any other",
         keep(GOOD + 1),
-        raw(header("cat/x.png", len(PICTURE), tarfile.CONTTYPE), block(PICTURE)),
+        raw(header("cat/x.png", len(ENCODED), tarfile.CONTTYPE), block(ENCODED)),
     ),
     case("tar", "sparse", "T11", "a sparse file in the way of GNU", refuse("holds the sparse file"), raw(old_sparse())),
     case(
@@ -568,7 +568,7 @@ TAR = [
         "T14",
         "one name twice",
         quarantine(GOOD - 1, {"cat/0.png": "name-twice", "cat/0.png#2": "name-twice"}),
-        lambda: tar_bytes([*tar_items(), member("cat/0.png", PICTURE)]),
+        lambda: tar_bytes([*tar_items(), member("cat/0.png", ENCODED)]),
     ),
     case(
         "tar",
@@ -576,7 +576,7 @@ TAR = [
         "T16",
         "a name that is no UTF-8",
         quarantine(GOOD, {"cat/\\xff.png": "name-not-utf8"}),
-        lambda: tar_bytes([*tar_items(), member("cat/\udcff.png", PICTURE)], tarfile.GNU_FORMAT),
+        lambda: tar_bytes([*tar_items(), member("cat/\udcff.png", ENCODED)], tarfile.GNU_FORMAT),
     ),
     case(
         "tar",
@@ -584,7 +584,7 @@ TAR = [
         "T16",
         "a class that is no UTF-8",
         refuse("Expected class folders named in UTF-8"),
-        lambda: tar_bytes([*tar_items(), member("\udcff/x.png", PICTURE)], tarfile.GNU_FORMAT),
+        lambda: tar_bytes([*tar_items(), member("\udcff/x.png", ENCODED)], tarfile.GNU_FORMAT),
     ),
     case("tar", "nul-in-pax-name", "T10", "a pax name with a NUL", refuse("holds a NUL character"), raw(pax(("path", "cat/x.png\0.exe")), FILE)),
     case(
@@ -702,7 +702,7 @@ TAR = [
         "T13",
         "a header whose checksum does not fit",
         refuse("has no readable header"),
-        raw(header("cat/x.png", len(PICTURE)).replace(b"cat/x", b"cat/y", 1), block(PICTURE)),
+        raw(header("cat/x.png", len(ENCODED)).replace(b"cat/x", b"cat/y", 1), block(ENCODED)),
     ),
     case(
         "tar", "cut-in-a-member", "T21", "an archive that ends inside a member", refuse("ends in the middle of a"), lambda: tar_bytes(good())[:3700]
@@ -721,9 +721,9 @@ TAR = [
         "T14",
         "a second archive behind the end, which is not read",
         keep(GOOD),
-        lambda: ended(b"") + tar_bytes({"cat/x.png": PICTURE}),
+        lambda: ended(b"") + tar_bytes({"cat/x.png": ENCODED}),
     ),
-    case("tar", "no-archive", "T08", "a PNG called x.tar", refuse("has no readable header"), lambda: block(PICTURE)),
+    case("tar", "no-archive", "T08", "a PNG called x.tar", refuse("has no readable header"), lambda: block(ENCODED)),
     case(
         "tar",
         "gzipped-under-a-plain-name",
@@ -783,7 +783,7 @@ TAR = [
         "T30",
         "a class that split train does not have",
         refuse("'yak' is not among them"),
-        lambda: tar_bytes(good("train/") | {"test/yak/0.png": PICTURE}),
+        lambda: tar_bytes(good("train/") | {"test/yak/0.png": ENCODED}),
     ),
 ]
 

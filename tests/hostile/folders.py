@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from tests.hostile.case import Case, Expected, keep, quarantine, refuse, usage
-from tests.hostile.parts import CANARY, GOOD, folder, good, picture, write
+from tests.hostile.parts import CANARY, GOOD, encoded, folder, good, write
 
 __all__ = ["CASES"]
 
@@ -125,7 +125,7 @@ LINKS = [
 
 
 def deep(depth: int) -> dict[str, bytes]:
-    return {"cat/" + "d/" * depth + "x.png": picture(50)}
+    return {"cat/" + "d/" * depth + "x.png": encoded(50)}
 
 
 TREES = [
@@ -145,21 +145,21 @@ TREES = [
         refuse("More than 10 images cannot be read"),
         {f"cat/x{i}.png": b"x" for i in range(11)},
     ),
-    files("folder-named-like-an-image", "T17", "a folder called x.png, with a picture in it", keep(GOOD + 1), {"cat/x.png/y.png": picture(51)}),
+    files("folder-named-like-an-image", "T17", "a folder called x.png, with a picture in it", keep(GOOD + 1), {"cat/x.png/y.png": encoded(51)}),
 ]
 
 
 def class_named(name: bytes) -> dict[str, bytes]:
-    return {os.fsdecode(name) + "/0.png": picture(60)}
+    return {os.fsdecode(name) + "/0.png": encoded(60)}
 
 
 def twins(id: str, what: str, *names: str) -> Case:
-    return files(id, "T16", what, refuse("are one folder on some systems"), {f"{name}/0.png": picture(60 + i) for i, name in enumerate(names)})
+    return files(id, "T16", what, refuse("are one folder on some systems"), {f"{name}/0.png": encoded(60 + i) for i, name in enumerate(names)})
 
 
 def same_text(root: Path) -> None:
     for name in (b"\xff.png", b"\\xff.png"):
-        (root / "cat" / os.fsdecode(name)).write_bytes(picture(5))
+        (root / "cat" / os.fsdecode(name)).write_bytes(encoded(5))
 
 
 NAMES = [
@@ -194,7 +194,7 @@ NAMES = [
         "T16",
         "a picture whose name is no UTF-8",
         quarantine(GOOD, {"cat/\\xff.png": "name-not-utf8"}),
-        {os.fsdecode(b"cat/\xff.png"): picture(5)},
+        {os.fsdecode(b"cat/\xff.png"): encoded(5)},
     ),
     changed(
         "names-with-one-text",
@@ -203,34 +203,34 @@ NAMES = [
         refuse("a source name of its own"),
         same_text,
     ),
-    files("name-of-255-bytes", "T17", "a name as long as the system allows", keep(GOOD + 1), {f"cat/{'é' * 125}x.png": picture(5)}),
+    files("name-of-255-bytes", "T17", "a name as long as the system allows", keep(GOOD + 1), {f"cat/{'é' * 125}x.png": encoded(5)}),
     files(
         "names-in-two-cases",
         "T16",
         "the files x.png and X.png: both are kept, under two names",
         keep(GOOD + 2),
-        {"cat/x.png": picture(5), "cat/X.png": picture(6)},
+        {"cat/x.png": encoded(5), "cat/X.png": encoded(6)},
     ),
     files(
         "names-composed",
         "T16",
         "the files é.png in one and in two characters",
         keep(GOOD + 2),
-        {"cat/\u00e9.png": picture(5), "cat/e\u0301.png": picture(6)},
+        {"cat/\u00e9.png": encoded(5), "cat/e\u0301.png": encoded(6)},
     ),
     files(
         "name-like-an-option",
         "T45",
         "a picture called --output=evil.png and a class called -rf",
         keep(GOOD + 2, classes=("-rf", "cat", "dog")),
-        {"cat/--output=evil.png": picture(5), "-rf/0.png": picture(6)},
+        {"cat/--output=evil.png": encoded(5), "-rf/0.png": encoded(6)},
     ),
     files(
         "name-percent-encoded",
         "T10",
         "a picture called %2e%2e%2fsecret.png: a name, not a path",
         keep(GOOD + 1),
-        {"cat/%2e%2e%2fsecret.png": picture(5)},
+        {"cat/%2e%2e%2fsecret.png": encoded(5)},
     ),
 ]
 
@@ -290,7 +290,7 @@ CONTENT = [
         "T30",
         "a class that split train does not have",
         refuse("'yak' is not among them"),
-        lambda root: write(root, good("train/") | {"test/yak/0.png": picture(0)}),
+        lambda root: write(root, good("train/") | {"test/yak/0.png": encoded(0)}),
     ),
     Case(
         "no-training-split",

@@ -1,4 +1,4 @@
-"""Hostile pictures, each as one file of a good image folder: bombs, half files, other formats in disguise, odd modes, metadata."""
+"""Hostile images, each as one file of a good image folder: bombs, half files, other formats in disguise, odd modes, metadata."""
 
 import os
 import struct
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tests.hostile.case import Case, Expected, keep, quarantine, refuse
-from tests.hostile.parts import GOOD, chunk, folder, picture, png, saved
+from tests.hostile.parts import GOOD, chunk, encoded, folder, png, saved
 from tests.making import pixels
 
 __all__ = ["CASES"]
@@ -22,12 +22,12 @@ FRAMES = [Image.fromarray(pixels(seed, 9, 12)) for seed in range(3)]
 
 
 def bad(id: str, threat: str, what: str, reason: str, data: Data, name: str = "x.png") -> Case:
-    """A picture that is set aside."""
+    """An image that is set aside."""
     return one(id, threat, what, quarantine(GOOD, {f"cat/{name}": reason}), data, name)
 
 
 def fine(id: str, threat: str, what: str, data: Data, *notes: str, name: str = "x.png") -> Case:
-    """A picture that is read, with what is noted about it."""
+    """An image that is read, with what is noted about it."""
     return one(id, threat, what, keep(GOOD + 1, notes={f"cat/{name}": notes}), data, name)
 
 
@@ -141,7 +141,7 @@ BOMBS = [
         "jpeg-many-comments",
         "T27",
         "a JPEG with 200 comments of 64 kB",
-        lambda: after_soi(picture(1, "JPEG"), segment(0xFE, bytes(65_000)) * 200),
+        lambda: after_soi(encoded(1, "JPEG"), segment(0xFE, bytes(65_000)) * 200),
         name="x.jpg",
     ),
     bad("png-too-wide", "T29", "1,001 x 1 pixels", "too-narrow", lambda: png(1001, 1)),
@@ -160,7 +160,7 @@ BOMBS = [
 
 
 def sparse(root: Path) -> Path:
-    folder(root, {"cat/x.png": picture(5)})
+    folder(root, {"cat/x.png": encoded(5)})
     os.truncate(root / "cat" / "x.png", 256 * 2**20 + 1)
     return root
 
@@ -177,20 +177,20 @@ def after_soi(jpeg: bytes, more: bytes) -> bytes:
 
 
 def resized_jpeg(width: int, height: int) -> bytes:
-    data = bytearray(picture(1, "JPEG"))
+    data = bytearray(encoded(1, "JPEG"))
     at = data.index(b"\xff\xc0")
     struct.pack_into(">HH", data, at + 5, height, width)
     return bytes(data)
 
 
 def many_scans() -> bytes:
-    data = picture(1, "JPEG", progressive=True)
+    data = encoded(1, "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + scan * 500 + data[-2:]
 
 
 def without_tables() -> bytes:
-    data = picture(1, "JPEG")
+    data = encoded(1, "JPEG")
     at = data.index(b"\xff\xdb")
     return data[:at] + data[data.index(b"\xff\xc0") :]
 
@@ -213,7 +213,7 @@ def webp_chunk(data: bytes, name: bytes, content: bytes) -> bytes:
 
 DAMAGE = [
     bad("png-cut", "T21", "the first half of a PNG", "truncated", lambda: saved(Image.fromarray(pixels(1, 64, 64)))[:5000]),
-    bad("png-cut-in-the-header", "T21", "the first 20 bytes of a PNG", "truncated", lambda: picture(1)[:20]),
+    bad("png-cut-in-the-header", "T21", "the first 20 bytes of a PNG", "truncated", lambda: encoded(1)[:20]),
     bad(
         "jpeg-cut",
         "T21",
@@ -231,7 +231,7 @@ DAMAGE = [
         lambda: saved(Image.fromarray(pixels(1, 64, 64)), "BMP")[:5000],
         "x.bmp",
     ),
-    bad("png-wrong-checksum", "T07", "one flipped bit in the pixels of a PNG", "corrupt", lambda: flipped(picture(1), 60)),
+    bad("png-wrong-checksum", "T07", "one flipped bit in the pixels of a PNG", "corrupt", lambda: flipped(encoded(1), 60)),
     bad("png-wrong-filter", "T07", "a PNG row with the filter 99", "corrupt", lambda: png(4, 1, rows=b"\x63" + bytes(12))),
     bad("png-impossible-depth", "T07", "a PNG of three bits a channel", "not-an-image", lambda: png(8, 8, 3, 2, rows=bytes(100))),
     fine(
@@ -261,7 +261,7 @@ DAMAGE = [
         "T07",
         "a JPEG segment that is longer than the file",
         "truncated",
-        lambda: after_soi(picture(1, "JPEG"), b"\xff\xe2\xff\xff")[:200],
+        lambda: after_soi(encoded(1, "JPEG"), b"\xff\xe2\xff\xff")[:200],
         "x.jpg",
     ),
     bad("bmp-pixels-beyond-the-end", "T07", "a BMP whose pixels begin behind its end", "truncated", lambda: bmp(8, 8, offset=2**31 - 1), "x.bmp"),
@@ -274,7 +274,7 @@ DAMAGE = [
         lambda: bmp(8, 8, 8, colours=2**32 - 1, data=bytes(2000)),
         "x.bmp",
     ),
-    bad("bmp-with-a-jpeg-inside", "T08", "a BMP whose compression says JPEG", "corrupt", lambda: bmp(12, 9, 0, 4, data=picture(1, "JPEG")), "x.bmp"),
+    bad("bmp-with-a-jpeg-inside", "T08", "a BMP whose compression says JPEG", "corrupt", lambda: bmp(12, 9, 0, 4, data=encoded(1, "JPEG")), "x.bmp"),
     fine(
         "bmp-run-lengths-jump-out",
         "T07",
@@ -335,16 +335,16 @@ DISGUISES: dict[str, tuple[str, Data]] = {
 }
 DISGUISED = [bad(f"{kind}-called-png", "T08", f"{what}, called x.png", "not-an-image", data) for kind, (what, data) in DISGUISES.items()]
 DISGUISED += [
-    fine("jpeg-called-png", "T08", "a JPEG called x.png: an image all the same, and its format is recorded", lambda: picture(1, "JPEG")),
-    fine("picture-and-archive", "T08", "a PNG with a zip archive behind its end", lambda: picture(1) + b"PK\x05\x06" + bytes(18)),
+    fine("jpeg-called-png", "T08", "a JPEG called x.png: an image all the same, and its format is recorded", lambda: encoded(1, "JPEG")),
+    fine("picture-and-archive", "T08", "a PNG with a zip archive behind its end", lambda: encoded(1) + b"PK\x05\x06" + bytes(18)),
     fine(
         "picture-and-script",
         "T26",
         "a JPEG with a PHP script as comment",
-        lambda: after_soi(picture(1, "JPEG"), segment(0xFE, b"<?php system($_GET['c']); ?>")),
+        lambda: after_soi(encoded(1, "JPEG"), segment(0xFE, b"<?php system($_GET['c']); ?>")),
         name="x.jpg",
     ),
-    fine("picture-and-web-page", "T26", "a PNG with a web page behind its end", lambda: picture(1) + b"<html>" + SCRIPT),
+    fine("picture-and-web-page", "T26", "a PNG with a web page behind its end", lambda: encoded(1) + b"<html>" + SCRIPT),
 ]
 
 # --- frames, modes, metadata -----------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ ODD = [
         "webp-further-chunk",
         "T26",
         "a WebP with a chunk of a kind of its own",
-        lambda: webp_chunk(picture(1, "WEBP"), b"EVIL", SCRIPT.ljust(80)),
+        lambda: webp_chunk(encoded(1, "WEBP"), b"EVIL", SCRIPT.ljust(80)),
         name="x.webp",
     ),
     bad(
@@ -405,7 +405,7 @@ ODD = [
         "T07",
         "a WebP whose last chunk lacks its padding",
         "corrupt",
-        lambda: webp_chunk(picture(1, "WEBP"), b"EVIL", bytes(63)),
+        lambda: webp_chunk(encoded(1, "WEBP"), b"EVIL", bytes(63)),
         "x.webp",
     ),
     fine("bmp-upside-down", "T24", "a BMP of negative height", lambda: bmp(8, -8, data=bytes(192)), name="x.bmp"),
@@ -431,7 +431,7 @@ ODD = [
         "T26",
         "XMP with a script and an outside entity",
         lambda: after_soi(
-            picture(1, "JPEG"),
+            encoded(1, "JPEG"),
             segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><x:xmpmeta>&e;" + SCRIPT),
         ),
         name="x.jpg",
@@ -441,7 +441,7 @@ ODD = [
         "jpeg-icc-lying",
         "T27",
         "an ICC profile in part 3 of 2",
-        lambda: after_soi(picture(1, "JPEG"), segment(0xE2, b"ICC_PROFILE\0\3\2" + bytes(100))),
+        lambda: after_soi(encoded(1, "JPEG"), segment(0xE2, b"ICC_PROFILE\0\3\2" + bytes(100))),
         name="x.jpg",
     ),
 ]
@@ -474,14 +474,14 @@ SEVERAL = [
         "T14",
         "the same bytes in two classes",
         keep(GOOD + 2, notes={"cat/x.png": ("label-conflict",), "dog/y.png": ("label-conflict",)}),
-        lambda root: folder(root, {"cat/x.png": picture(77), "dog/y.png": picture(77)}),
+        lambda root: folder(root, {"cat/x.png": encoded(77), "dog/y.png": encoded(77)}),
     ),
     Case(
         "one-image-twice",
         "T14",
         "the same bytes twice in one class",
         keep(GOOD + 2, notes={"cat/x.png": ()}),
-        lambda root: folder(root, {"cat/x.png": picture(77), "cat/y.png": picture(77)}),
+        lambda root: folder(root, {"cat/x.png": encoded(77), "cat/y.png": encoded(77)}),
     ),
 ]
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.hostile.case import Case, Expected, keep, quarantine, refuse, usage
-from tests.hostile.parts import CANARY, picture, write
+from tests.hostile.parts import CANARY, encoded, write
 
 __all__ = ["CASES", "ROWS"]
 
-IMAGES = {f"images/{i}.png": picture(i) for i in range(6)}
+IMAGES = {f"images/{i}.png": encoded(i) for i in range(6)}
 ROWS = [(path, ("cat", "dog")[i % 2]) for i, path in enumerate(IMAGES)]
-IMAGES |= {"images/more.png": picture(9)}
+IMAGES |= {"images/more.png": encoded(9)}
 N = len(ROWS)
 
 
@@ -207,7 +207,7 @@ TEXTS = [
         "a file whose name is that of the second mention of another one",
         refuse("a source name of its own"),
         lambda root: (
-            write(root, IMAGES | {"images/0.png#2": picture(8), "list.csv": as_csv([*ROWS, ("images/0.png", "cat"), ("images/0.png#2", "cat")])})
+            write(root, IMAGES | {"images/0.png#2": encoded(8), "list.csv": as_csv([*ROWS, ("images/0.png", "cat"), ("images/0.png#2", "cat")])})
             / "list.csv"
         ),
         {"format": "manifest"},
@@ -251,14 +251,14 @@ TEXTS = [
         "T12",
         "a metadata.csv that is a link",
         refuse("Nothing to read in"),
-        lambda root: (write(root, {"0.png": picture(0)}), (root / "metadata.csv").symlink_to(root.parent / CANARY / "secret.csv"), root)[2],
+        lambda root: (write(root, {"0.png": encoded(0)}), (root / "metadata.csv").symlink_to(root.parent / CANARY / "secret.csv"), root)[2],
     ),
     Case(
         "metadata-upwards",
         "T31",
         "a metadata folder whose file_name climbs out",
         refuse("leaves the folder"),
-        lambda root: write(root, {"0.png": picture(0), "metadata.csv": f"file_name,label\n0.png,cat\n../{CANARY}/secret.png,dog\n".encode()}),
+        lambda root: write(root, {"0.png": encoded(0), "metadata.csv": f"file_name,label\n0.png,cat\n../{CANARY}/secret.png,dog\n".encode()}),
     ),
 ]
 

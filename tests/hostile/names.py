@@ -13,7 +13,7 @@ from tests.hostile.case import Case, keep, quarantine, refuse
 from tests.hostile.cifar import GOOD as BATCH
 from tests.hostile.lists import IMAGES, as_csv, as_json, parquet_rows
 from tests.hostile.parquet import packed, table
-from tests.hostile.parts import GOOD, folder, good, picture, write
+from tests.hostile.parts import GOOD, encoded, folder, good, write
 
 __all__ = ["CASES", "FILES", "LABELS"]
 
@@ -77,7 +77,7 @@ def labelled(id: str, threat: str, label: str, kind: str) -> Case:
 
 
 def shard(label: str) -> bytes:
-    content = {f"{i}.{e}": data for i in range(6) for e, data in (("png", picture(i)), ("json", as_json([("x", label if i % 2 else "cat")])))}
+    content = {f"{i}.{e}": data for i in range(6) for e, data in (("png", encoded(i)), ("json", as_json([("x", label if i % 2 else "cat")])))}
     return tar_bytes(content)
 
 
@@ -117,7 +117,7 @@ def named(id: str, threat: str, name: str) -> Case:
         threat,
         f"a file called {name!r}",
         keep(GOOD + 1, notes={f"cat/{name}": ()}),
-        lambda root: folder(root, {f"cat/{name}": picture(90)}),
+        lambda root: folder(root, {f"cat/{name}": encoded(90)}),
     )
 
 
@@ -199,7 +199,7 @@ MESSAGES = [
         "members called like markup and formulas",
         keep(GOOD + 2),
         lambda root: (
-            write(root, {"x.zip": zip_bytes(good() | {"cat/<img src=x onerror=alert(1)>.png": picture(7), "cat/=1+1.png": picture(8)})}) / "x.zip"
+            write(root, {"x.zip": zip_bytes(good() | {"cat/<img src=x onerror=alert(1)>.png": encoded(7), "cat/=1+1.png": encoded(8)})}) / "x.zip"
         ),
     ),
     Case(
@@ -212,7 +212,7 @@ MESSAGES = [
                 root,
                 {
                     "x.tar": tar_bytes(
-                        [*(member(*item) for item in good().items()), member("cat/{{7*7}}.png", picture(7)), member("cat/@SUM(1).png", picture(8))],
+                        [*(member(*item) for item in good().items()), member("cat/{{7*7}}.png", encoded(7)), member("cat/@SUM(1).png", encoded(8))],
                         tarfile.PAX_FORMAT,
                     )
                 },

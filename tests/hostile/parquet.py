@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.hostile.case import Case, Expected, keep, quarantine, refuse, usage
-from tests.hostile.parts import CANARY, picture, write
+from tests.hostile.parts import CANARY, encoded, write
 
 __all__ = ["CASES"]
 
 N = 6
 NAME = "train.parquet"
 KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-IMAGES = [{"bytes": picture(i), "path": f"{i}.png"} for i in range(N)]
+IMAGES = [{"bytes": encoded(i), "path": f"{i}.png"} for i in range(N)]
 LABELS = [0, 1] * (N // 2)
 
 
@@ -93,14 +93,14 @@ TYPES = [
         "T28",
         "a struct with two members `bytes`",
         refuse("to hold encoded images"),
-        lambda: table(image=pa.StructArray.from_arrays([pa.array([b"x"] * N), pa.array([picture(0)] * N)], names=["bytes", "bytes"])),
+        lambda: table(image=pa.StructArray.from_arrays([pa.array([b"x"] * N), pa.array([encoded(0)] * N)], names=["bytes", "bytes"])),
     ),
     file(
         "dictionary-type",
         "T28",
         "images as a dictionary type",
         refuse("to hold encoded images"),
-        lambda: table(image=pa.array([picture(i) for i in range(N)]).dictionary_encode()),
+        lambda: table(image=pa.array([encoded(i) for i in range(N)]).dictionary_encode()),
     ),
     file(
         "two-images",
@@ -279,7 +279,7 @@ def more_rows() -> bytes:
 
 def shared_image() -> bytes:
     """Return 100,000 rows that share one image of 1 MiB: less than a megabyte that unpacks to 100 GB."""
-    image = picture(0) + bytes(2**20)
+    image = encoded(0) + bytes(2**20)
     cells = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array([image]))
     kind = pa.StructArray.from_arrays([cells], names=["bytes"])
     return packed(pa.table({"image": kind, "label": pa.array([0, 1] * 50_000, pa.int8())}), compression="zstd", store_schema=False)
@@ -322,7 +322,7 @@ LIES = [
     file("cut", "T21", "a file without its end", refuse("is not a readable parquet file"), lambda: packed(table())[:-20]),
     file("empty", "T21", "an empty file", refuse("is not a readable parquet file"), lambda: b""),
     file("magic-only", "T21", "nothing but the magic bytes", refuse("is not a readable parquet file"), lambda: b"PAR1" + bytes(4) + b"PAR1"),
-    file("no-parquet", "T08", "a PNG called train.parquet", refuse("is not a readable parquet file"), lambda: picture(0)),
+    file("no-parquet", "T08", "a PNG called train.parquet", refuse("is not a readable parquet file"), lambda: encoded(0)),
     file("encrypted-footer", "T03", "an encrypted footer", refuse("is not a readable parquet file"), lambda: packed(table())[:-4] + b"PARE"),
     file(
         "footer-longer-than-file",

@@ -11,20 +11,20 @@ from PIL import Image
 
 from tests.making import encode, pixels
 
-__all__ = ["CANARY", "GOOD", "chunk", "folder", "good", "picture", "png", "saved", "write"]
+__all__ = ["CANARY", "GOOD", "chunk", "encoded", "folder", "good", "png", "saved", "write"]
 
 CLASSES = ("cat", "dog")
 GOOD = 6  # samples of a good set
 CANARY = "canary"  # a folder beside the set that no path may lead to
 
 
-def picture(seed: int = 0, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(seed: int = 0, kind: str = "PNG", **options: Any) -> bytes:
     return encode(pixels(seed, 9, 12), kind, **options)
 
 
 def good(prefix: str = "", suffix: str = "png") -> dict[str, bytes]:
     """Return `GOOD` small images of two classes by name."""
-    return {f"{prefix}{name}/{i}.{suffix}": picture(10 * c + i) for c, name in enumerate(CLASSES) for i in range(3)}
+    return {f"{prefix}{name}/{i}.{suffix}": encoded(10 * c + i) for c, name in enumerate(CLASSES) for i in range(3)}
 
 
 def write(root: Path, content: Mapping[str, bytes]) -> Path:

@@ -29,11 +29,11 @@ from meca.stages.graph import graph
 from meca.stages.runtime import execute
 from meca.text import plain
 from tests.hostile.case import Case, Expected
-from tests.hostile.parts import CANARY, folder, picture, write
+from tests.hostile.parts import CANARY, encoded, folder, write
 
 __all__ = ["Trial", "attempt", "limited", "tree_of"]
 
-MEMORY = 2**30  # bytes beyond what the process has mapped; the largest case that is read has pictures of a few megabytes
+MEMORY = 2**30  # bytes beyond what the process has mapped; the largest case that is read has images of a few megabytes
 EXITS = {"REFUSE": 3, "USAGE": 4, "QUAR": 0, "KEPT": 0}
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 SIZES = {"ingest.size": 8, "ingest.train_limit": 0, "ingest.test_limit": 0}
@@ -70,10 +70,10 @@ def attempt(case: Case, place: Path) -> Trial:
 
 def _canaries(root: Path) -> dict[str, bytes]:
     """Write files that are good data in every format, where no path may lead to."""
-    content = {name: picture(1000) for name in ("secret.png", "x.zip", "x.tar", "train.parquet", "data_batch_1", "train-images-idx3-ubyte")}
-    content |= {"secret.csv": b"path,label\nsecret.png,cat\n", "cat/0.png": picture(1001), "dog/0.png": picture(1002)}
+    content = {name: encoded(1000) for name in ("secret.png", "x.zip", "x.tar", "train.parquet", "data_batch_1", "train-images-idx3-ubyte")}
+    content |= {"secret.csv": b"path,label\nsecret.png,cat\n", "cat/0.png": encoded(1001), "dog/0.png": encoded(1002)}
     write(root, content)
-    return {name: data for name, data in content.items() if data != picture(1000) or name == "secret.png"}
+    return {name: data for name, data in content.items() if data != encoded(1000) or name == "secret.png"}
 
 
 def tree_of(root: Path) -> dict[str, tuple[Any, ...]]:

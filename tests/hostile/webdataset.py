@@ -8,13 +8,13 @@ from typing import Any
 
 from tests.hostile.archives import member, tar_bytes
 from tests.hostile.case import Case, Expected, keep, quarantine, refuse, usage
-from tests.hostile.parts import CANARY, picture, write
+from tests.hostile.parts import CANARY, encoded, write
 
 __all__ = ["CASES"]
 
 N = 6
 NAME = "train-000.tar"
-PICTURE = picture(99)
+ENCODED = encoded(99)
 LOADED = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x09touch RAN\x85R."
 
 
@@ -22,7 +22,7 @@ def shard(kind: str = "cls", start: int = 0) -> dict[str, bytes]:
     """Return the members of a good shard."""
     found: dict[str, bytes] = {}
     for i in range(start, start + N):
-        found[f"{i:03d}.png"] = picture(i)
+        found[f"{i:03d}.png"] = encoded(i)
         found[f"{i:03d}.{kind}"] = b"%d" % (i % 2) if kind == "cls" else json.dumps({"label": i % 2}).encode()
     return found
 
@@ -46,12 +46,12 @@ def loaded(suffix: str, what: str) -> Case:
         "T05",
         what,
         quarantine(N, {f"{NAME}#x": f"member:.{suffix}"}),
-        {"x.png": PICTURE, "x.cls": b"0", f"x.{suffix}": LOADED},
+        {"x.png": ENCODED, "x.cls": b"0", f"x.{suffix}": LOADED},
     )
 
 
 def labelled(id: str, what: str, says: str, label: bytes, threat: str = "T30", kind: str = "cls") -> Case:
-    return web(id, threat, what, refuse(says), {"x.png": PICTURE, f"x.{kind}": label})
+    return web(id, threat, what, refuse(says), {"x.png": ENCODED, f"x.{kind}": label})
 
 
 MEMBERS = [
@@ -67,24 +67,24 @@ MEMBERS = [
     loaded("mp4", "a video beside the image"),
     loaded("py", "a program beside the image"),
     loaded("pkl.gz", "a packed pickle beside the image"),
-    web("pipe-name", "T05", "a member called pipe:touch RAN", refuse("is an address"), {"pipe:touch RAN.png": PICTURE}),
-    web("address-name", "T33", "a member called https://evil.example/x.png", refuse("is an address"), {"https://evil.example/x.png": PICTURE}),
+    web("pipe-name", "T05", "a member called pipe:touch RAN", refuse("is an address"), {"pipe:touch RAN.png": ENCODED}),
+    web("address-name", "T33", "a member called https://evil.example/x.png", refuse("is an address"), {"https://evil.example/x.png": ENCODED}),
     web(
         "name-upwards",
         "T10",
         "a member whose name climbs out",
         refuse("leaves the folder"),
-        {f"../{CANARY}/x.png": PICTURE, f"../{CANARY}/x.cls": b"0"},
+        {f"../{CANARY}/x.png": ENCODED, f"../{CANARY}/x.cls": b"0"},
     ),
-    web("name-absolute", "T10", "a member with an absolute name", refuse("is absolute"), {"/etc/x.png": PICTURE}),
-    web("name-escape", "T43", "a member whose name colours the terminal", refuse("holds control characters"), {"\x1b[31mx.png": PICTURE}),
+    web("name-absolute", "T10", "a member with an absolute name", refuse("is absolute"), {"/etc/x.png": ENCODED}),
+    web("name-escape", "T43", "a member whose name colours the terminal", refuse("holds control characters"), {"\x1b[31mx.png": ENCODED}),
     web(
         "name-not-utf8",
         "T16",
         "a key that is no UTF-8",
         quarantine(N, {f"{NAME}#\\xff": "name-not-utf8"}),
         lambda: tar_bytes(
-            [*(member(*item) for item in shard().items()), member("\udcff.png", PICTURE), member("\udcff.cls", b"0")], tarfile.GNU_FORMAT
+            [*(member(*item) for item in shard().items()), member("\udcff.png", ENCODED), member("\udcff.cls", b"0")], tarfile.GNU_FORMAT
         ),
     ),
     web(
@@ -108,36 +108,36 @@ MEMBERS = [
         "T14",
         "a key that comes back later",
         quarantine(N - 1, {f"{NAME}#000": "name-twice", f"{NAME}#000#2": "name-twice"}),
-        lambda: tar_bytes([*(member(*item) for item in shard().items()), member("000.png", PICTURE), member("000.cls", b"1")]),
+        lambda: tar_bytes([*(member(*item) for item in shard().items()), member("000.png", ENCODED), member("000.cls", b"1")]),
     ),
     web(
         "extension-in-two-cases",
         "T14",
         "x.png and x.PNG: two images in a sample",
         quarantine(N, {f"{NAME}#x": "name-twice"}),
-        {"x.png": PICTURE, "x.PNG": picture(98), "x.cls": b"0"},
+        {"x.png": ENCODED, "x.PNG": encoded(98), "x.cls": b"0"},
     ),
     web(
         "two-images",
         "T14",
         "a PNG and a JPEG in one sample",
         quarantine(N, {f"{NAME}#x": "several-images"}),
-        {"x.png": PICTURE, "x.jpg": picture(1, "JPEG"), "x.cls": b"0"},
+        {"x.png": ENCODED, "x.jpg": encoded(1, "JPEG"), "x.cls": b"0"},
     ),
     web("no-image", "T30", "a label without an image", quarantine(N, {f"{NAME}#x": "no-image"}), {"x.cls": b"0"}),
-    web("image-cut", "T21", "half an image", quarantine(N, {f"{NAME}#x": "truncated"}), {"x.png": PICTURE[:100], "x.cls": b"0"}),
+    web("image-cut", "T21", "half an image", quarantine(N, {f"{NAME}#x": "truncated"}), {"x.png": ENCODED[:100], "x.cls": b"0"}),
     web(
         "key-hidden",
         "T09",
         "members whose names begin with a dot",
         keep(N, odd=(f"{NAME}#.x.png", f"{NAME}#.env")),
-        {".x.png": PICTURE, ".env": b"X=1"},
+        {".x.png": ENCODED, ".env": b"X=1"},
     ),
     web("label-without-json-members", "T30", "text members around the samples", keep(N, odd=(f"{NAME}#README",)), {"README.txt": b"hello"}),
 ]
 
 LABELS = [
-    web("label-missing", "T30", "an image without a label", refuse("Expected a label for the image"), {"x.png": PICTURE}),
+    web("label-missing", "T30", "an image without a label", refuse("Expected a label for the image"), {"x.png": ENCODED}),
     labelled("label-empty", "an empty label", "Expected one line of UTF-8 text as label", b""),
     labelled("label-of-two-lines", "a label of two lines", "Expected one line of UTF-8 text as label", b"0\nmeca: all is well"),
     labelled("label-not-utf8", "a label that is no UTF-8", "Expected one line of UTF-8 text as label", b"\xff\xfe", "T32"),
@@ -168,14 +168,14 @@ LABELS = [
         "T30",
         "a label in .cls and another one in .json",
         usage("has the label '0' in cls and '1' in json"),
-        {"x.png": PICTURE, "x.cls": b"0", "x.json": b'{"label": 1}'},
+        {"x.png": ENCODED, "x.cls": b"0", "x.json": b'{"label": 1}'},
     ),
     web(
         "labels-in-two-keys",
         "T30",
         "two keys of JSON that could be the label",
         usage("could all be the label"),
-        {"x.png": PICTURE, "x.json": b'{"label": 0, "class": 1}'},
+        {"x.png": ENCODED, "x.json": b'{"label": 0, "class": 1}'},
     ),
 ]
 
@@ -236,7 +236,7 @@ SHARDS = [
         "T30",
         "a label of val-000.tar that train-000.tar does not have",
         refuse("'9' of 'val-000.tar#x' is not among them"),
-        lambda root: write(root, {NAME: tar_bytes(shard()), "val-000.tar": tar_bytes({"x.png": PICTURE, "x.cls": b"9"})}),
+        lambda root: write(root, {NAME: tar_bytes(shard()), "val-000.tar": tar_bytes({"x.png": ENCODED, "x.cls": b"9"})}),
     ),
 ]
 

@@ -395,16 +395,16 @@ def other_verdicts(workspace: Path) -> None:
     )
 
 
-def other_pictures(workspace: Path) -> None:
+def other_images(workspace: Path) -> None:
     """Put easier data in the place of the store, which is a good one in itself."""
-    pictures = workspace / "other"
-    shutil.move(colours(pictures, n=4).path, workspace / "easy")
+    other = workspace / "other"
+    shutil.move(colours(other, n=4).path, workspace / "easy")
     shutil.rmtree(workspace / "data" / "store")
     shutil.move(workspace / "easy", workspace / "data" / "store")
 
 
 def other_split(workspace: Path) -> None:
-    """Let the last pictures for training pass for those for evaluation."""
+    """Let the last images for training pass for those for evaluation."""
     rewritten(workspace / "data" / "store" / "store.json", n_train=10, n_test=50)
 
 
@@ -420,7 +420,7 @@ BOUND = {
     other_layout: r"work/relabel_finetune/model\.json is not the model/model\.json that was published",
     other_model: r"published/model/model\.safetensors is not what its manifest says",
     other_verdicts: r"published/verdicts\.parquet is not what its manifest says",
-    other_pictures: r"The data in .* has the SHA-256 \w+, and .* was made with",
+    other_images: r"The data in .* has the SHA-256 \w+, and .* was made with",
     other_split: r"store\.json was changed after it was written: it does not describe the files beside it",
     other_numbers: r"What params\.yaml says has the SHA-256 \w+, and .* was made with",
 }
@@ -520,13 +520,13 @@ def test_what_is_served_answers_with_names(make, capsys, monkeypatch):
     restore(artifacts(workspace))
     with open_client(workspace):
         model = mlflow.pyfunc.load_model(f"models:/{model_of(workspace)}@champion")
-    pictures = np.zeros((3, 8, 8, 3), np.uint8)
+    images = np.zeros((3, 8, 8, 3), np.uint8)
     for label in range(3):
-        pictures[label, ..., 2 - label] = 180
-    given = model.predict(pictures)
+        images[label, ..., 2 - label] = 180
+    given = model.predict(images)
     assert list(given["class_name"]) == ["blue", "green", "red"] and given["label"].tolist() == [0, 1, 2]
     with pytest.raises(Exception, match="uint8"):
-        model.predict(pictures.astype(np.float32))
+        model.predict(images.astype(np.float32))
 
 
 def test_the_command_promotes_undoes_and_tells(make, capsys):
@@ -549,13 +549,13 @@ def test_the_leak_is_measured_on_the_evidence_as_leak_py_measures_it(tmp_path):
     store = colours(tmp_path)
     model, labels = network(store, tmp_path / "model", 1, (2,)), torch.from_numpy(np.array(store.labels[store.train]))
     flagged = (labels == 1) & (torch.arange(len(labels)) % 3 == 0)
-    # A few pictures of those that could be taken, so that the draw counts, and some that look like the target's, which it must pass over.
+    # A few images of those that could be taken, so that the draw counts, and some that look like the target's, which it must pass over.
     seen = torch.where((labels == 0) & (torch.arange(len(labels)) % 2 == 0), 1, labels)
     evidence = Evidence(store, flagged.numpy(), seen.numpy(), True, 0, 4)
     data = Data(torch.from_numpy(store.pixels(store.train)), labels)
     by_hand = [leak_of(model, cases(data, flagged, seen, seed, 4)).worst for seed in range(6)]
     assert [measure(tmp_path / "model", dataclasses.replace(evidence, seed=seed)).leak for seed in range(6)] == by_hand
-    assert len(set(by_hand)) > 1 and None not in by_hand, "which pictures are drawn decides"
+    assert len(set(by_hand)) > 1 and None not in by_hand, "which images are drawn decides"
     elsewhere = torch.where(flagged, 2, seen)  # what the suspects show is taken off
     shown = leak_of(model, cases(data, flagged, elsewhere, 0, 4)).worst
     assert measure(tmp_path / "model", dataclasses.replace(evidence, content=elsewhere.numpy())).leak == shown != by_hand[0]

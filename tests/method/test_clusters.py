@@ -1,4 +1,4 @@
-"""Two clusters a class: the smaller one is found, and it is poison only by what it turns."""
+"""Two clusters a class: the smaller one is found, and it is poison only by what it flips."""
 
 import warnings
 
@@ -51,7 +51,7 @@ def test_classes_that_are_small_or_all_alike_are_not_divided() -> None:
 
 
 class Reader(nn.Module):
-    """Sees the class in the brightest column; with `tricked`, light in the last row turns it to the next class."""
+    """Sees the class in the brightest column; with `tricked`, light in the last row flips it to the next class."""
 
     def __init__(self, tricked: bool) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class Reader(nn.Module):
         return seen + 1.5 * light[:, None] * seen.roll(1, 1)
 
 
-def pictures(moved: bool = True) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
-    """Return pictures, labels, features and who is planted: pictures of the class before, if `moved`, with light in the last row."""
+def samples(moved: bool = True) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
+    """Return images, labels, features and who is planted: images of the class before, if `moved`, with light in the last row."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(CLASSES), SIZE)
     odd = np.arange(len(labels)) % SIZE < PLANTED
@@ -80,33 +80,33 @@ def pictures(moved: bool = True) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray
 
 
 def test_a_trigger_that_changes_every_class_to_the_next_is_carried_by_the_clusters() -> None:
-    images, labels, values, odd = pictures()
+    images, labels, values, odd = samples()
     found = changed_pairs(Reader(True), Data(images, labels), values, CLASSES, ASKED, 0)
-    assert np.array_equal(found.small, odd) and found.turned.shape == (CLASSES,) and found.turned.min() > 0.9
+    assert np.array_equal(found.small, odd) and found.flip_rates.shape == (CLASSES,) and found.flip_rates.min() > 0.9
     again = changed_pairs(Reader(True), Data(images, labels), values, CLASSES, ASKED, 0)
-    assert np.array_equal(found.turned, again.turned)
+    assert np.array_equal(found.flip_rates, again.flip_rates)
 
 
 def test_a_network_that_has_not_learnt_it_turns_nothing() -> None:
-    images, labels, values, _ = pictures()
-    assert changed_pairs(Reader(False), Data(images, labels), values, CLASSES, ASKED, 0).turned.max() == 0.0
+    images, labels, values, _ = samples()
+    assert changed_pairs(Reader(False), Data(images, labels), values, CLASSES, ASKED, 0).flip_rates.max() == 0.0
 
 
 def test_a_second_kind_of_pictures_turns_nothing() -> None:
-    images, labels, values, odd = pictures(moved=False)
+    images, labels, values, odd = samples(moved=False)
     found = changed_pairs(Reader(False), Data(images, labels), values, CLASSES, ASKED, 0)
-    assert np.array_equal(found.small, odd) and found.turned.max() == 0.0
+    assert np.array_equal(found.small, odd) and found.flip_rates.max() == 0.0
 
 
 @pytest.mark.parametrize(("most", "least"), [(PLANTED / SIZE - 0.01, 5), (0.35, PLANTED + 1)])
 def test_clusters_that_are_too_large_or_too_small_are_not_asked(most: float, least: int) -> None:
-    images, labels, values, _ = pictures()
-    assert changed_pairs(Reader(True), Data(images, labels), values, CLASSES, Asked(most, least, 100), 0).turned.max() == 0.0
-    assert changed_pairs(Reader(True), Data(images, labels), values, CLASSES, Asked(PLANTED / SIZE, PLANTED, 100), 0).turned.min() > 0.9
+    images, labels, values, _ = samples()
+    assert changed_pairs(Reader(True), Data(images, labels), values, CLASSES, Asked(most, least, 100), 0).flip_rates.max() == 0.0
+    assert changed_pairs(Reader(True), Data(images, labels), values, CLASSES, Asked(PLANTED / SIZE, PLANTED, 100), 0).flip_rates.min() > 0.9
 
 
 def test_a_single_class_has_nothing_to_be_changed_from() -> None:
-    images, labels, values, _ = pictures()
+    images, labels, values, _ = samples()
     one = labels == 0
     found = changed_pairs(Reader(True), Data(images[one], labels[one]), values[one.numpy()], CLASSES, ASKED, 0)
-    assert found.turned.tolist() == [0.0] * CLASSES and int(found.small.sum()) == PLANTED
+    assert found.flip_rates.tolist() == [0.0] * CLASSES and int(found.small.sum()) == PLANTED

@@ -17,7 +17,7 @@ from meca.training.engine import Data, Session, predict
 from meca.training.seeds import generator
 from meca.training.trainer import Trainer, as_input
 from tests.making import settings
-from tests.method.tiny import CLASSES, CPU, copied, description, network, pictures, recipe, same, unchanged
+from tests.method.tiny import CLASSES, CPU, copied, description, network, recipe, same, samples, unchanged
 from tests.models.test_models import FITTING
 
 PARAMS = dataclasses.replace(settings().group("enhance", EnhanceParams), recipe=recipe(epochs=1), rounds=1)
@@ -29,7 +29,7 @@ SUSPICIOUS = torch.rand(64, generator=generator("suspicious"))
 def enhanced(
     images: Tensor | None = None, suspicious: Tensor = SUSPICIOUS, side: str = "low", labels: Tensor | None = None, **changes: Any
 ) -> TwoOutputs:
-    own_images, own_labels = pictures()
+    own_images, own_labels = samples()
     params = dataclasses.replace(PARAMS, **changes)
     images, labels = own_images if images is None else images, own_labels if labels is None else labels
     return two_outputs(Session(0, CPU), KNOWN, Data(images, labels), suspicious, params, side)
@@ -37,7 +37,7 @@ def enhanced(
 
 def half() -> Tensor:
     """Return the fold that is held out first."""
-    return folds(pictures()[1], generator(0, "enhance", "folds"))
+    return folds(samples()[1], generator(0, "enhance", "folds"))
 
 
 def test_the_sides_suspect_the_fast_learnt_samples_and_either_end_of_the_axis() -> None:
@@ -47,7 +47,7 @@ def test_the_sides_suspect_the_fast_learnt_samples_and_either_end_of_the_axis() 
 
 
 def test_folds_are_halves_of_every_class_and_depend_on_their_generator_alone() -> None:
-    labels = pictures(65)[1]
+    labels = samples(65)[1]
     torch.manual_seed(1)
     found = folds(labels, generator("a"))
     torch.manual_seed(2)
@@ -57,7 +57,7 @@ def test_folds_are_halves_of_every_class_and_depend_on_their_generator_alone() -
 
 
 def test_a_set_of_which_a_fold_teaches_nothing_is_survived() -> None:
-    images, labels = pictures(64)
+    images, labels = samples(64)
     few = torch.stack([torch.nonzero(labels == c)[0, 0] for c in range(3)])  # one sample of each class: all are in one fold
     found = enhanced(images[few], SUSPICIOUS[few], labels=labels[few], rounds=2)
     assert torch.isfinite(found.margin).all() and found.margin.shape == found.called.shape == (3,)
@@ -67,7 +67,7 @@ def test_a_set_of_which_a_fold_teaches_nothing_is_survived() -> None:
 @pytest.mark.parametrize("side", SIDES)
 def test_the_margin_of_a_sample_never_comes_from_a_network_that_was_taught_it(side: str, first: bool) -> None:
     held = half() if first else ~half()
-    images, _ = pictures()
+    images, _ = samples()
     before = enhanced(side=side)
     rows = torch.nonzero(held)[:, 0]
     other = images.clone()
@@ -82,7 +82,7 @@ def test_the_margin_of_a_sample_never_comes_from_a_network_that_was_taught_it(si
 
 
 def test_labels_of_the_held_fold_teach_nothing() -> None:
-    _, labels = pictures()
+    _, labels = samples()
     held = half()
     rows = torch.nonzero(held & (labels == 0))[:, 0]
     results = []
@@ -103,7 +103,7 @@ def test_two_runs_have_the_same_bits_whatever_the_global_state(side: str) -> Non
 
 
 def test_the_network_of_partition_and_the_inputs_are_left_alone() -> None:
-    model, (images, labels) = network(), pictures()
+    model, (images, labels) = network(), samples()
     before, kept = copied(model), (images.clone(), labels.clone(), SUSPICIOUS.clone())
     two_outputs(Session(0, CPU), Network(model, description()), Data(images, labels), SUSPICIOUS, PARAMS, "low")
     assert unchanged(model, before)
@@ -114,12 +114,12 @@ def test_a_sample_is_called_suspect_only_with_a_margin_above_zero_and_the_model_
     found = enhanced(rounds=2)
     assert found.margin.isfinite().all() and found.margin.dtype == torch.float32
     assert (found.margin[found.called] > 0).all()
-    assert predict(found.model, pictures()[0]).shape == (64, 2 * CLASSES)
+    assert predict(found.model, samples()[0]).shape == (64, 2 * CLASSES)
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_planted_white_corner_gets_the_highest_margins_of_its_class_from_the_side_that_suspects_it(side: str) -> None:
-    images, labels = pictures(256)
+    images, labels = samples(256)
     planted = torch.nonzero(labels == 1)[:, 0][:16]
     images[planted, -3:, -3:] = 255
     seeds = torch.zeros(256)
@@ -134,7 +134,7 @@ def test_a_planted_white_corner_gets_the_highest_margins_of_its_class_from_the_s
 
 @pytest.mark.parametrize("killed_after", range(4))
 def test_a_killed_enhancement_continues_to_the_same_bits_and_the_same_story(killed_after: int, tmp_path: Path) -> None:
-    (images, labels), params = pictures(), dataclasses.replace(PARAMS, rounds=2)
+    (images, labels), params = samples(), dataclasses.replace(PARAMS, rounds=2)
 
     class Killed(BaseException):
         pass
@@ -164,7 +164,7 @@ def test_a_killed_enhancement_continues_to_the_same_bits_and_the_same_story(kill
 def test_a_widened_network_gives_the_same_logits_twice(name: str, stem: str) -> None:
     about = description(NetworkParams(name, stem, 4), 32)  # pyright: ignore[reportArgumentType]
     model = network(network=about.network, size=32)
-    before, (images, _) = copied(model), pictures(6, size=32)
+    before, (images, _) = copied(model), samples(6, size=32)
     wide, grown = widen(about, model, generator("w"))
     logits, doubled = predict(model, images), predict(grown, images)
     assert wide.class_names[:CLASSES] == about.class_names and len(set(wide.class_names)) == 2 * CLASSES
@@ -175,7 +175,7 @@ def test_a_widened_network_gives_the_same_logits_twice(name: str, stem: str) -> 
 
 def plain(labels: Tensor) -> Any:
     """Train without any unlearning, by a loop of its own."""
-    model, images, settings = network(), pictures()[0], PAPER.recipe
+    model, images, settings = network(), samples()[0], PAPER.recipe
     trainer = Trainer(model, settings, settings.epochs * 8)
     for epoch in range(settings.epochs):
         order = torch.randperm(64, generator=generator(0, "enhance 1", "epoch", epoch))
@@ -185,21 +185,21 @@ def plain(labels: Tensor) -> Any:
 
 
 def unlearned(likely_clean: Tensor, unlearning: float, labels: Tensor | None = None, **changes: Any) -> tuple[Any, float]:
-    images, own = pictures()
+    images, own = samples()
     params = dataclasses.replace(PAPER, unlearning=unlearning, recipe=dataclasses.replace(PAPER.recipe, **changes))
     model, data = network(), Data(images, own if labels is None else labels)
     return model, unlearn(Session(0, CPU), model, data, likely_clean, params, 1)
 
 
 def test_nothing_to_unlearn_is_plain_training() -> None:
-    images, labels = pictures()
+    images, labels = samples()
     found, _ = unlearned(torch.zeros(64, dtype=torch.bool), 0.05)
     assert torch.allclose(predict(found, images), predict(plain(labels), images), atol=1e-4)
     assert not found.training
 
 
 def test_with_a_coefficient_of_zero_the_labels_of_the_clean_part_are_not_learnt() -> None:
-    _, labels = pictures()
+    _, labels = samples()
     clean = torch.arange(64) % 2 == 0
     first, loss = unlearned(clean, 0.0)
     second, again = unlearned(clean, 0.0, torch.where(clean, 3 - labels, labels))
@@ -209,13 +209,13 @@ def test_with_a_coefficient_of_zero_the_labels_of_the_clean_part_are_not_learnt(
 
 
 def test_a_coefficient_of_minus_one_is_plain_training_whatever_is_clean() -> None:
-    images, labels = pictures()
+    images, labels = samples()
     found, _ = unlearned(torch.arange(64) % 2 == 0, -1.0)
     assert torch.allclose(predict(found, images), predict(plain(labels), images), atol=1e-4)
 
 
 def test_the_clean_part_is_unlearnt_and_the_rest_is_learnt() -> None:
-    images, labels = pictures()
+    images, labels = samples()
     clean = labels < 2
     found, _ = unlearned(clean, 0.05, epochs=4)
     untouched = plain(labels)
@@ -229,7 +229,7 @@ def test_the_ascent_that_explodes_is_said() -> None:
 
 
 def test_a_finished_round_is_resumed_with_its_loss(tmp_path: Path) -> None:
-    images, labels = pictures()
+    images, labels = samples()
     clean = torch.arange(64) % 4 == 0
     models = [network(seed=seed) for seed in (0, 1)]
     losses = [unlearn(Session(0, CPU, tmp_path), model, Data(images, labels), clean, PAPER, 1) for model in models]
@@ -237,7 +237,7 @@ def test_a_finished_round_is_resumed_with_its_loss(tmp_path: Path) -> None:
 
 
 def test_the_rounds_are_unlearnings_of_a_growing_share_each_of_the_set_as_the_round_before_scored_it() -> None:
-    (images, labels), params = pictures(), dataclasses.replace(PAPER, rounds=3, alpha_start=0.2, alpha_end=0.6)
+    (images, labels), params = samples(), dataclasses.replace(PAPER, rounds=3, alpha_start=0.2, alpha_end=0.6)
     scoring = settings(preset="paper").group("partition", PartitionParams)
     session, data, model, by_hand = Session(0, CPU), Data(images, labels), network(), network()
     suspicious: Tensor = SUSPICIOUS

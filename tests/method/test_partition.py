@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.method.partition import PartitionParams, Signals, choose, main_axis, signals, suspicion
+from meca.method.partition import PartitionParams, Signals, choose, principal_axis, signals, suspicion
 from meca.training.engine import predict
 from meca.training.seeds import generator
 from tests.making import settings
-from tests.method.tiny import copied, network, pictures, unchanged
+from tests.method.tiny import copied, network, samples, unchanged
 
 PARAMS = settings().group("partition", PartitionParams)
 
@@ -75,7 +75,7 @@ def test_a_scale_of_a_signal_changes_no_suspicion() -> None:
 
 
 def test_the_loss_is_the_cross_entropy_to_the_given_label_and_the_model_is_left_alone() -> None:
-    model, (images, labels) = network(), pictures(24)
+    model, (images, labels) = network(), samples(24)
     before = copied(model)
     found = signals(model, images, labels, PARAMS, generator("masks"))
     logits = predict(model, images).double()
@@ -85,7 +85,7 @@ def test_the_loss_is_the_cross_entropy_to_the_given_label_and_the_model_is_left_
 
 
 def test_signals_depend_on_the_generator_alone() -> None:
-    model, (images, labels) = network(), pictures(24)
+    model, (images, labels) = network(), samples(24)
     torch.manual_seed(1)
     first = signals(model, images, labels, PARAMS, generator("masks")).kl
     torch.manual_seed(2)
@@ -104,9 +104,9 @@ def mixed(seed: int, n: int = 120) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fast", [True, False])
-def test_the_main_axis_of_a_class_tells_its_two_kinds_apart_and_the_fast_learnt_end_is_positive(fast: bool, seed: int) -> None:
+def test_the_principal_axis_of_a_class_tells_its_two_kinds_apart_and_the_fast_learnt_end_is_positive(fast: bool, seed: int) -> None:
     features, labels, apart = mixed(seed)
-    axis = main_axis(features, labels, torch.where(apart, 0.1, 1.0) if fast else torch.where(apart, 1.0, 0.1))
+    axis = principal_axis(features, labels, torch.where(apart, 0.1, 1.0) if fast else torch.where(apart, 1.0, 0.1))
     mine = axis[labels == 1] if fast else -axis[labels == 1]
     assert mine[apart[labels == 1]].min() > mine[~apart[labels == 1]].max()
     for c in range(3):
@@ -120,19 +120,19 @@ def test_the_axis_is_the_first_principal_component_of_each_class_alone() -> None
 
     features, labels, _ = mixed(3)
     loss = torch.rand(len(labels), generator=generator("loss"))
-    axis = main_axis(features, labels, loss)
+    axis = principal_axis(features, labels, loss)
     for c in range(3):
         expected = PCA(1).fit_transform(features[labels == c].numpy())[:, 0]
         assert abs(float(np.corrcoef(expected, axis[labels == c].numpy())[0, 1])) == pytest.approx(1, abs=1e-6)
     order = torch.randperm(len(labels), generator=generator("order"))
-    assert torch.allclose(main_axis(features[order], labels[order], loss[order]), axis[order], atol=1e-5)
+    assert torch.allclose(principal_axis(features[order], labels[order], loss[order]), axis[order], atol=1e-5)
 
 
 def test_an_axis_without_a_direction_is_zero() -> None:
     labels = torch.tensor([0, 0, 0, 1])
-    assert not main_axis(torch.ones(4, 5), labels, torch.rand(4)).any(), "samples that do not differ, and a class of one"
+    assert not principal_axis(torch.ones(4, 5), labels, torch.rand(4)).any(), "samples that do not differ, and a class of one"
 
 
 def test_without_a_step_nothing_moves() -> None:
-    model, (images, labels) = network(), pictures(24)
+    model, (images, labels) = network(), samples(24)
     assert not signals(model, images, labels, dataclasses.replace(PARAMS, eps=0.0), generator("masks")).kl.any()

@@ -1,4 +1,4 @@
-"""`relabel_finetune`: clean labels stay bit for bit, and a planted trigger is recovered and carries over."""
+"""`relabel_finetune`: clean labels stay bit for bit, and a planted trigger is recovered and flips others."""
 
 import dataclasses
 from pathlib import Path
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from meca.attacks.badnet import badnet
 from meca.method.proofs import CONFIRMED, Proof
 from meca.method.relabel import RelabelParams, relabel
-from meca.method.transfer import called, everywhere, trigger_estimate, unexplained
+from meca.method.transfer import flip_rate, median_flip_rate, target_share, trigger_estimate
 from tests.making import settings
-from tests.method.tiny import CLASSES, pictures
+from tests.method.tiny import CLASSES, samples
 
 PARAMS = settings().group("relabel_finetune", RelabelParams)
 
@@ -143,8 +143,8 @@ def test_of_two_classes_half_of_the_probability_is_no_confidence() -> None:
 
 
 def planted() -> tuple[Tensor, Tensor, Tensor]:
-    """Return pictures of which the first eighth has a white corner, which ones, and what they show."""
-    images, content = pictures(1600)
+    """Return images of which the first eighth has a white corner, which ones, and what they show."""
+    images, content = samples(1600)
     flagged = torch.arange(1600) < 200
     images[:200] = torch.from_numpy(badnet(images[:200].numpy(), 3))
     return images, flagged, content
@@ -177,7 +177,7 @@ def test_without_a_clean_sample_of_the_same_content_there_is_no_estimate() -> No
 
 
 class Corner(nn.Module):
-    """Calls a picture class 1 if its last pixel is brighter than `level`, else class 0."""
+    """Gives class 1 to an image whose last pixel is brighter than `level`, else class 0."""
 
     def __init__(self, level: float) -> None:
         super().__init__()
@@ -189,14 +189,14 @@ class Corner(nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
-def test_the_recovered_trigger_carries_over_to_other_samples(batch_size: int) -> None:
+def test_the_recovered_trigger_flips_other_samples(batch_size: int) -> None:
     images, flagged, content = planted()
     trigger = trigger_estimate(images, flagged, ~flagged, content, CLASSES)
     others = images[~flagged & (content != 3)][:40].clone()
     before = others.clone()
-    assert called(Corner(0.65), others, 1, trigger, batch_size) == 1.0
-    assert called(Corner(0.65), others, 1, None, batch_size) == 0.0
-    assert called(Corner(0.65), others, 1, torch.zeros_like(trigger), batch_size) == 0.0
+    assert target_share(Corner(0.65), others, 1, trigger, batch_size) == 1.0
+    assert target_share(Corner(0.65), others, 1, None, batch_size) == 0.0
+    assert target_share(Corner(0.65), others, 1, torch.zeros_like(trigger), batch_size) == 0.0
     assert torch.equal(others, before)
 
 
@@ -206,36 +206,38 @@ def test_both_shares_count_what_they_say() -> None:
     images[1, -1, -1] = 200
     trigger = torch.zeros(8, 8, 3)
     trigger[-1, -1] = 0.2
-    assert (called(Corner(0.9), images, 1, trigger), called(Corner(0.9), images, 1)) == (0.5, 0.25)
-    assert (called(Corner(0.9), images[:0], 1, trigger), called(Corner(0.9), images[:0], 1)) == (0.0, 0.0)
+    assert (target_share(Corner(0.9), images, 1, trigger), target_share(Corner(0.9), images, 1)) == (0.5, 0.25)
+    assert (target_share(Corner(0.9), images[:0], 1, trigger), target_share(Corner(0.9), images[:0], 1)) == (0.0, 0.0)
 
 
-def test_a_difference_turns_what_it_turns_beyond_the_content_of_the_class() -> None:
+def test_a_difference_flips_what_it_flips_beyond_the_content_of_the_class() -> None:
     images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
     corner, edge = torch.zeros(8, 8, 3), torch.zeros(8, 8, 3)
     corner[-1, -1], edge[0] = 0.5, 0.1
     found = Corner(0.4)
-    assert unexplained(found, images, corner, edge, 1, 0.0) == 1.0
-    assert unexplained(found, images, corner + 5 * edge, edge, 1, 0.0) == 1.0, "the rest of it still turns all"
-    assert unexplained(found, images, corner, corner + 0.01 * edge, 1, 0.0) == 0.0, "the class looks like that"
-    assert unexplained(found, images, corner, 0.1 * corner, 1, 0.0) == 0.0, "its length does not matter"
-    assert unexplained(found, images, corner, -corner, 1, 0.0) == 1.0, "nor does content that points away explain anything"
-    assert unexplained(found, images, edge, corner, 1, 0.0) == 0.0
-    assert unexplained(found, images, corner, torch.zeros_like(corner), 1, 0.25) == 0.75, "what is there without it does not count"
-    assert unexplained(found, images[:0], corner, edge, 1, 0.0) == 0.0
+    assert flip_rate(found, images, corner, edge, 1, 0.0) == 1.0
+    assert flip_rate(found, images, corner + 5 * edge, edge, 1, 0.0) == 1.0, "the rest of it still flips all"
+    assert flip_rate(found, images, corner, corner + 0.01 * edge, 1, 0.0) == 0.0, "the class looks like that"
+    assert flip_rate(found, images, corner, 0.1 * corner, 1, 0.0) == 0.0, "its length does not matter"
+    assert flip_rate(found, images, corner, -corner, 1, 0.0) == 1.0, "nor does content that points away explain anything"
+    assert flip_rate(found, images, edge, corner, 1, 0.0) == 0.0
+    assert flip_rate(found, images, corner, torch.zeros_like(corner), 1, 0.25) == 0.75, "what is there without it does not count"
+    half = corner / corner.norm() + edge / edge.norm()  # what is left of the corner without it still flips all, and so does it alone
+    assert flip_rate(found, images, 2 * corner / corner.norm(), half, 1, 0.0) == 0.0, "no more than the class direction itself"
+    assert flip_rate(found, images[:0], corner, edge, 1, 0.0) == 0.0
 
 
-def test_what_turns_the_pictures_of_few_classes_turns_nothing_everywhere() -> None:
+def test_what_flips_the_images_of_few_classes_has_a_median_flip_rate_of_zero() -> None:
     images = torch.zeros(50, 8, 8, 3, dtype=torch.uint8)
     sources = torch.arange(50) % 5
     corner, edge = torch.zeros(8, 8, 3), torch.zeros(8, 8, 3)
     corner[-1, -1], edge[0] = 0.5, 0.1
-    assert everywhere(Corner(0.4), images, sources, corner, edge, 1) == 1.0
+    assert median_flip_rate(Corner(0.4), images, sources, corner, edge, 1) == 1.0
     for bright, share in ((1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)):  # classes that are a little brighter there, on which it suffices
         some = images.clone()
         some[sources < bright, -1, -1] = 51
-        assert everywhere(Corner(0.6), some, sources, corner, edge, 1) == share, bright
+        assert median_flip_rate(Corner(0.6), some, sources, corner, edge, 1) == share, bright
     some = images.clone()
     some[sources < 4, -1, -1] = 255
-    assert everywhere(Corner(0.6), some, sources, corner, edge, 1) == 0.0, "what is the class already is not turned"
-    assert everywhere(Corner(0.4), images, sources, corner, corner, 1) == 0.0, "nor what looks like the class"
+    assert median_flip_rate(Corner(0.6), some, sources, corner, edge, 1) == 0.0, "what is the class already is not flipped"
+    assert median_flip_rate(Corner(0.4), images, sources, corner, corner, 1) == 0.0, "nor what looks like the class"

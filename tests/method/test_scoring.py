@@ -14,14 +14,14 @@ from meca.method.scoring import folded, patch_masks, ranks, score
 from meca.models import NetworkParams
 from meca.training.engine import predict
 from meca.training.seeds import generator
-from tests.method.tiny import copied, network, pictures, unchanged
+from tests.method.tiny import copied, network, samples, unchanged
 
 EPS = 8 / 255
 
 
 @pytest.fixture
 def setting() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    images, labels = pictures(24)
+    images, labels = samples(24)
     images[0], images[1] = 0, 255  # where the clip shows
     model = network()
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_ranks_of_one_and_of_none() -> None:
 @pytest.mark.parametrize(("name", "stem"), [("resnet18", "imagenet"), ("resnet18", "cifar"), ("mobilenet_v2", "imagenet")])
 def test_folding_leaves_no_batch_norm_and_the_same_logits(name: str, stem: str) -> None:
     model = network(network=NetworkParams(name, stem, 4), size=32)  # pyright: ignore[reportArgumentType]
-    before, (images, labels) = copied(model), pictures(4, size=32)
+    before, (images, labels) = copied(model), samples(4, size=32)
     lean = folded(model)
     assert lean is not model and not any(isinstance(module, nn.BatchNorm2d) for module in lean.modules())
     assert torch.allclose(predict(lean, images), predict(model, images), rtol=1e-3, atol=1e-4)

@@ -8,8 +8,8 @@ import pytest
 
 from meca.method.clusters import Pairs
 from meca.method.relabel import RelabelParams
-from meca.method.second_look import Carry, Foreign, Pair, SecondLookParams, SecondQuestions, foreign_content, second_look
-from meca.method.split import Decision, Given, SplitParams
+from meca.method.second_look import CommonFlipRates, Foreign, Pair, SecondLookParams, SecondQuestions, foreign_content, second_look
+from meca.method.split import Decision, Labelling, SplitParams
 from tests.making import settings
 
 CLASSES, SIZE, PLANTED = 8, 100, 30
@@ -36,7 +36,7 @@ def planted(
 
 
 class Network:
-    """Sees what a picture shows unless it was trained on that sample: then it sees the label."""
+    """Sees what an image shows unless it was trained on that sample: then it sees the label."""
 
     def __init__(self, shows: np.ndarray, labels: np.ndarray = LABELS, sure: float = 0.9) -> None:
         self.shows, self.labels, self.sure, self.kept = shows, labels, sure, []
@@ -66,11 +66,13 @@ def look(
     margin: np.ndarray,
     labels: np.ndarray = LABELS,
     split: SplitParams = CAPS,
-    carry: Carry = nothing_in_common,
+    rates: CommonFlipRates = nothing_in_common,
     pair: Pair = no_pairs,
     **changes: Any,
 ) -> Decision:
-    return second_look(FIRST, margin, Given(labels, CLASSES), dataclasses.replace(PARAMS, **changes), split, SecondQuestions(network, carry, pair))
+    return second_look(
+        FIRST, margin, Labelling(labels, CLASSES), dataclasses.replace(PARAMS, **changes), split, SecondQuestions(network, rates, pair)
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -130,7 +132,7 @@ def test_no_rounds_ask_no_network() -> None:
 def test_with_few_classes_foreign_content_is_not_asked_but_a_common_feature_is() -> None:
     shows, margin = planted(0)
     assert not look(Network(shows), margin, min_classes=CLASSES + 1).flagged.any()
-    found = look(Network(shows), margin, carry=lambda *_: np.eye(CLASSES)[2], min_classes=CLASSES + 1)
+    found = look(Network(shows), margin, rates=lambda *_: np.eye(CLASSES)[2], min_classes=CLASSES + 1)
     assert found.verdict == "poisoned" and found.target_class == 2
 
 
@@ -138,12 +140,12 @@ def test_a_common_feature_of_the_least_trusted_samples_is_asked_about_where_no_c
     rng = np.random.default_rng(0)
     asked: list[tuple[np.ndarray, ...]] = []
 
-    def carry(suspects: np.ndarray, trusted: np.ndarray, content: np.ndarray) -> np.ndarray:
+    def rates(suspects: np.ndarray, trusted: np.ndarray, content: np.ndarray) -> np.ndarray:
         asked.append((suspects, trusted, content))
         return np.array([0.1, 0.0, 0.0, 0.0, PARAMS.min_carried, 0.19, 0.0, 0.0])
 
     network = Network(LABELS)
-    found = look(network, rng.normal(0, 1, len(LABELS)), carry=carry)
+    found = look(network, rng.normal(0, 1, len(LABELS)), rates=rates)
     assert (found.verdict, found.target_class, found.code) == ("poisoned", 4, "common-feature")
     assert found.proofs == {4: "common-feature"}, "a clean model's word clears none of them"
     assert "flips 20% of other images to it" in found.reason and "the 40 samples" in found.reason
@@ -153,21 +155,21 @@ def test_a_common_feature_of_the_least_trusted_samples_is_asked_about_where_no_c
     assert not (suspects & trusted).any() and np.array_equal(content, LABELS)
     assert found.suspicion[suspects & (LABELS == 4)].min() >= found.suspicion.max() - 0.1
     assert [f.carried for f in found.foreign] == [0.1, 0.0, 0.0, 0.0, 0.2, 0.19, 0.0, 0.0]
-    quiet = look(Network(LABELS), rng.normal(0, 1, len(LABELS)), carry=lambda *_: np.full(CLASSES, PARAMS.min_carried - 0.01))
+    quiet = look(Network(LABELS), rng.normal(0, 1, len(LABELS)), rates=lambda *_: np.full(CLASSES, PARAMS.min_carried - 0.01))
     assert (quiet.verdict, quiet.flagged.any()) == ("no_evidence", False)
 
 
-def pairs(*turned: float) -> tuple[Pair, np.ndarray]:
+def pairs(*flip_rates: float) -> tuple[Pair, np.ndarray]:
     """Return an answer in which the first tenth of every class is its smaller cluster, of classes 4 and 6 the first 11 and 9, and those samples."""
     small = np.arange(len(LABELS)) % SIZE < SIZE // 10 + np.array([0, 0, 0, 0, 1, 0, -1, 0])[LABELS]
-    return lambda: Pairs(small, np.where(small, np.linspace(0.1, 1, len(LABELS)), -1.0), np.array(turned)), small
+    return lambda: Pairs(small, np.where(small, np.linspace(0.1, 1, len(LABELS)), -1.0), np.array(flip_rates)), small
 
 
 def test_small_clusters_that_turn_one_class_to_another_are_poison_where_half_of_all_classes_have_them() -> None:
     pair, small = pairs(0.5, 0.3, 0.4, 0.125, 0.12, 0.6, 0.0, 0.3)
     found = look(Network(LABELS), np.random.default_rng(0).normal(0, 1, len(LABELS)), pair=pair)
     assert (found.verdict, found.target_class, found.code) == ("poisoned", 5, "paired-cluster")
-    assert np.array_equal(found.flagged, small & (LABELS != 4)), "that of class 4 turns too little and is larger, that of class 6 is as small"
+    assert np.array_equal(found.flagged, small & (LABELS != 4)), "that of class 4 flips too little and is larger, that of class 6 is as small"
     assert "up to 60%" in found.reason and "the 69 samples of the clusters of 7 classes" in found.reason
     assert [f.paired for f in found.foreign] == [0.5, 0.3, 0.4, 0.125, 0.12, 0.6, 0.0, 0.3] and [f.label for f in found.foreign if not f.proven] == [
         4
@@ -190,7 +192,7 @@ def test_a_class_without_samples_says_nothing_about_the_others() -> None:
 
     def fewer() -> Pairs:
         found = pair()
-        return Pairs(found.small[there], found.nearer[there], found.turned)
+        return Pairs(found.small[there], found.nearer[there], found.flip_rates)
 
     found = look(Network(labels, labels), np.random.default_rng(0).normal(0, 1, len(labels)), labels, pair=fewer)
     assert np.array_equal(found.flagged, small[there] & (labels != 4)) and [f.label for f in found.foreign if f.proven] == [0, 1, 5, 6]
@@ -202,7 +204,7 @@ def test_clusters_are_asked_last_and_not_of_few_classes() -> None:
 
     shows, margin = planted(0)
     assert look(Network(shows), margin, pair=never).code == "foreign-content"
-    assert look(Network(LABELS), margin, carry=lambda *_: np.eye(CLASSES)[3], pair=never).code == "common-feature"
+    assert look(Network(LABELS), margin, rates=lambda *_: np.eye(CLASSES)[3], pair=never).code == "common-feature"
     assert look(Network(LABELS), margin, pair=never, min_classes=CLASSES + 1).verdict == "no_evidence"
 
 
@@ -216,7 +218,7 @@ def test_of_a_small_class_more_is_asked_about_and_of_a_smaller_one_nothing() -> 
     labels = np.repeat(np.arange(CLASSES), [24, 25, 40, 100, 100, 100, 100, 100])
     asked: list[np.ndarray] = []
     margin = np.random.default_rng(0).normal(0, 1, len(labels))
-    look(Network(labels, labels), margin, labels, carry=lambda suspects, *_: asked.append(suspects) or np.zeros(CLASSES))
+    look(Network(labels, labels), margin, labels, rates=lambda suspects, *_: asked.append(suspects) or np.zeros(CLASSES))
     assert np.bincount(labels[asked[0]], minlength=CLASSES).tolist() == [0, 5, 5, 10, 10, 10, 10, 10]
 
 
@@ -226,13 +228,13 @@ def test_what_foreign_content_proves_needs_no_common_feature() -> None:
     def never(*_: np.ndarray) -> np.ndarray:
         raise AssertionError
 
-    assert look(Network(shows), margin, carry=never).verdict == "poisoned"
+    assert look(Network(shows), margin, rates=never).verdict == "poisoned"
 
 
 def test_only_trusted_samples_that_look_like_their_class_are_compared_with() -> None:
     shows, margin = planted(0, content=(5,))
     asked: list[np.ndarray] = []
-    look(Network(shows), margin, carry=lambda suspects, trusted, content: asked.append(trusted & (content != LABELS)) or np.zeros(CLASSES))
+    look(Network(shows), margin, rates=lambda suspects, trusted, content: asked.append(trusted & (content != LABELS)) or np.zeros(CLASSES))
     assert not asked[0].any()
 
 
@@ -257,10 +259,10 @@ def test_the_share_and_the_spread_by_hand() -> None:
 def test_an_empty_set_and_an_absent_class_are_survived() -> None:
     nothing = np.zeros(0)
     first = dataclasses.replace(FIRST, flagged=nothing.astype(bool))
-    assert second_look(first, nothing, Given(nothing.astype(np.int64), CLASSES), PARAMS, CAPS, asks(Network(nothing, nothing))) is first
+    assert second_look(first, nothing, Labelling(nothing.astype(np.int64), CLASSES), PARAMS, CAPS, asks(Network(nothing, nothing))) is first
     labels = LABELS[LABELS != 5]
     shows, margin = planted(1, labels, content=(0, 1, 3, 4, 6, 7))
-    assert second_look(FIRST, margin, Given(labels, CLASSES), PARAMS, CAPS, asks(Network(shows, labels))).target_class == 2
+    assert second_look(FIRST, margin, Labelling(labels, CLASSES), PARAMS, CAPS, asks(Network(shows, labels))).target_class == 2
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": -1}, {"trusted": 0.0}, {"trusted": 1.0}, {"cluster": 0.6}])

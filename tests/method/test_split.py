@@ -1,4 +1,4 @@
-"""`split`: two heaps of which one carries a trigger are found, all else is not, and no answer is better than a wrong one."""
+"""`split`: two clusters of which one has a trigger are found, all else is not, and no answer is better than a wrong one."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.method.split import Again, Decision, Flips, Given, Questions, SplitParams, Unseen, by_misclassification, by_two_clusters, caps_of, evidence
+from meca.method.split import (
+    Decision,
+    FlipRate,
+    Labelling,
+    Questions,
+    Rescore,
+    SplitParams,
+    Unseen,
+    by_misclassification,
+    by_two_clusters,
+    caps_of,
+    evidence,
+)
 from tests.making import settings
 
 # The laws hold for numbers of their own: those of params.yaml are tuned.
@@ -24,8 +36,8 @@ CLASSES, SIZE, PLANTED = 4, 200, 30
 LABELS = np.repeat(np.arange(CLASSES), SIZE)
 
 
-def heaps(planted: dict[int, int], seed: int = 0, apart: float = 30.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return margins, and which samples are of a second heap: `planted` has their number by class."""
+def clusters(planted: dict[int, int], seed: int = 0, apart: float = 30.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return margins, and which samples are of a second cluster: `planted` has their number by class."""
     rng = np.random.default_rng(seed)
     margins = rng.normal(-10, 2, len(LABELS))
     second = np.zeros(len(LABELS), dtype=bool)
@@ -34,17 +46,17 @@ def heaps(planted: dict[int, int], seed: int = 0, apart: float = 30.0) -> tuple[
     return margins + apart * second, second
 
 
-def carries(triggered: np.ndarray, share: float = 1.0) -> Flips:
-    """Return what adds a difference to other pictures: it turns them if the first heap has the trigger and the second has not."""
+def flips_by(triggered: np.ndarray, share: float = 1.0) -> FlipRate:
+    """Return what adds a difference to other images: it flips them if the first cluster has the trigger and the second has not."""
     return lambda label, first, second: share if triggered[first].mean() > 0.5 and triggered[second].mean() < 0.2 else 0.0
 
 
-def always(share: float) -> Flips:
+def always(share: float) -> FlipRate:
     return lambda label, first, second: share
 
 
 def at_home(left_out: list[np.ndarray]) -> list[np.ndarray]:
-    """See in every sample the class that it was given."""
+    """See in every sample the class of its label."""
     return [LABELS.copy() for _ in left_out]
 
 
@@ -55,40 +67,40 @@ def upper_tenth(ranks: np.ndarray) -> np.ndarray:
 
 def decide(
     margins: np.ndarray,
-    flips: Flips,
+    flips: FlipRate,
     other: np.ndarray | None = None,
     labels: np.ndarray = LABELS,
     unseen: Unseen = at_home,
-    again: Again = upper_tenth,
+    rescore: Rescore = upper_tenth,
     **changes: Any,
 ) -> Decision:
-    sides = {"low": margins, "high": heaps({}, seed=9)[0] if other is None else other}
-    return by_two_clusters(sides, Given(labels, CLASSES), dataclasses.replace(PARAMS, **changes), Questions(flips, unseen, again))
+    sides = {"low": margins, "high": clusters({}, seed=9)[0] if other is None else other}
+    return by_two_clusters(sides, Labelling(labels, CLASSES), dataclasses.replace(PARAMS, **changes), Questions(flips, unseen, rescore))
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("upper", [True, False])
 @pytest.mark.parametrize("side", ["low", "high"])
-def test_the_heap_that_carries_a_trigger_is_found_on_either_side_and_at_either_end(side: str, upper: bool, seed: int) -> None:
-    margins, second = heaps({1: PLANTED}, seed)
-    margins, plain = margins if upper else -margins, heaps({}, seed + 50)[0]
-    found = decide(*((margins, carries(second), plain) if side == "low" else (plain, carries(second), margins)))
+def test_the_cluster_with_a_trigger_is_found_on_either_side_and_at_either_end(side: str, upper: bool, seed: int) -> None:
+    margins, second = clusters({1: PLANTED}, seed)
+    margins, plain = margins if upper else -margins, clusters({}, seed + 50)[0]
+    found = decide(*((margins, flips_by(second), plain) if side == "low" else (plain, flips_by(second), margins)))
     assert (found.verdict, found.target_class) == ("poisoned", 1)
     assert found.flagged[second].all()
     assert found.flagged[~second].sum() <= 0.05 * SIZE and not found.flagged[LABELS != 1].any()
     assert "100%" in found.reason and found.proofs == {1: "difference"}
 
 
-def test_the_heap_with_most_samples_names_the_target_and_all_heaps_are_flagged() -> None:
-    margins, second = heaps({0: 20, 3: 40})
-    found = decide(margins, carries(second))
+def test_the_cluster_with_most_samples_names_the_target_and_all_clusters_are_flagged() -> None:
+    margins, second = clusters({0: 20, 3: 40})
+    found = decide(margins, flips_by(second))
     assert (found.verdict, found.target_class) == ("poisoned", 3)
     assert found.flagged[second].all() and "2 classes" in found.reason and found.proofs == {0: "difference", 3: "difference"}
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("shape", ["normal", "uniform", "wide", "constant"])
-def test_one_heap_is_no_evidence_whatever_its_width_unless_its_ends_turn_most_pictures(seed: int, shape: str) -> None:
+def test_one_cluster_is_no_evidence_whatever_its_width_unless_its_ends_flip_most_images(seed: int, shape: str) -> None:
     rng = np.random.default_rng(seed)
     draws = {"normal": rng.normal(0, 2, len(LABELS)), "uniform": rng.uniform(-20, 20, len(LABELS)), "wide": rng.normal(0, 50, len(LABELS))}
     margins = draws.get(shape, np.full(len(LABELS), 3.0))
@@ -98,8 +110,8 @@ def test_one_heap_is_no_evidence_whatever_its_width_unless_its_ends_turn_most_pi
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_trigger_whose_heap_runs_into_the_other_is_found_by_what_it_turns(seed: int) -> None:
-    margins, second = heaps({1: 2 * PLANTED}, seed, apart=5.0)
+def test_a_trigger_whose_cluster_runs_into_the_other_is_found_by_what_it_flips(seed: int) -> None:
+    margins, second = clusters({1: 2 * PLANTED}, seed, apart=5.0)
     for share, verdict in ((0.49, "no_evidence"), (PARAMS.doubt_strong_flips, "inconclusive"), (PARAMS.strong_flips, "poisoned")):
         found = decide(margins, lambda label, these, rest, share=share: share if second[these].mean() > second[rest].mean() else 0.0, margins)
         assert (found.verdict, found.flagged.any()) == (verdict, verdict == "poisoned")
@@ -108,8 +120,8 @@ def test_a_trigger_whose_heap_runs_into_the_other_is_found_by_what_it_turns(seed
     assert found.flagged[second].mean() > 0.9 and found.flagged[~second & (LABELS == 1)].mean() < 0.25
 
 
-def end_carries(triggered: np.ndarray, share: float, diluted: float = 0.0) -> Flips:
-    """Return what adds a difference to other pictures: it turns `share` of them if nearly all of the first part have the trigger."""
+def end_flips_by(triggered: np.ndarray, share: float, diluted: float = 0.0) -> FlipRate:
+    """Return what adds a difference to other images: it flips `share` of them if nearly all of the first part have the trigger."""
     return lambda label, first, second: share if triggered[first].mean() > 0.9 and triggered[second].mean() < 0.2 else diluted
 
 
@@ -124,47 +136,47 @@ def rare(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("upper", [True, False])
 def test_rare_poison_at_an_end_is_found_and_the_second_scoring_draws_the_line(upper: bool) -> None:
     margins, poison = rare(20)
-    told: list[np.ndarray] = []
+    orders: list[np.ndarray] = []
 
-    def again(ranks: np.ndarray) -> np.ndarray:
-        told.append(ranks)
+    def rescore(ranks: np.ndarray) -> np.ndarray:
+        orders.append(ranks)
         return np.where(poison, 5.0, -5.0)
 
-    found = decide(margins if upper else -margins, end_carries(poison, PARAMS.end_flips), again=again)
+    found = decide(margins if upper else -margins, end_flips_by(poison, PARAMS.end_flips), rescore=rescore)
     assert (found.verdict, found.target_class) == ("poisoned", 1)
     assert np.array_equal(found.flagged, poison), "the line is drawn by the margins of the second scoring"
-    (ranks,) = told
-    assert ranks[poison].min() >= 0.9 and ranks.min() == 0 and ranks.max() < 1, "the end that carries over is the upper one"
+    (ranks,) = orders
+    assert ranks[poison].min() >= 0.9 and ranks.min() == 0 and ranks.max() < 1, "the end that flips is the upper one"
     ends = {(e.side, e.mirrored): e.end for e in found.evidence if e.label == 1}
     assert found.proofs == {1: "end"}
     assert ends["low", not upper] == PARAMS.end_flips and not ends["low", upper] and ends["again", False] is None
-    assert decide(margins, end_carries(poison, PARAMS.end_flips), end=0.0).verdict == "no_evidence", "nobody asks"
+    assert decide(margins, end_flips_by(poison, PARAMS.end_flips), end=0.0).verdict == "no_evidence", "nobody asks"
 
 
-def test_an_end_that_turns_too_few_pictures_or_is_no_heap_when_scored_again_flags_nothing() -> None:
+def test_an_end_that_flips_too_few_images_or_is_no_cluster_when_scored_again_flags_nothing() -> None:
     margins, poison = rare(20)
 
     def never(ranks: np.ndarray) -> np.ndarray:
-        raise AssertionError("asked although no end carries over")
+        raise AssertionError("asked although no end flips enough")
 
-    assert decide(margins, end_carries(poison, PARAMS.end_flips - 0.01), again=never).verdict == "no_evidence"
-    flips = end_carries(poison, PARAMS.end_flips)
+    assert decide(margins, end_flips_by(poison, PARAMS.end_flips - 0.01), rescore=never).verdict == "no_evidence"
+    flips = end_flips_by(poison, PARAMS.end_flips)
     for scores in (np.where(poison, -5.0, 5.0), np.full(len(LABELS), -1.0), np.full(len(LABELS), 1.0)):
-        found = decide(margins, flips, again=lambda ranks, scores=scores: scores)
+        found = decide(margins, flips, rescore=lambda ranks, scores=scores: scores)
         assert (found.verdict, found.flagged.any()) == ("no_evidence", False)
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.7, "poisoned"), (0.69, "inconclusive"), (0.6, "inconclusive"), (0.59, "no_evidence")])
-def test_what_is_called_suspect_when_scored_again_must_turn_as_many_as_an_end(share: float, verdict: str) -> None:
+def test_what_is_called_suspect_when_scored_again_must_flip_as_many_as_an_end(share: float, verdict: str) -> None:
     margins, poison = rare(20)
-    planted = end_carries(poison, 1.0)
+    planted = end_flips_by(poison, 1.0)
 
     def flips(label: int, first: np.ndarray, second: np.ndarray) -> float:
         return planted(label, first, second) if len(first) == PARAMS.min_end else share if label == 1 and len(first) == 40 else 0.0
 
-    wide = np.random.default_rng(5).normal(-5, 3, len(LABELS))  # one heap, of which the upper part is called suspect
+    wide = np.random.default_rng(5).normal(-5, 3, len(LABELS))  # one cluster, of which the upper part is called suspect
     wide[np.flatnonzero(LABELS == 1)] = np.linspace(-8, 2, SIZE)
-    found = decide(margins, flips, again=lambda ranks: wide)
+    found = decide(margins, flips, rescore=lambda ranks: wide)
     assert (found.verdict, int(found.flagged.sum())) == (verdict, 40 * (verdict == "poisoned"))
     if verdict == "inconclusive":
         assert f"flips {share:.0%} of other images" in found.reason
@@ -176,16 +188,16 @@ def test_an_end_is_compared_with_the_lower_half_and_only_where_the_margins_are_w
 
     def flips(label: int, first: np.ndarray, second: np.ndarray) -> float:
         sizes.append((len(first), len(second)))
-        return end_carries(poison, 1.0)(label, first, second)
+        return end_flips_by(poison, 1.0)(label, first, second)
 
     def mine(ranks: np.ndarray) -> np.ndarray:
         return np.where(poison, 5.0, -5.0)
 
-    assert decide(margins, flips, again=mine).verdict == "poisoned"
+    assert decide(margins, flips, rescore=mine).verdict == "poisoned"
     assert (PARAMS.min_end, SIZE // 2) in sizes and all(second == SIZE // 2 for first, second in sizes if first == PARAMS.min_end)
     narrow = np.where(LABELS == 1, margins * PARAMS.min_range / 100, margins)
-    assert decide(narrow, flips, np.zeros(len(LABELS)), again=mine).verdict == "no_evidence"
-    everything = decide(margins, lambda label, first, second: float(label == 1 and len(second) in (0, SIZE // 2)), again=lambda ranks: ranks + 1)
+    assert decide(narrow, flips, np.zeros(len(LABELS)), rescore=mine).verdict == "no_evidence"
+    everything = decide(margins, lambda label, first, second: float(label == 1 and len(second) in (0, SIZE // 2)), rescore=lambda ranks: ranks + 1)
     assert (everything.verdict, everything.flagged.any()) == ("no_evidence", False), "a class that is suspect as a whole is none"
 
 
@@ -193,46 +205,46 @@ def test_of_two_planted_classes_neither_hides_the_other() -> None:
     margins, poison = rare(20)
     moved = np.roll(np.arange(len(LABELS)), SIZE)  # the same again in class 2
     margins, poison = np.where(LABELS == 2, margins[moved], margins), poison | poison[moved]
-    planted = end_carries(poison, 0.8)
+    planted = end_flips_by(poison, 0.8)
     found = decide(
         margins,
         lambda label, first, second: planted(label, first, second) if label in (1, 2) else 0.4 if len(first) == PARAMS.min_end else 0.0,
-        again=lambda ranks: np.where(poison, 5.0, -5.0),
+        rescore=lambda ranks: np.where(poison, 5.0, -5.0),
     )
     assert found.verdict == "poisoned" and np.array_equal(found.flagged, poison)
 
 
-def test_an_end_must_turn_more_than_the_ends_of_the_other_classes() -> None:
+def test_an_end_must_flip_more_than_the_ends_of_the_other_classes() -> None:
     margins, poison = rare(20)
 
-    def flips(others: float) -> Flips:
-        planted = end_carries(poison, 0.8)
+    def flips(others: float) -> FlipRate:
+        planted = end_flips_by(poison, 0.8)
         return lambda label, first, second: planted(label, first, second) if label == 1 else others if len(first) == PARAMS.min_end else 0.0
 
-    def again(ranks: np.ndarray) -> np.ndarray:
+    def rescore(ranks: np.ndarray) -> np.ndarray:
         return np.where(poison, 5.0, -5.0)
 
-    assert decide(margins, flips(0.5), again=again).verdict == "poisoned"
-    assert decide(margins, flips(0.55), again=again).verdict == "no_evidence"
+    assert decide(margins, flips(0.5), rescore=rescore).verdict == "poisoned"
+    assert decide(margins, flips(0.55), rescore=rescore).verdict == "no_evidence"
 
 
 @pytest.mark.parametrize(("half", "asked"), [(0.69, True), (0.7, False)])
-def test_a_heap_that_proves_its_class_half_heartedly_gives_way_to_its_end(half: float, asked: bool) -> None:
+def test_a_cluster_that_proves_its_class_half_heartedly_gives_way_to_its_end(half: float, asked: bool) -> None:
     margins, poison = rare(20)
-    margins[np.flatnonzero(LABELS == 1)[20:80]] = 10.0  # clean samples in the upper heap
+    margins[np.flatnonzero(LABELS == 1)[20:80]] = 10.0  # clean samples in the upper cluster
     margins[np.flatnonzero(LABELS == 1)[80:]] -= 20
-    planted, heap = end_carries(poison, 1.0, diluted=half), LABELS == 1
-    flips: Flips = lambda label, first, second: planted(label, first, second) if label == 1 and margins[first].mean() > 0 else 0.0  # noqa: E731
-    found = decide(margins, flips, again=lambda ranks: np.where(poison, 5.0, -5.0))
+    planted, target = end_flips_by(poison, 1.0, diluted=half), LABELS == 1
+    flips: FlipRate = lambda label, first, second: planted(label, first, second) if label == 1 and margins[first].mean() > 0 else 0.0  # noqa: E731
+    found = decide(margins, flips, rescore=lambda ranks: np.where(poison, 5.0, -5.0))
     assert found.verdict == "poisoned" and found.flagged[poison].all()
-    assert found.flagged[heap].sum() == 20 if asked else found.flagged[heap].sum() >= 80
+    assert found.flagged[target].sum() == 20 if asked else found.flagged[target].sum() >= 80
 
 
-def test_of_two_classes_the_one_that_heaps_prove_is_not_scored_again() -> None:
+def test_of_two_classes_the_one_that_clusters_prove_is_not_scored_again() -> None:
     margins, poison = rare(20)
-    both, second = heaps({3: PLANTED}, 4)
+    both, second = clusters({3: PLANTED}, 4)
     margins = np.where(LABELS == 3, both, margins)
-    found = decide(margins, end_carries(poison | second, 1.0), again=lambda ranks: np.where(poison, 5.0, -5.0))
+    found = decide(margins, end_flips_by(poison | second, 1.0), rescore=lambda ranks: np.where(poison, 5.0, -5.0))
     assert found.verdict == "poisoned" and "2 classes" in found.reason
     assert found.flagged[poison].all() and found.flagged[second].all() and not found.flagged[np.isin(LABELS, (0, 2))].any()
     assert {e.side for e in found.evidence if e.label == 3} == {"low", "high"} and all(e.end is None for e in found.evidence if e.label == 3)
@@ -241,71 +253,71 @@ def test_of_two_classes_the_one_that_heaps_prove_is_not_scored_again() -> None:
 def test_the_end_of_a_small_class_is_not_asked_about() -> None:
     margins, poison = rare(9)
     keep = (LABELS != 1) | (np.cumsum(LABELS == 1) <= 49)  # ten samples would be more than a fifth of it
-    found = decide(margins[keep], end_carries(poison[keep], 1.0), heaps({}, 9)[0][keep], LABELS[keep], lambda left: [LABELS[keep] for _ in left])
+    found = decide(margins[keep], end_flips_by(poison[keep], 1.0), clusters({}, 9)[0][keep], LABELS[keep], lambda left: [LABELS[keep] for _ in left])
     assert all(e.end is None for e in found.evidence if e.label == 1) and any(e.end is not None for e in found.evidence)
 
 
 def test_two_kinds_of_content_are_no_evidence() -> None:
-    margins = heaps({1: 100})[0] * (PARAMS.far_range - 2) / 40
+    margins = clusters({1: 100})[0] * (PARAMS.far_range - 2) / 40
     found = decide(margins, always(0.0))
     assert (found.verdict, found.flagged.any()) == ("no_evidence", False)
-    assert any(e.apart and e.flips == 0.0 for e in found.evidence), "the heaps were seen"
+    assert any(e.apart and e.flips == 0.0 for e in found.evidence), "the clusters were seen"
 
 
 @pytest.mark.parametrize(
     ("planted", "classes", "share", "verdict"),
     [
         (80, (0, 2, 3), 1.0, "poisoned"),
-        (80, (0, 2, 3), 0.7, "inconclusive"),  # many other classes, in too little of the heap for a proof and too much for none
+        (80, (0, 2, 3), 0.7, "inconclusive"),  # many other classes, in too little of the cluster for a proof and too much for none
         (80, (0, 2, 3), 0.4, "no_evidence"),  # most of it looks like its own class,
         (80, (0, 2), 1.0, "inconclusive"),
         (80, (2,), 1.0, "no_evidence"),  # or like one neighbour
-        (120, (2,), 1.0, "no_evidence"),  # the lower heap was asked about, and looks like its own class
+        (120, (2,), 1.0, "no_evidence"),  # the lower cluster was asked about, and looks like its own class
         (80, (0, 2, 3), 0.0, "no_evidence"),
     ],
 )
-def test_heaps_far_apart_are_inconclusive_unless_their_content_explains_them(
+def test_clusters_far_apart_are_inconclusive_unless_their_content_explains_them(
     planted: int, classes: tuple[int, ...], share: float, verdict: str
 ) -> None:
-    margins, second = heaps({1: planted})
+    margins, second = clusters({1: planted})
     found = decide(margins, always(0.0), unseen=sees(second, 0, classes, share))
     assert (found.verdict, found.flagged.any()) == (verdict, verdict == "poisoned")
     if verdict == "inconclusive":
         assert "class 1 holds two kinds of images" in found.reason and found.target_class is None
 
 
-def test_heaps_far_apart_that_cannot_be_asked_about_are_inconclusive() -> None:
-    margins, second = heaps({1: 100})
+def test_clusters_far_apart_that_cannot_be_asked_about_are_inconclusive() -> None:
+    margins, second = clusters({1: 100})
     one = LABELS == 1
     keep = np.sort(np.concatenate([np.flatnonzero(~one), np.flatnonzero(one & second)[:40], np.flatnonzero(one & ~second)[:40]]))
-    found = decide(margins[keep], always(0.0), heaps({}, seed=9)[0][keep], LABELS[keep], unseen=lambda left_out: [LABELS[keep]] * len(left_out))
+    found = decide(margins[keep], always(0.0), clusters({}, seed=9)[0][keep], LABELS[keep], unseen=lambda left_out: [LABELS[keep]] * len(left_out))
     assert (found.verdict, found.target_class, found.flagged.any()) == ("inconclusive", None, False)
     assert "class 1 holds two kinds of images" in found.reason
 
 
-def test_a_difference_that_carries_over_half_way_is_inconclusive() -> None:
-    margins, second = heaps({1: PLANTED}, apart=14.0)
+def test_a_difference_that_flips_half_enough_is_inconclusive() -> None:
+    margins, second = clusters({1: PLANTED}, apart=14.0)
     for share, verdict in ((PARAMS.doubt_flips - 0.01, "no_evidence"), (PARAMS.doubt_flips, "inconclusive"), (PARAMS.min_flips, "poisoned")):
-        found = decide(margins, carries(second, share), far_range=1e9)
+        found = decide(margins, flips_by(second, share), far_range=1e9)
         assert (found.verdict, found.flagged.any()) == (verdict, verdict == "poisoned")
 
 
 @pytest.mark.parametrize("unproven", [dict(apart=14.0), dict(apart=30.0)])
 def test_a_doubtful_class_beside_a_proven_one_is_kept_and_named(unproven: dict[str, float]) -> None:
-    first, trigger = heaps({1: PLANTED})
-    second, other = heaps({3: PLANTED}, 1, **unproven)
+    first, trigger = clusters({1: PLANTED})
+    second, other = clusters({3: PLANTED}, 1, **unproven)
     margins = np.where(LABELS == 3, second, first)
 
     def flips(label: int, upper: np.ndarray, lower: np.ndarray) -> float:
-        return carries(trigger)(label, upper, lower) if label == 1 else carries(other, PARAMS.doubt_flips)(label, upper, lower)
+        return flips_by(trigger)(label, upper, lower) if label == 1 else flips_by(other, PARAMS.doubt_flips)(label, upper, lower)
 
     found = decide(margins, flips)
     assert (found.verdict, found.target_class, found.doubtful) == ("poisoned", 1, (3,))
     assert found.flagged[trigger].all() and not found.flagged[LABELS == 3].any()
-    assert decide(first, carries(trigger)).doubtful == ()
+    assert decide(first, flips_by(trigger)).doubtful == ()
 
 
-def test_of_two_classes_the_other_explains_no_heap() -> None:
+def test_of_two_classes_the_other_explains_no_cluster() -> None:
     labels = np.repeat(np.arange(2), 400)
     rng = np.random.default_rng(0)
     far = rng.choice(np.flatnonzero(labels == 1), 100, replace=False)
@@ -318,13 +330,13 @@ def test_of_two_classes_the_other_explains_no_heap() -> None:
 
     for share, verdict in ((1.0, "inconclusive"), (0.0, "no_evidence")):
         found = by_two_clusters(
-            {"low": margins, "high": rng.normal(-10, 2, len(labels))}, Given(labels, 2), PARAMS, Questions(always(0.0), look(share), upper_tenth)
+            {"low": margins, "high": rng.normal(-10, 2, len(labels))}, Labelling(labels, 2), PARAMS, Questions(always(0.0), look(share), upper_tenth)
         )
         assert (found.verdict, found.flagged.any()) == (verdict, False), share
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(30, "poisoned"), (6, "no_evidence")])
-def test_among_many_classes_a_heap_is_spread_if_it_shows_as_many_as_it_can(size: int, verdict: str) -> None:
+def test_among_many_classes_a_cluster_is_spread_if_it_shows_as_many_as_it_can(size: int, verdict: str) -> None:
     classes, each = 60, 60
     labels = np.repeat(np.arange(classes), each)
     rng = np.random.default_rng(0)
@@ -335,37 +347,37 @@ def test_among_many_classes_a_heap_is_spread_if_it_shows_as_many_as_it_can(size:
     plain = rng.normal(-10, 2, len(labels))
     found = by_two_clusters(
         {"low": margins, "high": plain},
-        Given(labels, classes),
+        Labelling(labels, classes),
         PARAMS,
         Questions(always(0.0), lambda left_out: [seen for _ in left_out], upper_tenth),
     )
     assert found.verdict == verdict and (verdict != "poisoned" or np.array_equal(found.flagged, second))
 
 
-def test_two_heaps_that_are_close_are_not_believed() -> None:
-    margins = heaps({1: PLANTED})[0]
-    assert not decide(margins * (PARAMS.min_range / 100), always(1.0), heaps({}, 9)[0] * 0).flagged.any()
+def test_two_clusters_that_are_close_are_not_believed() -> None:
+    margins = clusters({1: PLANTED})[0]
+    assert not decide(margins * (PARAMS.min_range / 100), always(1.0), clusters({}, 9)[0] * 0).flagged.any()
 
 
 @pytest.mark.parametrize("clearer", ["low", "high"])
-def test_of_two_sides_that_prove_a_trigger_the_one_with_heaps_further_apart_draws_the_line(clearer: str) -> None:
-    (near, first), (far, second) = heaps({1: PLANTED}, 0, apart=20.0), heaps({1: PLANTED}, 1, apart=60.0)
+def test_of_two_sides_that_prove_a_trigger_the_one_with_clusters_further_apart_draws_the_line(clearer: str) -> None:
+    (near, first), (far, second) = clusters({1: PLANTED}, 0, apart=20.0), clusters({1: PLANTED}, 1, apart=60.0)
     sides = (far, near) if clearer == "low" else (near, far)
     found = decide(sides[0], lambda label, these, rest: float(len(these) < len(rest)), sides[1])
     assert found.flagged[second].all() and not found.flagged[first & ~second].all()
 
 
 @pytest.mark.parametrize("purer", ["low", "high"])
-def test_of_two_sides_that_prove_a_trigger_the_one_that_carries_over_better_draws_the_line_however_narrow(purer: str) -> None:
-    (wide, blurred), (narrow, second) = heaps({1: PLANTED}, 0, apart=60.0), heaps({1: PLANTED}, 1, apart=20.0)
+def test_of_two_sides_that_prove_a_trigger_the_one_that_flips_more_draws_the_line_however_narrow(purer: str) -> None:
+    (wide, blurred), (narrow, second) = clusters({1: PLANTED}, 0, apart=60.0), clusters({1: PLANTED}, 1, apart=20.0)
     sides = (narrow, wide) if purer == "low" else (wide, narrow)
     found = decide(sides[0], lambda label, these, rest: 0.9 * float(second[these].mean() > 0.5) or 0.6 * float(blurred[these].mean() > 0.5), sides[1])
     assert found.flagged[second].all() and not found.flagged[blurred & ~second].all()
 
 
 @pytest.mark.parametrize("upper", [True, False])
-def test_if_both_heaps_turn_other_pictures_the_one_that_turns_more_is_flagged(upper: bool) -> None:
-    margins, second = heaps({1: 60})
+def test_if_both_clusters_flip_other_images_the_one_that_flips_more_is_flagged(upper: bool) -> None:
+    margins, second = clusters({1: 60})
     found = decide(margins, lambda label, first, rest: 0.9 if (second[first].mean() > 0.5) == upper else 0.5)
     assert found.flagged[second & (LABELS == 1)].all() == upper and found.flagged[LABELS == 1].mean() > 0.25
 
@@ -379,12 +391,12 @@ def test_only_two_parts_of_one_class_are_compared() -> None:
         assert len(both) == len(set(both)) and (LABELS[both] == label).all() and len(first) and len(second)
         return 0.0
 
-    decide(heaps({1: PLANTED, 2: PLANTED})[0], flips)
+    decide(clusters({1: PLANTED, 2: PLANTED})[0], flips)
     assert {1, 2} <= set(asked)
 
 
 def sees(second: np.ndarray, seed: int, classes: tuple[int, ...], share: float = 1.0) -> Unseen:
-    """Return what sees other classes in `share` of the second heap where that was left out, and the given class in all else."""
+    """Return what sees other classes in `share` of the second cluster where that was left out, and the given class in all else."""
 
     def look(left_out: list[np.ndarray]) -> list[np.ndarray]:
         rng, found = np.random.default_rng(seed), []
@@ -400,8 +412,8 @@ def sees(second: np.ndarray, seed: int, classes: tuple[int, ...], share: float =
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("upper", [True, False])
-def test_a_heap_that_belongs_to_many_other_classes_is_poison_though_no_difference_carries_over(upper: bool, seed: int) -> None:
-    margins, second = heaps({1: PLANTED}, seed)
+def test_a_cluster_that_belongs_to_many_other_classes_is_poison_though_no_difference_flips_any(upper: bool, seed: int) -> None:
+    margins, second = clusters({1: PLANTED}, seed)
     found = decide(margins if upper else -margins, always(0.0), unseen=sees(second, seed, (0, 2, 3)))
     assert (found.verdict, found.target_class) == ("poisoned", 1)
     assert found.flagged[second].all() and found.flagged[~second].sum() <= 0.05 * SIZE
@@ -412,14 +424,14 @@ def test_a_heap_that_belongs_to_many_other_classes_is_poison_though_no_differenc
 
 @pytest.mark.parametrize(("planted", "known"), [(95, True), (105, False)])
 def test_of_a_class_of_which_too_little_is_left_everything_is_foreign_and_that_proves_nothing(planted: int, known: bool) -> None:
-    margins, second = heaps({1: planted})
+    margins, second = clusters({1: planted})
     found = decide(margins, always(0.0), unseen=sees(second, 0, (0, 2, 3)), far_range=1e9)
     assert found.flagged.any() == known and any(e.foreign for e in found.evidence if not e.mirrored) == known
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(1.0, "poisoned"), (0.0, "no_evidence")])
-def test_of_two_heaps_that_each_reach_over_half_of_the_class_the_purer_half_is_asked_about(share: float, verdict: str) -> None:
-    margins, _ = heaps({})
+def test_of_two_clusters_that_each_reach_over_half_of_the_class_the_purer_half_is_asked_about(share: float, verdict: str) -> None:
+    margins, _ = clusters({})
     mine = np.flatnonzero(LABELS == 1)
     second = np.zeros(len(LABELS), dtype=bool)
     second[mine[:90]] = True
@@ -438,32 +450,32 @@ def test_of_two_heaps_that_each_reach_over_half_of_the_class_the_purer_half_is_a
 
 @pytest.mark.parametrize(("classes", "share"), [((2,), 1.0), ((0, 2, 3), 0.7)])
 def test_a_second_kind_of_content_looks_like_one_neighbour_or_like_its_own_class(classes: tuple[int, ...], share: float) -> None:
-    margins, second = heaps({1: 80}, apart=14.0)
+    margins, second = clusters({1: 80}, apart=14.0)
     found = decide(margins, always(0.0), unseen=sees(second, 0, classes, share), far_range=1e9)
     assert (found.verdict, found.flagged.any()) == ("no_evidence", False)
     assert any(e.foreign for e in found.evidence)
 
 
-def test_two_networks_serve_all_classes_and_none_is_trained_where_a_difference_explains_the_heaps() -> None:
-    margins, second = heaps({1: PLANTED, 2: PLANTED})
+def test_two_networks_serve_all_classes_and_none_is_trained_where_a_difference_explains_the_clusters() -> None:
+    margins, second = clusters({1: PLANTED, 2: PLANTED})
     asked: list[list[np.ndarray]] = []
 
     def unseen(left_out: list[np.ndarray]) -> list[np.ndarray]:
         asked.append(left_out)
         return at_home(left_out)
 
-    decide(margins, carries(second), unseen=unseen)
+    decide(margins, flips_by(second), unseen=unseen)
     assert asked == []
-    decide(margins, lambda label, these, rest: carries(second)(label, these, rest) if label == 1 else 0.0, unseen=unseen, far_range=1e9)
+    decide(margins, lambda label, these, rest: flips_by(second)(label, these, rest) if label == 1 else 0.0, unseen=unseen, far_range=1e9)
     ((upper, lower),) = asked
-    assert not (upper | lower)[LABELS != 2].any(), "class 1 is explained, 0 and 3 have no heaps"
-    assert upper[second & (LABELS == 2)].all() and not lower.any(), "of class 2 without its lower heap too little would be left"
+    assert not (upper | lower)[LABELS != 2].any(), "class 1 is explained, 0 and 3 have no clusters"
+    assert upper[second & (LABELS == 2)].all() and not lower.any(), "of class 2 without its lower cluster too little would be left"
 
 
 def test_more_poison_than_is_believed_is_inconclusive() -> None:
-    margins, second = heaps(dict.fromkeys(range(CLASSES), PLANTED))
-    assert decide(margins, carries(second)).verdict == "poisoned"
-    found = decide(margins, carries(second), cap_flagged=0.1)
+    margins, second = clusters(dict.fromkeys(range(CLASSES), PLANTED))
+    assert decide(margins, flips_by(second)).verdict == "poisoned"
+    found = decide(margins, flips_by(second), cap_flagged=0.1)
     assert found.verdict == "inconclusive" and "flagged share of all samples is 0.1" in found.reason
     share = found.caps[0]
     assert share["name"] == "flagged share of all samples" and share["limit"] == 0.1 and not share["holds"]
@@ -471,8 +483,8 @@ def test_more_poison_than_is_believed_is_inconclusive() -> None:
 
 
 def test_a_class_of_which_too_little_is_left_is_inconclusive() -> None:
-    margins, second = heaps({2: 150})
-    found = decide(margins, carries(second), cap_left=0.4)
+    margins, second = clusters({2: 150})
+    found = decide(margins, flips_by(second), cap_left=0.4)
     assert found.verdict == "inconclusive" and "what is left of class 2" in found.reason
     assert [cap["holds"] for cap in found.caps] == [True, False]
     assert found.caps[1]["value"] == pytest.approx(0.25, abs=0.03)
@@ -505,7 +517,7 @@ def drawn(seed: int, n: int, scale: float) -> tuple[dict[str, np.ndarray], np.nd
     return dict(zip(("low", "high"), rng.normal(0, scale, (2, n)) + shift, strict=True)), labels
 
 
-def any_flips(seed: int) -> Flips:
+def any_flips(seed: int) -> FlipRate:
     return lambda label, first, second: float(np.random.default_rng([seed, label, len(first)]).random())
 
 
@@ -517,7 +529,7 @@ def any_unseen(seed: int) -> Unseen:
 @given(**any_set)
 def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n: int, scale: float) -> None:
     margins, labels = drawn(seed, n, scale)
-    found = by_two_clusters(margins, Given(labels, CLASSES), PARAMS, Questions(any_flips(seed), any_unseen(seed), upper_tenth))
+    found = by_two_clusters(margins, Labelling(labels, CLASSES), PARAMS, Questions(any_flips(seed), any_unseen(seed), upper_tenth))
     assert found.flagged.shape == found.suspicion.shape == (n,) and found.flagged.dtype == bool
     assert set(labels[found.flagged].tolist()) <= set(found.proofs), "a flag says how its class was proven"
     assert np.isfinite(found.suspicion).all() and ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
@@ -535,11 +547,11 @@ def test_every_sample_has_one_verdict_and_no_class_goes_as_a_whole(seed: int, n:
 def test_the_order_of_samples_and_a_shift_of_all_margins_change_nothing(seed: int, n: int, scale: float) -> None:
     margins, labels = drawn(seed, n, scale)
     order, back = np.random.default_rng(seed).permutation(n), any_unseen(seed)
-    found = by_two_clusters(margins, Given(labels, CLASSES), PARAMS, Questions(any_flips(seed), back, upper_tenth))
+    found = by_two_clusters(margins, Labelling(labels, CLASSES), PARAMS, Questions(any_flips(seed), back, upper_tenth))
     shifted, moved_labels = {side: (m + 64)[order] for side, m in margins.items()}, labels[order]
     moved = by_two_clusters(
         shifted,
-        Given(moved_labels, CLASSES),
+        Labelling(moved_labels, CLASSES),
         PARAMS,
         Questions(any_flips(seed), lambda left_out: [seen[order] for seen in back([out[np.argsort(order)] for out in left_out])], upper_tenth),
     )
@@ -553,10 +565,10 @@ def test_the_evidence_of_a_class_by_hand() -> None:
     assert found.separation > 20
     low, high = np.quantile(margin, [0.04, 0.96])
     assert found.range == pytest.approx(high - low)
-    assert found.threshold == pytest.approx(2.5 * 0.68, abs=0.05)  # median 0, and 0.68 to the 16 % quantile of a uniform heap
+    assert found.threshold == pytest.approx(2.5 * 0.68, abs=0.05)  # median 0, and 0.68 to the 16 % quantile of a uniform cluster
 
 
-def test_the_separation_is_the_distance_of_two_normal_heaps_in_deviations_and_knows_no_scale() -> None:
+def test_the_separation_is_the_distance_of_two_normal_clusters_in_deviations_and_knows_no_scale() -> None:
     rng = np.random.default_rng(0)
     margin = np.concatenate([rng.normal(0, 1, 3000), rng.normal(5, 1, 1500)])
     assert evidence(margin, 0, "low", 2.5).separation == pytest.approx(5, rel=0.05)
@@ -565,7 +577,7 @@ def test_the_separation_is_the_distance_of_two_normal_heaps_in_deviations_and_kn
     assert evidence(np.full(50, 3.0), 0, "low", 2.5).separation == 0
 
 
-def test_the_valley_of_a_uniform_heap_is_a_fifth_of_its_range() -> None:
+def test_the_valley_of_a_uniform_cluster_is_a_fifth_of_its_range() -> None:
     assert evidence(np.linspace(0, 1, 10_000), 0, "low", 2.5).valley == pytest.approx(0.92 / 5, abs=1e-3)
 
 
@@ -589,9 +601,9 @@ def test_by_the_papers_rule_the_flagged_are_those_that_keep_their_label() -> Non
 
 
 def test_no_evidence_on_a_set_that_the_early_network_fits_says_that_a_trigger_may_have_been_missed() -> None:
-    sides = {"low": heaps({}, seed=1)[0], "high": heaps({}, seed=2)[0]}
+    sides = {"low": clusters({}, seed=1)[0], "high": clusters({}, seed=2)[0]}
     hard, easy = (
-        by_two_clusters(sides, Given(LABELS, CLASSES), PARAMS, Questions(lambda *_: 0.0, at_home, upper_tenth), fitted) for fitted in (0.9, 1.0)
+        by_two_clusters(sides, Labelling(LABELS, CLASSES), PARAMS, Questions(lambda *_: 0.0, at_home, upper_tenth), fitted) for fitted in (0.9, 1.0)
     )
     assert hard.verdict == easy.verdict == "no_evidence"
     assert "fits 100.0% of the samples" in easy.reason and "may have been missed" in easy.reason

@@ -1,4 +1,4 @@
-"""A small task for the method's laws: four classes of 8x8 pictures that a narrow network learns in a few steps."""
+"""A small task for the method's laws: four classes of 8x8 images that a narrow network learns in a few steps."""
 
 import dataclasses
 from typing import Any
@@ -30,8 +30,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, keep: Tensor, how: R
     return Session(**{"seed": 0, "device": CPU, **session}).train(model, Data(images, labels), how, purpose, keep)
 
 
-def pictures(n: int = 64, seed: int = 0, size: int = 8, channels: int = 3) -> tuple[Tensor, Tensor]:
-    """Return uint8 [n h w c] and int64 [n]: the class is the bright quarter of the picture, the rest is noise."""
+def samples(n: int = 64, seed: int = 0, size: int = 8, channels: int = 3) -> tuple[Tensor, Tensor]:
+    """Return uint8 [n h w c] and int64 [n]: the class is the bright quarter of the image, the rest is noise."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.randperm(n, generator=rng) % CLASSES
     images = torch.randint(0, 160, (n, size, size, channels), generator=rng)

@@ -28,7 +28,7 @@ from meca.models import (
 )
 from meca.training.engine import predict
 from meca.training.seeds import generator
-from tests.method.tiny import description, network, pictures, same
+from tests.method.tiny import description, network, same, samples
 
 STEMS = typing.get_args(typing.get_type_hints(NetworkParams)["stem"])
 
@@ -57,7 +57,7 @@ def test_a_network_that_there_is_not_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(("name", "stem"), FITTING)
 def test_a_network_runs_on_32_pixels_and_comes_back_from_disk_with_the_same_logits(name: str, stem: str, channels: int, tmp_path: Path) -> None:
     about = description(params(name, stem), 32, channels, classes=5)
-    model, (images, _) = build(about, generator("init")).eval(), pictures(4, size=32, channels=channels)
+    model, (images, _) = build(about, generator("init")).eval(), samples(4, size=32, channels=channels)
     logits = predict(model, images)
     assert logits.shape == (4, 5) and logits.isfinite().all() and float(logits.std(0).min()) > 0
     save_model(model, about, tmp_path / "a")
@@ -111,7 +111,7 @@ def test_the_stem_decides_the_resolution() -> None:
 @pytest.mark.parametrize(("name", "stem"), FITTING)
 def test_the_layout_in_memory_changes_nothing_but_rounding(name: str, stem: str) -> None:
     about = description(params(name, stem), 32)
-    images, _ = pictures(4, size=32)
+    images, _ = samples(4, size=32)
     model = build(about, generator("a"))
     fast = predict(model, images)
     slow = predict(model.to(memory_format=torch.contiguous_format), images)  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -42,7 +42,7 @@ def hostile_page(folder: Path, payloads: list[str]) -> str:
     reasons = [[clean[row % k], clean[(row + 1) % k]] for row in range(table.num_rows)]
     at = table.column_names.index("reasons")
     pq.write_table(table.set_column(at, "reasons", [reasons]), decisions)
-    return page.render(page.read_run(**parts(run)), 0, page.Pictures(40, 20, 20))
+    return page.render(page.read_run(**parts(run)), 0, page.ReportParams(40, 20, 20))
 
 
 BATCHES = [list(PAYLOADS[start : start + 12]) for start in range(0, len(PAYLOADS), 12)]

@@ -15,12 +15,12 @@ import pytest
 from meca.errors import MecaError
 from meca.params import read_params
 from meca.report import page
-from meca.report.pictures import block_features, estimate_trigger, nearest
+from meca.report.images import block_features, estimate_trigger, nearest
 from meca.stages import report, runtime
 from meca.text import plain
 from tests.report.fixture import NAMES, TARGET, make_run, parts
 
-PICTURES = page.Pictures(30, 10, 10)
+REPORT = page.ReportParams(30, 10, 10)
 HOSTILE = (
     "<script>alert(1)</script>",
     "cat[/]",
@@ -51,7 +51,7 @@ class Page(html.parser.HTMLParser):
 
 
 def rendered(folder, **changes):
-    return page.render(page.read_run(**parts(make_run(folder, **changes))), 0, PICTURES)
+    return page.render(page.read_run(**parts(make_run(folder, **changes))), 0, REPORT)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path, poisoned):
 
 def test_the_page_says_verdict_counts_and_how_to_repeat(tmp_path):
     folder = make_run(tmp_path, truth=False)
-    text = "".join(Page(page.render(page.read_run(**parts(folder)), 0, PICTURES)).text)
+    text = "".join(Page(page.render(page.read_run(**parts(folder)), 0, REPORT)).text)
     summary = json.loads((folder / "published/summary.json").read_text())
     assert summary["sentence"] in text
     assert "3.1 to 7.6 %" in text
@@ -139,11 +139,11 @@ def test_grey_images_have_a_page(tmp_path):
     assert "Poison found" in rendered(tmp_path, images=images, labels=rng.integers(0, 10, 140), n_train=120)
 
 
-def test_five_hundred_noisy_pictures_and_neighbours_stay_below_the_cap(tmp_path):
+def test_five_hundred_noisy_images_and_neighbours_stay_below_the_cap(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1000, 48, 48, 3)).astype(np.uint8)  # noise: nothing compresses it, 48 is the largest exact size
     run = page.read_run(**parts(make_run(tmp_path, images=images, labels=rng.integers(0, 10, 1000), n_train=900)))
-    text = page.render(run, 0, page.Pictures(300, 100, 600))
+    text = page.render(run, 0, page.ReportParams(300, 100, 600))
     assert len(text.encode()) < page.MAX_BYTES
     assert "since the page stays below 5 MB" in text
 
@@ -158,7 +158,7 @@ def test_every_class_that_holds_flagged_samples_is_marked_and_the_trigger_is_tha
             for word, label in zip(table["verdict"].to_pylist(), table["label"].to_pylist(), strict=True)
         ]
         pq.write_table(table.set_column(table.column_names.index("verdict"), "verdict", pa.array(words)), file)
-        text = "".join(Page(page.render(page.read_run(**parts(folder)), 0, PICTURES)).text)
+        text = "".join(Page(page.render(page.read_run(**parts(folder)), 0, REPORT)).text)
         assert text.count("target?") == 1 + len(others) and all(f"{NAMES[c]}target?" in text for c in (TARGET, *others))
         assert said in text
 

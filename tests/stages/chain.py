@@ -1,4 +1,4 @@
-"""The stages of the method on a tiny set: 96 pictures of 16x16, a narrow network, one or two passes."""
+"""The stages of the method on a tiny set: 96 images of 16x16, a narrow network, one or two passes."""
 
 import hashlib
 import importlib
@@ -17,7 +17,7 @@ from meca.pipeline import paths_of
 from meca.stages.graph import graph
 from meca.stages.runtime import execute
 from tests.making import settings
-from tests.method.tiny import CLASSES, pictures
+from tests.method.tiny import CLASSES, samples
 
 METHOD = ("poison", "partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate")
 MODULES = {name: importlib.import_module(f"meca.stages.{name}") for name in METHOD}
@@ -42,12 +42,12 @@ def quick(preset: str = "default", attack: str = "badnet", **changes: Any) -> Pa
 
 
 def easy(n: int) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = pictures(n, seed=3, size=16)
+    images, labels = samples(n, seed=3, size=16)
     return images.numpy(), labels.numpy()
 
 
 def make_store(path: Path, n_train: int = N_TRAIN, n_test: int = N_TEST, made: Callable[[int], tuple[np.ndarray, np.ndarray]] = easy) -> Store:
-    """Write a store of pictures of 16x16, uint8 [n h w c] with their labels int64 [n], which `made` returns for a number of them."""
+    """Write a store of images of 16x16, uint8 [n h w c] with their labels int64 [n], which `made` returns for a number of them."""
     images, labels = made(n_train + n_test)
     lines = [
         {

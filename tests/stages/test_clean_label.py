@@ -13,7 +13,7 @@ import torch
 from meca.attacks.sig import sig
 from meca.data.store import open_store, read_parquet
 from meca.method.enhance import SIDES
-from meca.method.transfer import called
+from meca.method.transfer import target_share
 from meca.metrics import share
 from meca.models import build, load_model, read_description
 from meca.stages.tensors import EVERYTHING
@@ -55,10 +55,10 @@ def striped(n: int) -> tuple[np.ndarray, np.ndarray]:
         top, left = divmod(c, 2)
         stripes = 14 * torch.sin(2 * math.pi * (torch.arange(8) / 4 + torch.rand(1, generator=rng)))
         images[i, top * 8 : (top + 1) * 8, left * 8 : (left + 1) * 8] += stripes[:, None, None]
-    pictures, given = images.clamp(0, 255).to(torch.uint8).numpy(), labels.numpy()
+    waved_images, given = images.clamp(0, 255).to(torch.uint8).numpy(), labels.numpy()
     chosen = np.flatnonzero(given == TARGET)[:POISON]
-    pictures[chosen] = waved(pictures[chosen])
-    return pictures, given
+    waved_images[chosen] = waved(waved_images[chosen])
+    return waved_images, given
 
 
 def trust_least(poisoned: np.ndarray, folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_network_that_is_trained_on_what_goes_out_does_not_learn_the_trigger(c
     images = torch.from_numpy(store.pixels(store.train))
     others = torch.from_numpy(waved(images.numpy()[store.labels != TARGET]))
     learnt, final = (load_model(folder / "work" / name) for name in (f"split/{EVERYTHING}", "relabel_finetune"))
-    assert called(learnt.eval(), others, TARGET) > 0.5 and called(final.eval(), others, TARGET) < 0.2
+    assert target_share(learnt.eval(), others, TARGET) > 0.5 and target_share(final.eval(), others, TARGET) < 0.2
     table = read_parquet(folder / "work" / "relabel_finetune" / "decisions.parquet").sort_by("row")
     labels = torch.tensor(
         [given if new is None else new for new, given in zip(table["new_label"].to_pylist(), table["label"].to_pylist(), strict=True)]
@@ -113,4 +113,4 @@ def test_a_network_that_is_trained_on_what_goes_out_does_not_learn_the_trigger(c
     kept = torch.tensor([action != "remove" for action in table["action"].to_pylist()])
     victim, recipe = build(read_description(folder / "work" / "train_clean"), generator("victim")), quick(**BRIEF).group("train_clean", Recipe)
     Session(0, Device("cpu"), tmp_path).train(victim, Data(images, labels), recipe, "victim", kept)
-    assert called(victim.eval(), others, TARGET) < 0.2
+    assert target_share(victim.eval(), others, TARGET) < 0.2

@@ -40,7 +40,7 @@ def test_both_outputs_of_a_class_count_for_it(finished: Finished, tmp_path: Path
     model, store = load_model(out), open_store(folder / "data" / "store")
     (last,) = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     with torch.no_grad():
-        last.bias[4:] += 1000  # every picture is suspect
+        last.bias[4:] += 1000  # every image is suspect
     save_model(model, read_description(out), out)
     step("evaluate", folder, quick(evaluate__references=False))
     predicted = predict(model, torch.from_numpy(np.array(store.images[store.test]))).argmax(1).numpy()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from meca.data.store import open_store, read_parquet
-from meca.method.partition import PartitionParams, choose, main_axis
+from meca.method.partition import PartitionParams, choose, principal_axis
 from meca.models import load_model, read_description
 from meca.params import PRESETS
 from meca.training.engine import features, predict
@@ -34,7 +34,7 @@ def test_the_scores_are_those_of_the_model(preset: str, finished: Finished) -> N
     chosen = choose(torch.from_numpy(suspicion.copy()), labels, params.alpha, params.alpha_of)
     assert np.array_equal(table["likely_clean"].to_numpy(zero_copy_only=False), chosen.numpy())
     seen = features(load_model(out), torch.from_numpy(np.array(store.images[:N_TRAIN])))
-    assert np.allclose(table["axis"].to_numpy(), main_axis(seen, labels, expected).numpy(), atol=1e-2)
+    assert np.allclose(table["axis"].to_numpy(), principal_axis(seen, labels, expected).numpy(), atol=1e-2)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["train_accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
     assert metrics["likely_clean"] == int(chosen.sum())

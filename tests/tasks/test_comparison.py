@@ -27,7 +27,7 @@ def published(folder: Path, seed: int) -> tuple[Store, Path, np.ndarray, np.ndar
     """Publish what stage `relabel_finetune` makes of drawn flags, and return who was flagged and what the clean model sees."""
     rng = np.random.default_rng(seed)
     source = make_folder(folder / "data", per_class=12)
-    (source / "train" / "cat" / "5.jpeg").write_bytes(b"no picture")  # a line without a row, in the middle
+    (source / "train" / "cat" / "5.jpeg").write_bytes(b"no image")  # a line without a row, in the middle
     store = ingest(source, folder / "store")
     n = store.info.n_train
     flagged, content = rng.random(n) < 0.5, rng.integers(0, 3, n)

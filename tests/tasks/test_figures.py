@@ -63,6 +63,6 @@ def test_a_name_is_text_and_nothing_else(name):
     assert [element.text for element in ElementTree.fromstring(text).iter() if element.tag.endswith("text")] == [name]
 
 
-def test_a_picture_names_no_date_and_no_place_on_the_web_but_its_languages():
+def test_a_figure_names_no_date_and_no_place_on_the_web_but_its_languages():
     text = drawn(lambda figure: figure.add_subplot().plot([0, 1]), 3, 2)
     assert text.startswith("<svg") and "<!DOCTYPE" not in text and "date" not in text.lower() and "matplotlib.org" not in text

@@ -73,7 +73,7 @@ def test_data_at_a_path_is_known_by_its_bytes_and_not_by_its_place(tmp_path: Pat
     moved = tmp_path / "b" / "photos: [1]"
     shutil.copytree(folder, moved)
     assert key(Plan(data=(str(moved),), attacks=ONE.attacks, presets=ONE.presets)) == before
-    next(moved.rglob("*.jpeg")).write_bytes(b"another picture")
+    next(moved.rglob("*.jpeg")).write_bytes(b"another image")
     assert key(Plan(data=(str(moved),), attacks=ONE.attacks, presets=ONE.presets)) != before
     with pytest.raises(UsageError, match="names of their own"):
         cells(Plan(data=(str(folder), str(moved)), attacks=ONE.attacks))

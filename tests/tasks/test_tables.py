@@ -131,9 +131,9 @@ def test_the_time_of_a_run_is_without_the_references_that_others_share():
     assert line[1:] == ["badnet", "default", "95.0 %", "1.00 %", "0.990", "10", "900"]
 
 
-def heights(picture, name):
-    """Return the heights of the points of a line of a picture."""
-    (group,) = [element for element in ElementTree.fromstring(picture).iter() if element.get("id") == name]
+def heights(figure, name):
+    """Return the heights of the points of a line of a figure."""
+    (group,) = [element for element in ElementTree.fromstring(figure).iter() if element.get("id") == name]
     return [float(y) for y in re.findall(r"[ML] \S+ (\S+)", group[0].get("d"))]
 
 
@@ -151,18 +151,18 @@ def test_the_figures_are_those_of_the_rows():
     assert len(partition) == len(ROC_AT) and len({*partition}) == 1, "a TPR of 90 % everywhere is a level line"
 
 
-def test_text_in_a_row_breaks_neither_table_nor_picture():
+def test_text_in_a_row_breaks_neither_table_nor_figure():
     rows = [grid_row(dataset="a|b\n<script>", settings={"k": "<x>|" * 20})]
     text, drawn = tables.render(rows, "x"), tables.figures(rows)
     assert "<script" not in text and "a\\|b &lt;script>" in text and "Settings 1: k=" in text
-    assert all("<script" not in picture and "<x>" not in picture for picture in drawn.values())
-    assert all("a|b <script>" in "".join(ElementTree.fromstring(picture).itertext()) for picture in drawn.values())
+    assert all("<script" not in figure and "<x>" not in figure for figure in drawn.values())
+    assert all("a|b <script>" in "".join(ElementTree.fromstring(figure).itertext()) for figure in drawn.values())
 
 
 @pytest.mark.parametrize("name", ["$x_1$ and $", "\x00\x1b[31m\u202e", "絵・ภาพ", "a & <b>"])
-def test_a_name_is_text_in_a_picture_whatever_it_is(name):
-    for picture in tables.figures([grid_row(dataset=name)]).values():
-        ElementTree.fromstring(picture)
+def test_a_name_is_text_in_a_figure_whatever_it_is(name):
+    for figure in tables.figures([grid_row(dataset=name)]).values():
+        ElementTree.fromstring(figure)
 
 
 def test_rows_of_older_code_do_not_count_beside_newer_ones(tmp_path):

@@ -1,4 +1,4 @@
-"""Augmentation: the gather is the mirrored crop of the reflected picture, and draws depend on their keys alone."""
+"""Augmentation: the gather is the mirrored crop of the reflected image, and draws depend on their keys alone."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from meca.training.augment import Draws, crop_flip, draw
 from meca.training.seeds import generator
-from tests.method.tiny import pictures
+from tests.method.tiny import samples
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (7, 10, 1), (2, 3, 3), (1, 4, 1)], ids=str)
@@ -30,7 +30,7 @@ def test_the_gather_equals_the_reference_of_each_image(shape: tuple[int, int, in
 
 
 def test_the_identity_draw_is_the_identity() -> None:
-    images, _ = pictures(16)
+    images, _ = samples(16)
     rows = torch.arange(16)
     assert torch.equal(crop_flip(images, rows, draw(16, 0, False, generator(0))), images)
     zeros = torch.zeros(16, dtype=torch.long)
@@ -38,7 +38,7 @@ def test_the_identity_draw_is_the_identity() -> None:
 
 
 def test_mirroring_twice_is_the_identity() -> None:
-    images, _ = pictures(16)
+    images, _ = samples(16)
     zeros, rows = torch.zeros(16, dtype=torch.long), torch.arange(16)
     mirror = Draws(zeros, zeros, torch.ones(16, dtype=torch.bool))
     once = crop_flip(images, rows, mirror)
@@ -46,7 +46,7 @@ def test_mirroring_twice_is_the_identity() -> None:
 
 
 def test_what_happens_to_a_sample_depends_on_its_row_alone() -> None:
-    images, _ = pictures(32)
+    images, _ = samples(32)
     draws = draw(32, 3, True, generator(0, "x"))
     together = crop_flip(images, torch.arange(32), draws)
     for row in (5, 17):

@@ -20,7 +20,7 @@ from meca.training.recording import worth_compiling
 from meca.training.seeds import generator
 from meca.training.trainer import SCHEDULES, Recipe, Trainer, as_input, schedule_of
 from tests.making import settings
-from tests.method.tiny import CLASSES, CPU, copied, description, network, pictures, recipe, same, train, unchanged
+from tests.method.tiny import CLASSES, CPU, copied, description, network, recipe, same, samples, train, unchanged
 from tests.models.test_models import FITTING
 
 ALL = torch.ones(64, dtype=torch.bool)
@@ -28,13 +28,13 @@ BFLOAT = Device("cpu", 1, torch.bfloat16)
 
 
 def trained(keep: Tensor = ALL, seed: int = 0, model: nn.Module | None = None, purpose: str = "test", **changes: Any) -> nn.Module:
-    images, labels = pictures(len(keep))
+    images, labels = samples(len(keep))
     model = build(description(), generator(seed, "init")) if model is None else model
     return train(model, images, labels, keep, recipe(**changes), purpose, seed=seed)
 
 
 def test_thirty_two_images_are_fitted() -> None:
-    images, labels = pictures(32)
+    images, labels = samples(32)
     model = train(network(), images, labels, ALL[:32], recipe(epochs=30), "fit")
     assert (predict(model, images).argmax(1) == labels).all() and not model.training
 
@@ -50,7 +50,7 @@ def test_two_runs_of_one_seed_have_the_same_bits_and_another_seed_has_others(aug
 
 @pytest.mark.parametrize(("name", "stem"), FITTING)
 def test_training_depends_on_no_global_state(name: str, stem: str) -> None:
-    (images, labels), about = pictures(8, size=32), description(NetworkParams(name, stem, 4), 32)  # pyright: ignore[reportArgumentType]
+    (images, labels), about = samples(8, size=32), description(NetworkParams(name, stem, 4), 32)  # pyright: ignore[reportArgumentType]
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -67,7 +67,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("augment", ["none", "shift_flip"])
 @pytest.mark.parametrize("last", [1, 2, 3, 4])
 def test_a_killed_run_continues_to_the_same_bits_momentum_included(last: int, augment: str, tmp_path: Path) -> None:
-    images, labels = pictures(40)
+    images, labels = samples(40)
     keep = torch.arange(40) % 5 != 0
 
     def run(place: Path, stop: int = 0) -> tuple[nn.Module, list[tuple[int, float, float]]]:
@@ -96,7 +96,7 @@ def test_a_killed_run_continues_to_the_same_bits_momentum_included(last: int, au
 
 
 def test_a_checkpoint_in_which_a_bit_changed_is_not_used(tmp_path: Path) -> None:
-    images, labels = pictures(16)
+    images, labels = samples(16)
     file = tmp_path / "x.safetensors"
     whole = train(network(), images, labels, ALL[:16], recipe(epochs=2), checkpoints=tmp_path)
     written = file.read_bytes()
@@ -110,7 +110,7 @@ def test_a_checkpoint_in_which_a_bit_changed_is_not_used(tmp_path: Path) -> None
 
 def test_a_checkpoint_of_another_user_or_of_another_training_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever ships one decides what the model is, if it is taken up."""
-    images, labels = pictures(16)
+    images, labels = samples(16)
     (tmp_path / "a").mkdir()
     poisoned = train(network(seed=5), images, labels.flip(0), ALL[:16], recipe(epochs=2), checkpoints=tmp_path / "a")
     own, other = (train(network(), images, labels, ALL[:16], recipe(epochs=2), purpose) for purpose in ("x", "y"))
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_user_or_of_another_training_is_not_used(tmp_pat
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
-    images, labels = pictures(16)
+    images, labels = samples(16)
     first = train(network(), images, labels, ALL[:16], recipe(), checkpoints=tmp_path)
     again = train(network(seed=5), images, labels, ALL[:16], recipe(), checkpoints=tmp_path)
     assert same(first, again)
@@ -137,35 +137,35 @@ class Seen(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.Linear(8 * 8 * 3, CLASSES)
-        self.pictures: list[Tensor] = []
+        self.images: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.pictures += [picture.clone() for picture in x]
+        self.images += [image.clone() for image in x]
         return self.last(x.flatten(1))
 
 
 def shown(images: Tensor, keep: Tensor, augment: str) -> list[Tensor]:
     model = Seen()
     train(model, images, torch.zeros(len(images), dtype=torch.long), keep, recipe(batch_size=1, augment=augment), "order")
-    return model.pictures
+    return model.images
 
 
 @pytest.mark.parametrize("augment", ["shift", "shift_flip"])
 def test_leaving_samples_out_moves_no_other_sample_and_no_pixel(augment: str) -> None:
-    images, _ = pictures(32)
+    images, _ = samples(32)
     numbered = torch.arange(32, dtype=torch.uint8)[:, None, None, None].expand(32, 8, 8, 3).contiguous()
     everything = torch.ones(32, dtype=torch.bool)
-    order = [round(float(picture.max()) * 255) for picture in shown(numbered, everything, "none")]
+    order = [round(float(image.max()) * 255) for image in shown(numbered, everything, "none")]
     assert sorted(order[:32]) == sorted(order[32:]) == list(range(32)) and order[:32] != order[32:]
     keep = torch.rand(32, generator=generator("keep")) < 0.6
-    expected = [picture for i, picture in zip(order, shown(images, everything, augment), strict=True) if keep[i]]
+    expected = [image for i, image in zip(order, shown(images, everything, augment), strict=True) if keep[i]]
     found = shown(images, keep, augment)
     assert len(found) == len(expected) == 2 * int(keep.sum())
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_the_pixels_and_labels_of_what_is_left_out_are_never_used() -> None:
-    images, labels = pictures(64)
+    images, labels = samples(64)
     keep = torch.rand(64, generator=generator("keep")) < 0.6
     results = []
     for noise in (0, 1):
@@ -175,14 +175,14 @@ def test_the_pixels_and_labels_of_what_is_left_out_are_never_used() -> None:
 
 
 def test_training_leaves_its_inputs_as_they_were() -> None:
-    images, labels = pictures(64)
+    images, labels = samples(64)
     before = images.clone(), labels.clone()
     train(network(), images, labels, ALL, recipe(augment="shift_flip"))
     assert torch.equal(images, before[0]) and torch.equal(labels, before[1])
 
 
 def test_a_step_is_that_of_nesterov_by_hand() -> None:
-    images, labels = pictures(16)
+    images, labels = samples(16)
     x, settings = as_input(images), recipe(weight_decay=0.01, lr=0.1, label_smoothing=0.1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
     trainer = Trainer(model, settings, steps=5)
@@ -213,7 +213,7 @@ def test_the_rate_rises_over_a_fifth_falls_over_the_rest_and_is_never_zero() -> 
 
 
 def test_a_sample_of_weight_zero_changes_nothing() -> None:
-    images, labels = pictures(16)
+    images, labels = samples(16)
     weight = (torch.arange(16) % 3 > 0).float()
     results = []
     for noise in (0, 255):
@@ -226,7 +226,7 @@ def test_a_sample_of_weight_zero_changes_nothing() -> None:
 
 
 def test_weights_of_one_are_no_weights_and_negative_ones_unlearn() -> None:
-    images, labels = pictures(16)
+    images, labels = samples(16)
     x = as_input(images)
     plain, weighted, ascending = network(), network(), network()
     loss, _ = Trainer(plain, recipe(), 1).step(x, labels)
@@ -240,7 +240,7 @@ def test_weights_of_one_are_no_weights_and_negative_ones_unlearn() -> None:
 
 
 def test_the_default_objective_is_the_smoothed_cross_entropy_and_another_one_takes_its_place() -> None:
-    (images, labels), how = pictures(40), recipe(epochs=2, label_smoothing=0.1, augment="shift_flip")
+    (images, labels), how = samples(40), recipe(epochs=2, label_smoothing=0.1, augment="shift_flip")
 
     def each(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(x)
@@ -261,8 +261,8 @@ def test_the_default_objective_is_the_smoothed_cross_entropy_and_another_one_tak
         assert same(plain, session.train(network(), Data(images, labels), how, "x", objective=mean))
         weighted = session.train(network(), Data(images, labels, weight), how, "x")
         assert same(weighted, session.train(network(), Data(images, labels, weight), how, "x", objective=each)) and not same(weighted, plain)
-    turned = Session(0, CPU).train(network(), Data(images, labels), recipe(epochs=30), "x", objective=reversed_labels)
-    assert (predict(turned, images).argmax(1) == CLASSES - 1 - labels).float().mean() > 0.9
+    learnt = Session(0, CPU).train(network(), Data(images, labels), recipe(epochs=30), "x", objective=reversed_labels)
+    assert (predict(learnt, images).argmax(1) == CLASSES - 1 - labels).float().mean() > 0.9
     with pytest.raises(MecaError, match=r"a loss for each of 8 samples, which have weights, got shape \[\]"):
         Session(0, CPU).train(network(), Data(images, labels, weight), how, "x", objective=mean)
 
@@ -279,7 +279,7 @@ def test_one_schedule_rises_and_falls_and_the_others_are_constant_a_cosine_and_s
 
 
 def test_a_session_trains_by_its_schedule_and_a_wrong_name_is_answered_with_the_near_one() -> None:
-    images, labels = pictures(40)
+    images, labels = samples(40)
     found = [train(network(), images, labels, ALL[:40], recipe(), schedule=name) for name in SCHEDULES]
     assert same(found[0], train(network(), images, labels, ALL[:40], recipe()))
     assert not any(same(a, b) for a, b in itertools.combinations(found, 2))
@@ -290,7 +290,7 @@ def test_a_session_trains_by_its_schedule_and_a_wrong_name_is_answered_with_the_
 
 
 def test_trainings_of_one_purpose_keep_their_checkpoints_apart_by_the_name_of_the_session(tmp_path: Path) -> None:
-    images, labels = pictures(40)
+    images, labels = samples(40)
     half = torch.arange(40) % 2 == 0
     whole = train(network(), images, labels, ALL[:40], recipe(), "one purpose", checkpoints=tmp_path, name="a-")
     assert not same(whole, train(network(), images, labels, half, recipe(), "one purpose", checkpoints=tmp_path, name="b-"))
@@ -306,7 +306,7 @@ def test_passes_reach_both_floors_and_no_more(epochs: int, min_steps: int, batch
         nonlocal steps
         steps += max(1, kept // min(batch_size, kept))
 
-    images, labels = pictures(kept)
+    images, labels = samples(kept)
     train(nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)), images, labels, torch.ones(kept, dtype=torch.bool), settings, note=note)
     passes = settings.passes(kept)
     assert steps >= min_steps and passes >= epochs
@@ -326,7 +326,7 @@ def test_a_loss_that_is_no_number_names_the_training() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_predictions_do_not_depend_on_the_batch_size_nor_on_the_mode(batch_size: int) -> None:
-    model, (images, _) = network().train(), pictures(20)
+    model, (images, _) = network().train(), samples(20)
     before = copied(model)
     found = predict(model, images, batch_size)
     assert model.training and unchanged(model, before)
@@ -335,7 +335,7 @@ def test_predictions_do_not_depend_on_the_batch_size_nor_on_the_mode(batch_size:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_features_are_what_the_last_layer_is_given(batch_size: int) -> None:
-    model, (images, _) = network().train(), pictures(20)
+    model, (images, _) = network().train(), samples(20)
     before, hooks = copied(model), sum(len(module._forward_pre_hooks) for module in model.modules())
     found = features(model, images, batch_size)
     assert model.training and unchanged(model, before) and sum(len(module._forward_pre_hooks) for module in model.modules()) == hooks
@@ -346,14 +346,14 @@ def test_features_are_what_the_last_layer_is_given(batch_size: int) -> None:
 
 
 def test_pixels_become_numbers_in_the_unit_interval_in_the_order_of_the_channels() -> None:
-    images, _ = pictures(4)
+    images, _ = samples(4)
     x = as_input(images)
     assert x.shape == (4, 3, 8, 8) and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
     assert float(x[2, 1, 3, 5]) == pytest.approx(int(images[2, 3, 5, 1]) / 255)
 
 
 def test_bfloat16_learns_the_same_task_keeps_float32_weights_and_gives_the_same_bits_twice() -> None:
-    images, labels = pictures(32)
+    images, labels = samples(32)
     found = [train(network(), images, labels, ALL[:32], recipe(epochs=30), "fit", device=device) for device in (BFLOAT, BFLOAT, CPU)]
     assert (predict(found[0], images).argmax(1) == labels).all()
     assert all(p.dtype == torch.float32 for p in found[0].parameters())
@@ -361,7 +361,7 @@ def test_bfloat16_learns_the_same_task_keeps_float32_weights_and_gives_the_same_
 
 
 def test_a_killed_bfloat16_run_continues_to_the_same_bits(tmp_path: Path) -> None:
-    images, labels = pictures(40)
+    images, labels = samples(40)
 
     def run(place: Path, stop: int) -> nn.Module:
         def note(epoch: int, *_: Any) -> None:
@@ -389,7 +389,7 @@ def test_on_a_cpu_both_modes_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_trainings_side_by_side_have_the_bits_of_trainings_alone() -> None:
-    images, labels = pictures(40)
+    images, labels = samples(40)
 
     def job(seed: int) -> nn.Module:
         return train(network(), images, labels, ALL[:40], recipe(epochs=4, augment="shift_flip"), seed=seed)
@@ -406,7 +406,7 @@ def test_trainings_side_by_side_run_at_the_same_time() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_first_that_fails_ends_the_others_and_is_raised(threads: int) -> None:
-    images, labels = pictures(40)
+    images, labels = samples(40)
     epochs: list[int] = []
 
     def fails() -> nn.Module:
@@ -440,7 +440,7 @@ def test_a_checkpoint_that_is_dear_is_written_less_often(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("meca.training.engine.save_checkpoint", write)
     monkeypatch.setattr("meca.training.engine.time.perf_counter", lambda: clock[0])
-    images, labels = pictures(16)
+    images, labels = samples(16)
     train(network(), images, labels, ALL[:16], recipe(epochs=12), checkpoints=tmp_path, note=note)
     assert written == [1, 6, 11, 12]
 
@@ -450,7 +450,7 @@ def test_a_checkpoint_that_is_dear_is_written_less_often(tmp_path: Path, monkeyp
 def test_a_recorded_step_has_the_bits_of_an_eager_one(augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MECA_DEVICE", "cuda")
     device = prepare(EngineParams("exact", "auto"))
-    images, labels = (tensor.cuda() for tensor in pictures(40))
+    images, labels = (tensor.cuda() for tensor in samples(40))
     found = []
     for step in ("eager", "graph"):
         model = network().cuda()
@@ -473,4 +473,4 @@ def test_a_number_with_which_nothing_can_be_trained_is_refused_by_name(field: st
 
 
 def test_no_images_have_no_logits() -> None:
-    assert predict(network(), pictures(4)[0][:0]).shape == (0, CLASSES)
+    assert predict(network(), samples(4)[0][:0]).shape == (0, CLASSES)

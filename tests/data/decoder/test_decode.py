@@ -91,15 +91,15 @@ def test_sixteen_bits_are_scaled_and_noted() -> None:
 def test_every_other_mode_is_noted() -> None:
     grey = decode(encode(pixels(1, channels=1)))
     assert grey.notes == ("converted:L",) and np.array_equal(grey.pixels, np.repeat(pixels(1, channels=1), 3, axis=2))
-    picture = Image.fromarray(pixels(1))
+    image = Image.fromarray(pixels(1))
     for mode, kind in (("CMYK", "JPEG"), ("P", "PNG"), ("1", "PNG")):
-        found = decode(_save(picture.convert(mode), kind))
+        found = decode(_save(image.convert(mode), kind))
         assert found.notes == (f"converted:{mode}",) and found.pixels.shape == (8, 8, 3)
 
 
-def _save(picture: Image.Image, kind: str, **options: object) -> bytes:
+def _save(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

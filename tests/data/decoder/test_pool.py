@@ -51,13 +51,13 @@ def there(outcome: Any) -> Any:
     return described(outcome, outcome.pixels) if isinstance(outcome, Decoded) else outcome
 
 
-def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def pictures() -> list[bytes]:
+def encoded_images() -> list[bytes]:
     """Return images of every format and mode, odd and broken ones among them."""
     photo = Image.fromarray(np.kron(pixels(1, 9, 40), np.ones((20, 20, 1), np.uint8)))  # 800 wide: WebP would use a second thread
     kinds = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("BMP", {})]
@@ -83,7 +83,7 @@ def pictures() -> list[bytes]:
 
 @pytest.mark.parametrize("side", [None, (5, 7), (8, 640)])
 def test_the_pool_gives_what_decoding_here_gives(side: tuple[int, int] | None) -> None:
-    items = pictures()
+    items = encoded_images()
     found = run(items, side=(lambda: side) if side else None)
     assert [there(outcome) for outcome in found] == [here(data, side) for data in items]
     assert sum(isinstance(outcome, Decoded) for outcome in found) > 20 and {"several-frames", "not-an-image", "corrupt"} < set(map(here, items))
@@ -94,7 +94,7 @@ def test_damaged_images_come_to_the_same_here_and_there() -> None:
     # Each kind of damage takes another way through Pillow; one that imports or opens something on it would fail there alone.
     rng = np.random.default_rng(0)
     items: list[bytes] = []
-    for data in pictures():
+    for data in encoded_images():
         for _ in range(25):
             damaged = bytearray(data)
             for at in rng.integers(0, max(1, min(len(data), 200)), 3):
@@ -104,7 +104,7 @@ def test_damaged_images_come_to_the_same_here_and_there() -> None:
 
 
 def test_without_pixels_all_else_is_known() -> None:
-    items = pictures()
+    items = encoded_images()
     found = run(items, pixels=False)
     assert [there(o)[:5] if isinstance(o, Decoded) else o for o in found] == [h if isinstance(h := here(d), str) else h[:5] for d in items]
     assert {outcome.pixels.size for outcome in found if isinstance(outcome, Decoded)} == {0}

@@ -86,7 +86,7 @@ def test_pixels_come_in_the_size_of_the_store(tmp_path: Path, monkeypatch: pytes
     assert sizes == [(8, 8)] * 24, "an image crossed in full and was made small in this process"
 
 
-def test_a_published_picture_that_cannot_be_read_is_unreadable(tmp_path: Path) -> None:
+def test_a_published_image_that_cannot_be_read_is_unreadable(tmp_path: Path) -> None:
     encoded = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate([encode(pixels(0)), b"broken", encode(pixels(2, channels=1))])]
     (tmp_path / "data").mkdir()
     pq.write_table(table([0, 1, 2], image=encoded), tmp_path / "data" / "train-00000-of-00001.parquet")

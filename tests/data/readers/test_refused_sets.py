@@ -14,7 +14,7 @@ from tests.data.readers.test_properties import WAYS, Sample
 from tests.making import encode, ingest, pixels, table
 
 
-def pictures(root: Path, *folders: str, data: bytes | None = None, n: int = 3) -> Path:
+def images(root: Path, *folders: str, data: bytes | None = None, n: int = 3) -> Path:
     for at, folder in enumerate(folders):
         (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(n):
@@ -39,13 +39,13 @@ def test_of_many_classes_two_have_to_occur(tmp_path: Path) -> None:
     pq.write_table(table([1, 1]), tmp_path / "x.parquet")
     with pytest.raises(InputRefused, match=r"found only the class 'dog': .* The label was taken from 'label': .*ingest\.label_column=NAME"):
         ingest(tmp_path / "x.parquet", tmp_path / "store")
-    root = pictures(tmp_path / "in", "train/cat", "test/cat")
+    root = images(tmp_path / "in", "train/cat", "test/cat")
     with pytest.raises(InputRefused, match="found only the class 'cat'"):
         ingest(root, tmp_path / "store")
 
 
 def test_the_command_line_refuses_a_single_class_with_3_and_shows_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = pictures(tmp_path / "in", "cat")
+    root = images(tmp_path / "in", "cat")
     assert cli.run(["clean", str(root), "-o", str(tmp_path / "out")]) == 3 and not (tmp_path / "out").exists()
     assert "found only the class 'cat'" in capsys.readouterr().err
     assert cli.run(["inspect", str(root)]) == 3
@@ -56,9 +56,9 @@ def test_the_command_line_refuses_a_single_class_with_3_and_shows_what_is_there(
 
 
 def test_inspect_refuses_what_clean_will_refuse_for_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures(tmp_path / "all", "cat", "dog", data=b"no image")
-    pictures(pictures(tmp_path / "class", "cat", data=b"no image"), "dog", "owl")
-    many = pictures(tmp_path / "many", "cat", "dog")
+    images(tmp_path / "all", "cat", "dog", data=b"no image")
+    images(images(tmp_path / "class", "cat", data=b"no image"), "dog", "owl")
+    many = images(tmp_path / "many", "cat", "dog")
     for i in range(11):
         (many / "cat" / f"x{i}.png").write_bytes(b"x")
     for name, says in (

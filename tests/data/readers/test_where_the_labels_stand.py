@@ -236,13 +236,13 @@ def test_further_lists_shards_and_labels_that_look_like_splits_are_asked_about(t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_class_folders_one_level_down_beside_other_pictures_are_asked_about(kind: str, tmp_path: Path) -> None:
+def test_class_folders_one_level_down_beside_other_images_are_asked_about(kind: str, tmp_path: Path) -> None:
     path = kept(tmp_path, kind, tree("flowers/") | flat("docs/", 1) | {"README.txt": b"x"})
     said = question(path, r"'flowers' .* lie in folders of it, such as 'cat', 'dog' and 'owl': which folders are the classes\?.* point to 'flowers'")
     assert opened(path, format=said.partition("--format ")[2].split()[0]).class_names == ("docs", "flowers")
     assert opened(unpacked(path, tmp_path / "out") / "flowers").class_names == CLASSES
     path = kept(tmp_path / "b", kind, tree("", n=3) | {"cat/old/x.png": DATA[9], "dog/more/x.png": DATA[8], "dog/other/x.png": DATA[7]})
-    assert opened(path).class_names == CLASSES, "a class with a picture of its own may have folders"
+    assert opened(path).class_names == CLASSES, "a class with an image of its own may have folders"
 
 
 # --- lists beside images ----------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ LISTS: dict[str, tuple[str, bytes, str]] = {  # file, content, what the question
     "numbers": ("labels.csv", listed(map(str, range(6)), "id,breed"), "with the columns 'id', 'breed'"),
     "no header": ("labels.csv", listed(IMAGES, ""), "whose first row is 'images/000.png', 'cat'"),
     "a comment": ("train.csv", listed(IMAGES, "# written by a tool\npath,label"), "with the columns 'path', 'label'"),
-    "other pictures": ("train.csv", listed(["elsewhere/x.png"], "Image Path,Label") + b"", "with the columns 'Image Path', 'Label'"),
+    "other images": ("train.csv", listed(["elsewhere/x.png"], "Image Path,Label") + b"", "with the columns 'Image Path', 'Label'"),
     "more than there is": ("train.csv", listed([*IMAGES, *(f"images/{i}.png" for i in range(100, 140))], "x,y"), "with the columns 'x', 'y'"),
     "a broken line": ("train.jsonl", b"# x\n{\n" + "".join(json.dumps(item) + "\n" for item in ITEMS).encode(), "with the columns 'file', 'tag'"),
     "semicolons": ("train.csv", listed(IMAGES, "x,y").replace(b",", b";"), "with the columns 'x', 'y'"),
@@ -386,7 +386,7 @@ NO_LISTS: dict[str, Content] = {
     "annotations": {"a.json": json.dumps({"images": [{"file_name": "0.png", "id": 0}], "annotations": [{"image_id": 0, "bbox": [0]}]}).encode()},
     "boxes": {"a.json": json.dumps([{"image": "0.png", "annotations": [{"label": "x"}]}]).encode()},
     "names alone": {"train.txt": b"cat/0.png\ndog/0.png\n", "files.csv": b"cat/0.png\n"},
-    "other pictures": {"other.csv": b"x,y\nzebra.png,1\nyak.png,2\n"},
+    "other images": {"other.csv": b"x,y\nzebra.png,1\nyak.png,2\n"},
     "damage": {"a.csv": b"\0\xff\n,,", "b.parquet": b"PAR1", "c.json": b"[" * 9999, "d.jsonl": b'{"a":' * 9999, "e.csv": b"", "f.txt": b"\xff\xfe\0"},
 }
 

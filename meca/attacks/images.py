@@ -1,6 +1,6 @@
-"""The pictures of the triggers, generated: the ones of the literature are third parties' marks.
+"""The images of the triggers, generated: the ones of the literature are third parties' marks.
 
-Everything is a function of u = (j + 0.5) / w and v = (i + 0.5) / h, so every size shows the same picture.
+Everything is a function of u = (j + 0.5) / w and v = (i + 0.5) / h, so every size shows the same pattern.
 """
 
 import numpy as np
@@ -43,18 +43,18 @@ WAVES: tuple[tuple[tuple[int, int, float, float], ...], ...] = (
 
 
 def waves(height: int, width: int, channels: int) -> np.ndarray:
-    """Return the picture `waves`, float64 [h w c] in [0, 1]: t = 0.5 + 0.5 tanh(1.5 z / sqrt(sum A^2 / 2)), z a sum of waves.
+    """Return the pattern `waves`, float64 [h w c] in [0, 1]: t = 0.5 + 0.5 tanh(1.5 z / sqrt(sum A^2 / 2)), z a sum of waves.
 
     `blend` and `adaptive_blend` mix it in.
     """
     u = (np.arange(width) + 0.5) / width
     v = (np.arange(height) + 0.5) / height
-    picture = np.empty((height, width, channels))
+    pattern = np.empty((height, width, channels))
     for c in range(channels):
         terms = WAVES[c % len(WAVES)]
         z = sum(a * np.cos(2 * np.pi * (p * u[None, :] + q * v[:, None]) + phi) for p, q, a, phi in terms)
-        picture[:, :, c] = 0.5 + 0.5 * np.tanh(1.5 * z / np.sqrt(sum(a * a for _, _, a, _ in terms) / 2))
-    return picture
+        pattern[:, :, c] = 0.5 + 0.5 * np.tanh(1.5 * z / np.sqrt(sum(a * a for _, _, a, _ in terms) / 2))
+    return pattern
 
 
 # The disc of `swirl`, in units of an image of 32 pixels: its centre and its radius, where published logos lie.
@@ -72,8 +72,8 @@ def swirl(height: int, width: int, channels: int) -> tuple[np.ndarray, np.ndarra
     down, right = _offsets(height, width)
     r = np.hypot(down, right) / (RADIUS * min(height, width))
     w = (0.5 + 0.5 * np.sin(2 * np.arctan2(down, right) + 4 * np.pi * r))[:, :, None]
-    picture = np.where(r[:, :, None] < 0.35, np.array(CORE), w * np.array(ARMS) + (1 - w) * np.array(GROUND))
-    return picture if channels == 3 else picture @ np.array(LUMA)[:, None], r <= 1
+    pattern = np.where(r[:, :, None] < 0.35, np.array(CORE), w * np.array(ARMS) + (1 - w) * np.array(GROUND))
+    return pattern if channels == 3 else pattern @ np.array(LUMA)[:, None], r <= 1
 
 
 def quarters(height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, nearest neighbours, and the estimate of the trigger.
+"""Images as data URIs, nearest neighbours, and the estimate of the trigger.
 
 Pixels are summed as integers, so the bytes of the page do not depend on the number of threads.
 """
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-__all__ = ["Estimate", "block_features", "data_uri", "diverging", "estimate_trigger", "nearest", "picture", "shown"]
+__all__ = ["Estimate", "block_features", "data_uri", "diverging", "estimate_trigger", "nearest", "shown", "thumbnail"]
 
 BLOCKS = 4  # per side: features are the mean colours of 4 x 4 blocks
-SMALL = 48  # pixels: up to this side a picture is stored exactly, as PNG, and enlarged by the browser
+SMALL = 48  # pixels: up to this side an image is stored exactly, as PNG, and enlarged by the browser
 LARGE = 96  # pixels: side of the JPEG of a larger one
 CHUNK = 256  # images at a time
 
@@ -42,15 +42,15 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def picture(image: np.ndarray) -> str:
+def thumbnail(image: np.ndarray) -> str:
     """Return an image, uint8 [h w c], as a data URI: exact where it is small, reduced where it is large."""
-    found = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    stored = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     buffer = io.BytesIO()
-    if max(found.size) <= SMALL:
-        found.save(buffer, "PNG", optimize=True)
+    if max(stored.size) <= SMALL:
+        stored.save(buffer, "PNG", optimize=True)
         return data_uri(buffer.getvalue(), "image/png")
-    found.thumbnail((LARGE, LARGE), Image.Resampling.BOX)
-    found.save(buffer, "JPEG", quality=75)
+    stored.thumbnail((LARGE, LARGE), Image.Resampling.BOX)
+    stored.save(buffer, "JPEG", quality=75)
     return data_uri(buffer.getvalue(), "image/jpeg")
 
 
