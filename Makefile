@@ -39,7 +39,7 @@ demo: install ## poison a data set, clean it, report, register the model; DATA=c
 test: install check ## every check and every test
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
-test-fast: install ## the tests that take less than a second each, for the inner loop
+test-fast: install ## the tests that take less than half a second each, for the inner loop
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not platform"
 
 integration: install ## the tests against real servers (PostgreSQL, S3, MLflow, Prefect), which they start and stop themselves

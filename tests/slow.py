@@ -1,4 +1,4 @@
-"""Which tests `make test-fast` leaves out: those that took more than a second, as measured.
+"""Which tests `make test-fast` leaves out: those that took more than half a second, as measured.
 
     python -m pytest -q --durations=0 -vv > FILE
     python -m tests.slow FILE       write tests/slow.txt
@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 SLOW = Path(__file__).with_name("slow.txt")
-SECONDS = 1.0
+SECONDS = 0.5
 
 
 def listed() -> frozenset[str]:

@@ -73,7 +73,7 @@ def prefect_server(home: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with open(home / "log", "wb") as log:
         process = subprocess.Popen(

@@ -14,7 +14,6 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.harness import Ceilings, ceilings, default_params, describe, network
 from meca.method.enhance import SIDES, EnhanceParams
@@ -95,6 +94,8 @@ def _images(size: int) -> Tensor:
 
 
 def _counted(work: Callable[[], object]) -> float:
+    from torch.utils.flop_counter import FlopCounterMode  # imports a compiler, a third of a second
+
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 2  # of the two images: BatchNorm trains on no single one

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.hostile.case import Case, Expected, keep, refuse
@@ -33,13 +34,14 @@ def idx_files(id: str, threat: str, what: str, expected: Expected, **files: byte
     )
 
 
-def packed(id: str, threat: str, what: str, expected: Expected, images: bytes) -> Case:
+def packed(id: str, threat: str, what: str, expected: Expected, images: Callable[[], bytes]) -> Case:
+    """Good labels, and images that are made when the case is: a bomb takes a while."""
     return Case(
         f"idx-gz-{id}",
         threat,
         what,
         expected,
-        lambda root: write(root, {f"{IMAGES}.gz": images, f"{LABELS}.gz": gzip.compress(GOOD[LABELS], mtime=0)}),
+        lambda root: write(root, {f"{IMAGES}.gz": images(), f"{LABELS}.gz": gzip.compress(GOOD[LABELS], mtime=0)}),
         {"size": 0},
     )
 
@@ -92,41 +94,41 @@ CASES = [
     Case(
         "idx-link", "T12", "images that are a link to outside", refuse("Expected train-images-idx3-ubyte to be a regular file"), linked, {"size": 0}
     ),
-    packed("cut", "T21", "a gzip stream that is cut", refuse("is damaged"), gzip.compress(GOOD[IMAGES], mtime=0)[:-12]),
+    packed("cut", "T21", "a gzip stream that is cut", refuse("is damaged"), lambda: gzip.compress(GOOD[IMAGES], mtime=0)[:-12]),
     packed(
         "wrong-checksum",
         "T13",
         "a gzip stream whose checksum does not fit",
         refuse("is damaged"),
-        gzip.compress(GOOD[IMAGES], mtime=0)[:-8] + bytes(8),
+        lambda: gzip.compress(GOOD[IMAGES], mtime=0)[:-8] + bytes(8),
     ),
-    packed("no-gzip", "T08", "a plain file called .gz", refuse("is damaged"), GOOD[IMAGES]),
+    packed("no-gzip", "T08", "a plain file called .gz", refuse("is damaged"), lambda: GOOD[IMAGES]),
     packed(
         "bomb-behind-the-header",
         "T13",
         "a small header and 100 MB behind it",
         refuse("found more"),
-        gzip.compress(GOOD[IMAGES] + bytes(100 * 2**20), 9, mtime=0),
+        lambda: gzip.compress(GOOD[IMAGES] + bytes(100 * 2**20), 9, mtime=0),
     ),
     packed(
         "promises-more-than-gzip-can",
         "T13",
         "a header of 1 GB in 40 bytes",
         refuse("promises the shape"),
-        gzip.compress(idx(2**10, 2**10, 2**10, data=b""), mtime=0),
+        lambda: gzip.compress(idx(2**10, 2**10, 2**10, data=b""), mtime=0),
     ),
     packed(
         "too-large",
         "T20",
         "one image of 60 million pixels in 60 kB",
         refuse("at most 50000000 pixels"),
-        gzip.compress(idx(1, 7746, 7746, data=bytes(7746 * 7746)), 9, mtime=0),
+        lambda: gzip.compress(idx(1, 7746, 7746, data=bytes(7746 * 7746)), 9, mtime=0),
     ),
     packed(
         "two-streams",
         "T13",
         "two gzip streams, one behind the other: read as one",
         keep(N),
-        gzip.compress(GOOD[IMAGES][:50], mtime=0) + gzip.compress(GOOD[IMAGES][50:], mtime=0),
+        lambda: gzip.compress(GOOD[IMAGES][:50], mtime=0) + gzip.compress(GOOD[IMAGES][50:], mtime=0),
     ),
 ]

@@ -10,20 +10,12 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.reliability.operations import prefect_server
 from tasks import environment
 from tasks.dvc.workspace import ROOT
 from tasks.prefect import dead_runs, notify
 from tests.integration.small import receiver, small, until
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow, pytest.mark.xdist_group("platform"), pytest.mark.filterwarnings("default")]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A server of this file's own: other files count what is on theirs."""
-    with prefect_server(tmp_path_factory.mktemp("server") / "home") as address:
-        yield address
 
 
 def program(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from benchmarks.reliability.canary import hits
 from flows import cli
@@ -169,6 +168,8 @@ def test_what_a_killed_process_left_open_is_closed(workspace):
 
 
 def test_the_manifest_is_uploaded_last(workspace, monkeypatch):
+    from mlflow.tracking import MlflowClient  # two seconds, which a worker that only collects does without
+
     uploaded: list[str] = []
     log = MlflowClient.log_artifact
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from meca.method.scoring import folded, patch_masks, ranks, score
@@ -157,6 +156,8 @@ def test_masks_depend_on_their_generator_alone() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_ranks_are_those_of_scipy_scaled_to_one(seed: int) -> None:
+    from scipy.stats import rankdata
+
     values = torch.randint(0, 12, (30,), generator=torch.Generator().manual_seed(seed)).float()
     expected = (rankdata(values.numpy(), method="average") - 1) / 29
     assert np.allclose(ranks(values).numpy(), expected)

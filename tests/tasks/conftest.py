@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.tasks.buckets import connect
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
+    from moto.server import ThreadedMotoServer  # half a second, which a worker that only collects does without
+
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     yield server.get_host_and_port()[1]

@@ -53,11 +53,25 @@ def make_workspace(folder: Path) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each test has a copy of: DVC takes a second to make it."""
+    return make_workspace(tmp_path_factory.mktemp("made"))
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+def local(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose remote is a folder in it."""
+    monkeypatch.delenv("MECA_REMOTE_URL", raising=False)
+    environment.prepare()
+    return Path(shutil.copytree(made, tmp_path / "w", symlinks=True))
+
+
+@pytest.fixture
+def workspace(local: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace whose remote is the bucket of the test."""
     monkeypatch.setenv("MECA_REMOTE_URL", "s3://bucket/remote")
-    return make_workspace(tmp_path)
+    return local
 
 
 def forget(workspace: Path) -> None:
@@ -98,9 +112,8 @@ def test_an_object_with_other_bytes_is_refused_by_dvc_already(workspace: Path, c
     assert not (workspace / "out" / "b.bin").exists()
 
 
-def test_a_remote_of_the_workspace_is_verified_whatever_its_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MECA_REMOTE_URL", raising=False)
-    workspace = make_workspace(tmp_path)
+def test_a_remote_of_the_workspace_is_verified_whatever_its_settings_say(local: Path, tmp_path: Path) -> None:
+    workspace = local
     config = workspace / ".dvc" / "config"
     config.write_text(config.read_text().replace("verify = true", "verify = false"))
     assert "verify = false" in config.read_text()
