@@ -72,6 +72,7 @@ def main(memory: int, seconds: int) -> None:
     For each of them descriptor 0 brings three: for its requests and replies, for its errors, and one on which this process
     is told to end it and says how it ended.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent that ignores it hands that on, and then nobody learns how a worker ended
     known = {data: _describe(data) for data in samples()}  # so a copy has all that decoding loads
     control, parent = socket.socket(fileno=0), os.getpid()
     workers: dict[int, int] = {}  # processes, by the descriptor on which this one is told to end them

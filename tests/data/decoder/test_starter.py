@@ -69,9 +69,11 @@ def test_a_starter_that_is_killed_costs_no_image() -> None:
                 [killed] = starters(decoder)
                 os.kill(killed, signal.SIGKILL)
         assert at == 299 and starters(decoder) != {killed}
-        os.kill(starters(decoder).pop(), signal.SIGKILL)
+        [killed] = starters(decoder)
+        os.kill(killed, signal.SIGKILL)
+        assert is_gone(killed)
     with Decoder(2) as decoder:
-        assert isinstance(decoded(decoder, GOOD)[0], Decoded)
+        assert all(isinstance(outcome, Decoded) for outcome in decoded(decoder, *items)), "two were asked of one that is dead"
 
 
 def test_threads_share_a_starter() -> None:
@@ -139,17 +141,24 @@ for limit in (2 * 2**30, 2**30):
 """
 
 LEFT = """
+import signal, sys
+if "ignoring" in sys.argv:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 from tests.data.decoder.programs import GOOD, decoded, processes, starters
 from meca.data.decoder.pool import Decoder
+with Decoder(1) as decoder:
+    decoded(decoder, GOOD)
+    first = starters(decoder)
 decoder = Decoder(1)
-decoded(decoder, GOOD)
+assert decoded(decoder, GOOD)[0].format == "PNG" and starters(decoder) == first
 print(*processes(decoder), *starters(decoder), flush=True)
 """
 
 
-def script(program: str) -> list[int]:
+def script(program: str, *given: str) -> list[int]:
     """Return the numbers that a program writes in one line, in an interpreter of its own."""
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+    command, environment = [sys.executable, "-c", program, *given], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         found = [int(word) for word in process.stdout.readline().split()]
     assert process.returncode == 0
@@ -169,5 +178,8 @@ def test_a_limit_that_was_lowered_holds_for_the_next_worker() -> None:
     assert script(LIMITED) == [2 * 2**30] * 2 + [2**30] * 2
 
 
-def test_nothing_is_left_when_the_process_ends() -> None:
-    assert all(map(is_gone, script(LEFT)))
+@pytest.mark.parametrize("given", [[], ["ignoring"]])
+def test_nothing_is_left_when_the_process_ends(given: list[str]) -> None:
+    # Whoever ignores the end of its children has its children ignore that of theirs.
+    worker, starter = script(LEFT, *given)
+    assert state(starter) == "X" and is_gone(worker)
