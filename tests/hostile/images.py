@@ -1,5 +1,6 @@
 """Hostile images, each as one file of a good image folder: bombs, half files, other formats in disguise, odd modes, metadata."""
 
+import functools
 import os
 import struct
 import zlib
@@ -40,9 +41,11 @@ def one(id: str, threat: str, what: str, expected: Expected, data: Data, name: s
 
 def one_bit_bomb() -> bytes:
     side = 30_000
-    packer = zlib.compressobj(6)
-    row = bytes(1 + side // 8)
-    packed = b"".join(packer.compress(row * 1000) for _ in range(side // 1000)) + packer.flush()
+    rows, n = bytes((1 + side // 8) * 1000), side // 1000
+    packer = zlib.compressobj(6, wbits=-15)
+    part = packer.compress(rows) + packer.flush(zlib.Z_FULL_FLUSH)  # looks back at nothing, so it may stand again and again
+    check = functools.reduce(lambda value, _: zlib.adler32(rows, value), range(n), 1)
+    packed = b"\x78\x9c" + part * n + b"\x03\0" + struct.pack(">I", check)
     head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     return SIGNATURE + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 

@@ -5,15 +5,12 @@ like any other hostile input. A worker that dies, hangs or lies is replaced; the
 one, then a reason in place of its pixels, and the images behind it are sent again.
 """
 
-import contextlib
 import json
 import math
 import os
 import re
 import select
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections import deque
@@ -26,6 +23,7 @@ import numpy as np
 import PIL
 
 from meca.data.decoder.decode import CONVERSIONS, FORMATS, MAX_PIXELS, MAX_RATIO, Decoded
+from meca.data.decoder.starter import start
 from meca.data.decoder.worker import REPLY, REQUEST
 from meca.errors import MecaError, system_failure
 
@@ -50,8 +48,8 @@ _MODES = "|".join(map(re.escape, CONVERSIONS))
 TEXT = re.compile(rf"({_MODES})\n({'|'.join(FORMATS)})((?:\norientation:[2-8])?)((?:\nconverted:(?:\1|(?:RGB|RGBA|LA);16B))?)")
 
 ROOT = Path(__file__).parents[3]
-PATHS = "import sys; sys.path[:0] = {sys.argv[1]} - {*sys.path}; sys.path += sys.argv[5:]"  # where meca is, and where numpy and Pillow are
-PROGRAM = f"{PATHS}; from meca.data.decoder.worker import main; main(*map(int, sys.argv[2:5]))"
+PATHS = "import sys; sys.path[:0] = {sys.argv[1]} - {*sys.path}; sys.path += sys.argv[4:]"  # where meca is, and where numpy and Pillow are
+PROGRAM = f"{PATHS}; from meca.data.decoder.worker import main; main(*map(int, sys.argv[2:4]))"
 
 T = TypeVar("T")
 Side = tuple[int, int] | None  # height and width; None: as found
@@ -204,6 +202,7 @@ class Decoder:
         """Put a fresh worker in the place of one that failed; only the image that it was at, if any, pays for that."""
         self._workers.remove(worker)
         worker.stop()
+        worker.process.retire()
         jobs = worker.jobs
         if jobs and reason is not None:
             jobs[0].tries += 1
@@ -228,17 +227,11 @@ class _Worker:
         self._answered = 0
         self._waited = 0.0  # seconds since its last answer
         self._load = 0  # encoded bytes of its jobs
-        self.socket, theirs = socket.socketpair()
+        try:
+            self.process, self.socket = start(_command(), _environment())
+        except OSError as error:
+            raise system_failure(error) or _not_started(str(error.strerror)) from None
         self.socket.setblocking(False)
-        end, pipe = theirs.fileno(), subprocess.PIPE
-        with theirs:
-            try:
-                self._process = subprocess.Popen(  # noqa: S603 - our own program
-                    _command(), stdin=end, stdout=end, stderr=pipe, cwd="/", env=_environment(), start_new_session=True
-                )
-            except OSError as error:
-                self.socket.close()
-                raise system_failure(error) or _not_started(str(error.strerror)) from None
 
     @property
     def has_room(self) -> bool:
@@ -315,8 +308,7 @@ class _Worker:
         except (ValueError, TypeError, KeyError):
             raise _not_started("it did not say what confines it") from None
         self._inbox, self._waited = rest, 0.0
-        assert self._process.stderr is not None
-        self._process.stderr.close()  # what a decoder prints about an image is nobody's business
+        self.process.deafen()  # what a decoder prints about an image is nobody's business
         return True
 
     def _take(self) -> _Job[Any] | None:
@@ -343,23 +335,18 @@ class _Worker:
 
     def _end(self) -> Exception:
         """Return what it means that the process closed its socket."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
-        code = self._process.poll()
+        code = self.process.end(1.0)
         if self.level is not None:
             return _Failed("too-slow" if code == -signal.SIGXCPU else "decoder-died")
-        self._process.kill()
-        assert self._process.stderr is not None
-        said = self._process.stderr.read(CHUNK).decode(errors="replace").strip().splitlines()
-        return _not_started(said[-1] if said else f"it ended with {self._process.wait()}")
+        return _not_started(self.process.last_words())
 
     def stop(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        if self.level is None:
+            self.process.drop()
+        else:
+            self.process.end()
         self.socket.close()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
 
 
 def _checked(job: _Job[Any], is_image: int, text: str, width: int, height: int, pixels: bytearray) -> Outcome:
@@ -404,7 +391,7 @@ def _cores() -> int:
 def _command() -> list[str]:
     """Return what starts a worker: this interpreter, this copy of meca, and the packages wherever this process found them."""
     packages = {str(Path(str(package.__file__)).parents[1]) for package in (np, PIL)}
-    return [sys.executable, "-I", "-c", PROGRAM, str(ROOT), str(os.getpid()), str(MEMORY), str(SECONDS), *sorted(packages)]
+    return [sys.executable, "-I", "-c", PROGRAM, str(ROOT), str(MEMORY), str(SECONDS), *sorted(packages)]
 
 
 def _environment() -> dict[str, str]:

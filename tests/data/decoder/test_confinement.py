@@ -17,6 +17,7 @@ import pytest
 from meca.data.decoder.decode import Unreadable, decode
 from meca.data.decoder.pool import Decoder
 from meca.data.decoder.worker import samples
+from tests.data.decoder.programs import processes
 from tests.making import encode, pixels
 
 ROOT = Path(__file__).parents[3]
@@ -149,14 +150,15 @@ def test_a_process_that_is_not_confined_can_do_it_all(monkeypatch: pytest.Monkey
 def test_the_kernel_says_what_a_worker_has_given_up() -> None:
     with Decoder(1) as decoder:
         assert len(list(decoder.map([encode(pixels(1))], lambda data: data))) == 1
-        process = Path(f"/proc/{decoder._workers[0]._process.pid}")
+        [number] = processes(decoder)
+        process = Path(f"/proc/{number}")
         status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
         assert decoder.level and status["NoNewPrivs"] == "1" and status["Seccomp"] == ("2" if decoder.level["seccomp"] else "0")
         assert {status[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
         limits = {line[:26].strip(): line[26:].split()[:2] for line in (process / "limits").read_text().splitlines()}
         assert limits["Max open files"] == ["3", "3"] and limits["Max file size"] == ["0", "0"] and limits["Max core file size"] == ["0", "0"]
         assert limits["Max address space"] == [str(3 * 2**30)] * 2 and limits["Max cpu time"][0].isdigit()
-        assert os.getsid(decoder._workers[0]._process.pid) == decoder._workers[0]._process.pid, "Ctrl-C would end it too"
+        assert os.getsid(number) == number, "Ctrl-C would end it too"
         if os.getuid() == 0:
             assert sorted(path.name for path in (process / "fd").iterdir()) == ["0", "1", "2"]
             environment = {line.partition(b"=")[0] for line in (process / "environ").read_bytes().split(b"\0") if line}

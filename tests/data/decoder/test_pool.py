@@ -20,7 +20,7 @@ from meca.data.decoder.decode import Decoded, Unreadable, decode, resize
 from meca.data.decoder.pool import Decoder
 from meca.data.decoder.worker import samples
 from meca.errors import MecaError
-from tests.data.decoder.programs import DIFFERENT, EVIL, liar
+from tests.data.decoder.programs import DIFFERENT, EVIL, FULL, liar, processes, state
 from tests.making import encode, pixels
 
 ROOT = Path(__file__).parents[3]
@@ -243,8 +243,8 @@ def test_a_worker_that_is_killed_costs_no_image() -> None:
         for at, (item, outcome) in enumerate(decoder.map(items, lambda data: data)):
             assert item == items[at] and there(outcome) == here(item), f"image {at}"
             if at == 50:  # once: the image that a worker is at may die with it only once
-                for worker in decoder._workers:
-                    os.kill(worker._process.pid, signal.SIGKILL)
+                for worker in processes(decoder):
+                    os.kill(worker, signal.SIGKILL)
                     killed += 1
     assert at == 599 and killed == 2
 
@@ -254,8 +254,10 @@ def test_an_idle_worker_that_dies_is_replaced() -> None:
         for i in range(3):
             [(item, outcome)] = decoder.map([encode(pixels(i))], lambda data: data)
             assert there(outcome) == here(item)
-            decoder._workers[0]._process.kill()
-            decoder._workers[0]._process.wait()
+            [worker] = processes(decoder)
+            os.kill(worker, signal.SIGKILL)
+            while state(worker) != "Z":
+                time.sleep(0.01)
 
 
 def test_a_worker_that_is_stopped_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,10 +266,10 @@ def test_a_worker_that_is_stopped_is_replaced(monkeypatch: pytest.MonkeyPatch) -
         for at, (item, outcome) in enumerate(decoder.map(items, lambda data: data)):
             assert there(outcome) == here(item)
             if at == 10:
-                os.kill(decoder._workers[0]._process.pid, signal.SIGSTOP)
+                os.kill(processes(decoder)[0], signal.SIGSTOP)
                 stopped = decoder._workers[0]
                 monkeypatch.setattr(pool, "PATIENCE", 2.0)
-    assert at == 299 and stopped._process.returncode == -signal.SIGKILL
+    assert at == 299 and stopped.process.code == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -379,7 +381,9 @@ def test_a_worker_that_says_half_and_leaves_is_replaced(monkeypatch: pytest.Monk
 
 
 def test_an_answer_that_dribbles_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "PROGRAM", liar("b''").replace("number += 1", "import time\n    while True: os.write(1, bytes(1)); time.sleep(0.5)"))
+    monkeypatch.setattr(
+        pool, "PROGRAM", liar("b''").replace("number += 1", "import time\n        while True: os.write(1, bytes(1)); time.sleep(0.5)")
+    )
     monkeypatch.setattr(pool, "PATIENCE", 2.0)
     assert run([b"one"], workers=1) == ["too-slow"]
 
@@ -392,6 +396,7 @@ def test_an_answer_that_dribbles_is_too_slow(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("import no_such_module", "cannot be started here: ModuleNotFoundError: No module named 'no_such_module'"),
         ("import sys; sys.exit(7)", "cannot be started here: it ended with 7"),
+        (FULL, "cannot be started here: no room for one more"),
         (liar("b''", hello="hello"), "did not say what confines it"),
         (liar("b''", hello="[1]"), "did not say what confines it"),
         (liar("b''", hello='{"level": "none", "seccomp": true}'), "did not say what confines it"),
@@ -417,6 +422,7 @@ def test_too_few_descriptors_are_named_with_the_limit_to_raise(monkeypatch: pyte
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(subprocess, "Popen", full)
+    monkeypatch.setattr(pool, "SECONDS", 9)  # nobody has started what makes workers with this limit
     with pytest.raises(MecaError, match=r"Could not go on: too many files are open in this process; raise the limit \(`ulimit -n`\)"):
         run([encode(pixels(1))])
 
@@ -430,14 +436,14 @@ def test_a_decoder_that_differs_behind_the_walls_does_not_start(monkeypatch: pyt
 PARENT = """
 import threading, time
 from meca.data.decoder import pool
-from tests.data.decoder.programs import EVIL
+from tests.data.decoder.programs import EVIL, processes
 pool.PROGRAM = EVIL
 decoder = pool.Decoder(1)
 threading.Thread(target=lambda: list(decoder.map([b"hang"] * 3, lambda data: data)), daemon=True).start()
 while decoder.level is None:
     time.sleep(0.1)
 time.sleep(1)
-print(decoder._workers[0]._process.pid, flush=True)
+print(*processes(decoder), flush=True)
 time.sleep(600)
 """
 
@@ -458,17 +464,9 @@ def test_no_worker_outlives_a_parent_that_is_killed() -> None:
     assert state(worker) in "ZX"
 
 
-def state(process: int) -> str:
-    """Return the letter that the kernel has for a process; X where there is none any more."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
-
-
 def test_the_context_ends_all_workers() -> None:
     with Decoder(2) as decoder:
         list(decoder.map([encode(pixels(1))] * 500, lambda data: data))
-        workers = [worker._process.pid for worker in decoder._workers]
+        workers = processes(decoder)
         assert len(workers) == 2 and all(state(worker) in "RSD" for worker in workers)
     assert all(state(worker) == "X" for worker in workers)
