@@ -1,7 +1,7 @@
 """Published detectors of poison on the very samples that the default preset was run on, into results/detectors.jsonl.
 
     python -m benchmarks.quality.detectors           all cells of `EXPERIMENTS` that have no row yet
-    python -m benchmarks.quality.detectors --only cifar10-10k --attack blend --seeds 1
+    python -m benchmarks.quality.detectors --only cifar10-10k --attack blend --seeds 101
     python -m benchmarks.quality.detectors --again   measure anew; the newest row counts
 
 The detectors are those of `meca.defenses`, with the paper's own numbers for all attacks, on the network, the images and the seed of the row in
@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.detector_tables import FALSE_ALARMS
-from benchmarks.quality.experiments import CIFAR, DIGITS, SHAPES, Experiments, chosen
+from benchmarks.quality.experiments import CIFAR, DIGITS, FIRST, SHAPES, TWO, Experiments, chosen
+from benchmarks.quality.experiments import FILE as WHOLE
+from benchmarks.quality.seeds import refuse
 from benchmarks.rows import RESULTS, ROOT, provenance
 from meca.defenses import DETECTORS, Judgement, Samples, Scene
 from meca.metrics import ROC_AT, detection, separation
@@ -41,9 +43,9 @@ from tasks.benchmark.rows import Row, append, identity, newest, read_rows
 FILE = RESULTS / "detectors.jsonl"
 NAMED_BY = ("experiment", "attack", "seed")
 EXPERIMENTS: Experiments = {
-    "cifar10-10k": (replace(CIFAR, seeds=(1,)),),
-    "shapes": (replace(SHAPES, seeds=(20,)),),
-    "digits": (replace(DIGITS, attacks=("badnet", "blend"), seeds=(2,)),),
+    "cifar10-10k": (replace(CIFAR, seeds=(FIRST,)),),
+    "shapes": (replace(SHAPES, attacks=TWO, seeds=(FIRST,)),),
+    "digits": (replace(DIGITS, attacks=TWO, seeds=(FIRST,)),),
 }
 
 
@@ -119,7 +121,9 @@ def main() -> None:
     os.environ.setdefault("MECA_DATA", str(ROOT.parent / "shared" / "data"))
     torch.set_num_threads(arguments.threads)
     known = newest(read_rows(FILE), *NAMED_BY)
-    for cell in chosen(EXPERIMENTS, arguments.only, arguments.attack, ("default",), arguments.seeds):
+    wanted = chosen(EXPERIMENTS, arguments.only, arguments.attack, ("default",), arguments.seeds)
+    refuse((cell.given for cell in wanted), [*read_rows(FILE), *read_rows(WHOLE)])
+    for cell in wanted:
         if identity(dict(cell.given), NAMED_BY) in known and not arguments.again:
             continue
         for row in measure(cell, arguments.detector):

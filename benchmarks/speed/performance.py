@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.quality.experiments import ABLATIONS, CUTS
+from benchmarks.quality.seeds import LOOKED_AT
 from meca.report.numbers import UNKNOWN, percent
 from meca.text import plain
 from tasks.benchmark.rows import Row, cell, number, origins, table
@@ -119,10 +120,9 @@ def _less(quality: Sequence[Row], names: Collection[str], introduction: str, sam
     shown = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {name}") for name in names)]
     less = list({(row["experiment"], row["attack"], row["seed"]): row for row in shown}.values())
     lines: list[list[str]] = []
-    seen = ", seeds that were looked at while tuning"  # where rows go whose seed was
 
     def of_whole(row: Row) -> tuple[Any, ...]:
-        return (row["experiment"].removesuffix(seen), row["attack"], row["seed"], row["commit"] if same_commit else None)
+        return (row["experiment"].removesuffix(LOOKED_AT), row["attack"], row["seed"], row["commit"] if same_commit else None)
 
     whole = {of_whole(row): row for row in quality if row["preset"] == "default"}
     settings = sorted({(row["experiment"].split(", ")[0], row["attack"], row["seed"]) for row in less})
