@@ -21,7 +21,7 @@ def test_the_network_is_the_reference_of_the_run(tmp_path):
     params = with_settings(read_params(PACKAGED), settings | {"preset": "default", "seed": 5, "poison.attack": "badnet"})
     pipeline(tmp_path / "run", params)
     made, truth = detectors.scene_of(tmp_path / "scene", params)
-    reference = read_json(tmp_path / "run" / "work" / "evaluate" / "evaluation.json")["no_defence"]
+    reference = read_json(tmp_path / "run" / "work" / "evaluate" / "evaluation.json")["references"]["plain"]["no_defence"]
     store = open_store(tmp_path / "scene" / "data" / "store")
     seen = predict(made.model, torch.from_numpy(store.pixels(store.test))).argmax(1).numpy()
     assert accuracy(seen, store.labels[store.test], len(store.info.class_names))["confusion"] == reference["confusion"]
