@@ -37,6 +37,7 @@ from meca.training.device import Device
 from meca.training.engine import Data, Session
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
+from tasks.benchmark.cell import evidence
 from tasks.benchmark.grid import Cell
 from tasks.benchmark.rows import Row, append, identity, newest, read_rows
 
@@ -84,8 +85,10 @@ def judge(judgement: Judgement, labels: Tensor, truth: dict[str, Any]) -> dict[s
     told = detection(judgement.flagged, judgement.suspicion, poisoned, covers, labels.numpy(), truth["targets"])
     ranks = np.searchsorted(np.sort(judgement.suspicion), judgement.suspicion) / len(judgement.suspicion)
     roc = separation(ranks, poisoned, ~poisoned & ~covers)["roc"]
-    return {key: told[key] for key in ("tpr", "fpr", "auroc", "auroc_target")} | {
+    counts = torch.bincount(labels[torch.from_numpy(judgement.flagged)], minlength=1).tolist()
+    return {key: told[key] for key in ("tpr", "fpr", "fpr_flagged", "auroc", "auroc_target")} | {
         "tpr_at": roc[list(ROC_AT).index(FALSE_ALARMS)] if roc else None,
+        "evidence": evidence({"verdict": None}, {label: (count, count) for label, count in enumerate(counts)}),  # they say no more
     }
 
 
@@ -93,7 +96,7 @@ def measure(cell: Cell, only: Sequence[str] = ()) -> list[Row]:
     """Return a row for each detector on one cell."""
     experiment, attack, seed = (cell.given[key] for key in ("experiment", "attack", "seed"))
     command = f"python -m benchmarks.quality.detectors --only {shlex.quote(experiment)} --attack {attack} --seeds {seed}"
-    told = {"experiment": experiment, "attack": attack, "params_sha256": cell.given["params_sha256"]}
+    told = {"experiment": experiment, "dataset": cell.given["source"], "attack": attack, "params_sha256": cell.given["params_sha256"]}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="meca-detectors-") as folder:
         scene, truth = scene_of(Path(folder), cell.params)

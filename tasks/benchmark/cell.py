@@ -19,7 +19,7 @@ from meca.errors import MecaError
 from meca.files import atomic_write, canonical_json, read_json
 from meca.params import Params
 
-__all__ = ["COLUMNS", "measure", "row_of"]
+__all__ = ["COLUMNS", "REFERENCES", "evidence", "flags", "measure", "row_of", "undefended"]
 
 # What came out of a cell. Of a cell that failed all of them are null: unknown is never left out.
 COLUMNS = (

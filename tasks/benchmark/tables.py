@@ -57,13 +57,14 @@ def line(row: Row) -> str:
     return f"{row['verdict']}, ACC/ASR {_pair([row], final)}, TPR {percent(row['tpr'])}, FPR {percent(row['fpr'], 2)}, {row['seconds']} s"
 
 
-def render(rows: Sequence[Row], pictures: str = "", own: Sequence[Row] | None = None) -> str:
+def render(rows: Sequence[Row], pictures: str = "", own: Sequence[Row] | None = None, standing: str = "") -> str:
     """Return the tables as Markdown, with headings of level 2.
 
     Args:
         rows: Failed ones are named as such.
         pictures: How the names of the SVG files begin, relative to the page; empty leaves the pictures out.
         own: The rows whose origin stands below, where others have theirs beside a table of their own; None for all.
+        standing: What else to know of the rows, in sentences.
     """
     rows = list(rows)
     drawn = figures(rows) if pictures else {}
@@ -73,6 +74,7 @@ def render(rows: Sequence[Row], pictures: str = "", own: Sequence[Row] | None = 
         "In the layout of arXiv 2405.12719; cells are ACC/ASR in percent, as mean ± standard deviation where there are several seeds. "
         "*No defence*: the same recipe trained on all samples; *oracle*: trained on the truly clean ones. Without a defence an attack marked † "
         f"succeeds in less than half of the cases, so it is in no mean. “{NOT_RUN}”: there is no row.\n",
+        f"{standing}\n" if standing else "",
         "### Table II: the five basic attacks at 5 % poison\n",
         _defences(rows, BASIC),
         "### Table III: the three adaptive attacks at 5 % poison\n",
@@ -324,11 +326,16 @@ def _detection(rows: Sequence[Row]) -> str:
             for preset in ("paper", "default"):
                 if found := _done(_chosen(rows, setting=setting, attack=attack, rate=RATE, preset=preset)):
                     rates = [percent(_average(found, key), digits) for key, digits in (("tpr", 1), ("fpr", 2))]
+                    rates.append(percent(_average(found, "fpr_flagged")) if any("fpr_flagged" in row for row in found) else "not recorded")
                     auroc = _average(found, "auroc")
                     cost = [f"{value:,.0f}" if value is not None else UNKNOWN for value in (_working(found), _average(found, "peak_mib"))]
                     told = [*rates, UNKNOWN if auroc is None else f"{auroc:.3f}", *cost]
                     lines.append([_data(setting), _attack(attack, found), preset, *told])
-    return _table(("data (training images)", "attack", "preset", "TPR", "FPR", "AUROC", "seconds, without evaluate", "peak MiB"), lines, text=3)
+    return _table(
+        ("data (training images)", "attack", "preset", "TPR", "FPR", "FPR inside flagged classes", "AUROC", "seconds, without evaluate", "peak MiB"),
+        lines,
+        text=3,
+    )
 
 
 def _working(rows: Sequence[Row]) -> float | None:

@@ -43,6 +43,10 @@ def test_each_scenario_that_the_time_allows_has_a_row_with_its_references(file: 
     assert rows[0]["no_defence_acc"] is not None and rows[0]["oracle_acc"] is not None
     for row in rows:
         assert isinstance(row["dirty"], bool) and len(row["code_sha256"]) == len(row["params_sha256"]) == 64
+        assert row["equal_passes"] is True and row["references"]["plain"].keys() == {"no_defence", "oracle"}
+        assert row["evidence"]["verdict"] == row["verdict"] and len(json.dumps(row["evidence"])) < 1000
+        assert (row["fpr_flagged"] is None) == (not row["evidence"]["flagged"]) and (row["fpr_flagged"] or 0) >= row["fpr"]
+        assert row["no_defence_acc"] is not None, "a false alarm has its reference, too"
     assert rows[0]["params_sha256"] != rows[1]["params_sha256"]
 
 

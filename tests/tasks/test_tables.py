@@ -128,7 +128,9 @@ def test_the_partition_rate_has_a_figure_of_its_own_and_is_in_no_other_table():
 def test_the_time_of_a_run_is_without_the_references_that_others_share():
     rows = [grid_row(seed=s, tpr=t, stage_seconds={"split": 10.0, "evaluate": e}) for s, t, e in ((1, 0.9, 99.0), (2, 1.0, 1.0))]
     (line,) = table(tables.render(rows), "### Detection")
-    assert line[1:] == ["badnet", "default", "95.0 %", "1.00 %", "0.990", "10", "900"]
+    assert line[1:] == ["badnet", "default", "95.0 %", "1.00 %", "not recorded", "0.990", "10", "900"]
+    (line,) = table(tables.render([grid_row(fpr_flagged=0.25), grid_row(seed=2, fpr_flagged=None)]), "### Detection")
+    assert line[5] == "25.0 %"
 
 
 def heights(picture, name):
