@@ -82,11 +82,7 @@ def _standing(rows: Sequence[Row]) -> str:
     seeds, n, told = read_seeds(), len(rows), list[str]()
     if earlier := sum(not seeds.is_report(row) for row in rows):
         told.append(f"Of {n} rows {earlier} are of seeds that have been looked at since: they stand here until something newer is measured.")
-    if unequal := sum(not row.get("equal_passes") for row in rows):
-        told.append(
-            f"Of {n} rows {unequal} do not say that the references had as many passes as the model that goes out: in older ones they had fewer."
-        )
-    return " ".join(told)
+    return " ".join(text for text in (*told, tables.unequal(rows)) if text)
 
 
 def short(rows: Sequence[Row]) -> str:
