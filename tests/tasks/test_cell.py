@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meca.data.store import write_parquet
@@ -21,7 +21,12 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+MANY = [{"label": label, "apart": True, **{f"evidence_of_kind_{i}": label / 7 + i for i in range(20)}} for label in range(200)]
+
+
 @settings(deadline=None, derandomize=True)
+@example(entries=MANY, counts={}, doubtful=[])
+@example(entries=MANY[:2], counts=dict.fromkeys(range(200), 10**6), doubtful=list(range(200)))
 @given(
     entries=st.lists(ENTRY, max_size=60),
     counts=st.dictionaries(st.integers(0, 199), st.integers(0, 10**6), max_size=200),
