@@ -15,31 +15,40 @@ from typing import Any
 
 from benchmarks.quality import detector_tables, goals
 from benchmarks.quality.experiments import ABLATIONS, CUTS
+from benchmarks.quality.seeds import headline, read_seeds
 from benchmarks.reliability import hostile
 from benchmarks.rows import ROOT, read
 from benchmarks.speed import performance
 from meca.metrics import wilson
 from meca.report.numbers import UNKNOWN, interval, percent
 from tasks.benchmark import tables
-from tasks.benchmark.rows import Row, cell, known, number, origins, table
+from tasks.benchmark.rows import ENOUGH, Row, cell, difference, known, number, origins, spread, t_interval, table
 from tasks.benchmark.tables import WEAK
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+NOT_RECORDED = "not recorded"
+MARKS = {
+    "†": "† weak: without a defence it succeeds in less than half of the cases, so it is in no mean over attacks.",
+    "‡": "‡ measured with code that differs from its commit, so nobody can run it again: it is in no summary.",
+}
 
 
 def render(rows: Mapping[str, Sequence[Row]]) -> str:
     """Return docs/results.md."""
+    reports = [row for row in rows["quality"] if read_seeds().is_report(row)]
     parts = [
         "# Results\n",
         "Rendered by `python -m benchmarks.render` from the rows in `benchmarks/results/`. ACC and ASR are on the full test set; "
         "ASR counts triggered test images whose true class is not the target. *No defence*: the same recipe trained on all samples; "
-        "*oracle*: trained on the truly clean ones. Values are means over seeds with min..max; intervals of ASR are 95 % Wilson "
-        "intervals of all seeds together.\n",
-        goals.section(rows["quality"]),
-        quality(rows["quality"]),
+        "*oracle*: trained on the truly clean ones. Values are means over seeds with min..max and standard deviation (s.d.). Intervals of 95 % are "
+        "of the mean over seeds (t), since the images of one run are no independent trials; of a single run it is Wilson's. A difference below "
+        f"two points is told on at least {ENOUGH} seeds or not at all.\n",
+        goals.section(headline(rows["quality"])),
+        quality(reports),
         performance.ablations(rows["quality"]),
-        detector_tables.section(rows["detectors"], rows["quality"]),
-        tables.render(measured, "results", rows["benchmark"]) if (measured := paper_rows(rows)) else "",
+        detector_tables.section(headline(rows["detectors"]), rows["quality"]),
+        tables.render(measured, "results", rows["benchmark"], _standing(measured)) if (measured := paper_rows(rows)) else "",
+        looked_at(rows["quality"]),
         _table("Speed", [row for row in rows["speed"] if not row.get("group")], _speed_columns, ("name", "hardware", "unit")),
         "How fast the work itself is, with floors and ratios: [performance.md](performance.md).\n" if rows["speed"] else "",
         _table("Reliability", rows["reliability"], _reliability_columns, ("name",)),
@@ -50,11 +59,11 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
 
 
 def paper_rows(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """Return the rows that the paper's tables are made of: whole runs of what ships, on seeds that are reported.
+    """Return the rows that the paper's tables are made of: whole runs of what ships, of which a summary may be made (`headline`).
 
     Of quality.jsonl those are the experiments without a further word, and those whose further word is the poison rate.
     """
-    every = [*rows["quality"], *rows.get("failed", ())]
+    every = headline([*rows["quality"], *rows.get("failed", ())])
     whole = [row for row in every if re.fullmatch(r"[^,]+(, [\d.]+ % poison)?", str(row["experiment"]))]
     axes = ("dataset", "n_train", "network", "stem", "attack", "preset", "seed")
 
@@ -63,8 +72,17 @@ def paper_rows(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
         return (*(row.get(name) for name in axes), round(rate, 3) if rate else None)
 
     # A cell of the grid that the flow measured too must not count twice.
-    again = {cell_of(row) for row in rows["benchmark"] if not row.get("settings") and row.get("partition_rate_given") is None}
-    return [*(row for row in whole if cell_of(row) not in again), *rows["benchmark"]]
+    measured = headline(rows["benchmark"])
+    again = {cell_of(row) for row in measured if not row.get("settings") and row.get("partition_rate_given") is None}
+    return [*(row for row in whole if cell_of(row) not in again), *measured]
+
+
+def _standing(rows: Sequence[Row]) -> str:
+    """Return what to know of rows that a summary is made of: how many are no reports, and whose references may have had fewer passes."""
+    seeds, n, told = read_seeds(), len(rows), list[str]()
+    if earlier := sum(not seeds.is_report(row) for row in rows):
+        told.append(f"Of {n} rows {earlier} are of seeds that have been looked at since: they stand here until something newer is measured.")
+    return " ".join(text for text in (*told, tables.unequal(rows)) if text)
 
 
 def short(rows: Sequence[Row]) -> str:
@@ -77,91 +95,152 @@ def short(rows: Sequence[Row]) -> str:
         "ASR (no defence, oracle)",
         "poison found",
         "false alarms",
+        "inside flagged classes",
         "verdict",
     )
     lines: list[list[str]] = []
-    shown = [row for row in rows if row["preset"] == "default" and "," not in row["experiment"]]  # no seeds of tuning, no ablations
+    shown = headline([row for row in rows if row["preset"] == "default" and "," not in row["experiment"]])  # no seeds of tuning, no ablations
     for (_, dataset, n_train, *_rest), group in _grouped(shown, _setting):
         for (attack, *_), found in _grouped(group, _arm):
-            acc, asr = percent(_mean(found, "acc")), percent(_asr(found))
+            acc, asr = percent(_mean(found, "acc")), percent(_average(_asrs(found)))
             lines.append([
                 f"{cell(dataset)} ({n_train:,})",
                 _attack(attack, found),
-                str(len(found)),
+                f"{len(found)}{'' if all(read_seeds().is_report(row) for row in found) else ', looked at'}",
                 f"{acc} ({percent(_mean(found, 'no_defence_acc'))}, {percent(_mean(found, 'oracle_acc'))})",
                 f"{asr} ({percent(_mean(found, 'no_defence_asr'))}, {percent(_mean(found, 'oracle_asr'))})",
                 percent(_mean(found, "tpr")),
                 percent(_mean(found, "fpr"), 2),
+                _recorded(found, "fpr_flagged", lambda values: percent(_average(values))),
                 _verdicts(found),
             ])  # fmt: skip
     if not lines:
         return "No row has been measured yet.\n"
-    text = table(heads, lines, "llrrrrrl")
-    return text + _note(text) + "\nEvery figure with its command, hardware and seeds: [docs/results.md](docs/results.md).\n"
+    text, told = table(heads, lines, "llrrrrrrl"), _standing(shown)
+    return (
+        text
+        + _note(text)
+        + (f"\n{told}\n" if told else "")
+        + "\nEvery figure with its command, hardware and seeds: [docs/results.md](docs/results.md).\n"
+    )
 
 
 def _note(text: str) -> str:
-    return "\n† weak: without a defence it succeeds in less than half of the cases, so it is in no mean over attacks.\n" if "†" in text else ""
+    told = [words for sign, words in MARKS.items() if sign in text]
+    return "".join(f"\n{words}\n" for words in told)
 
 
-def quality(rows: Sequence[Row]) -> str:
-    """Return the tables of defended runs, one per experiment and setting."""
+def quality(rows: Sequence[Row], level: str = "##") -> str:
+    """Return the tables of defended runs, one per experiment and setting.
+
+    Args:
+        rows: Of quality.jsonl.
+        level: Of the headings.
+    """
     parts: list[str] = []
     # Runs with less work stand in performance.md, ablations in a section of their own.
     rows = [row for row in rows if not any(row["experiment"].endswith(f", {name}") for name in (*CUTS, *ABLATIONS))]
     experiments = _grouped(rows, lambda row: (str(row["experiment"]),))
     for (experiment,), members in experiments:
-        parts.append(f"## {cell(experiment)}\n")
+        parts.append(f"{level} {cell(experiment)}\n")
         for (_, dataset, n_train, network, stem, n_test), group in _grouped(members, _setting):
             tested = f", {n_test:,} test images" if n_test else ""
             parts.append(f"**{cell(dataset)}**, {n_train:,} training images{tested}, network {cell(network)}, stem {cell(stem)}\n")
             parts.append(_quality_table(group))
+            parts.append(_near(group))
             parts.append(origins(group))
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
+
+
+def looked_at(rows: Sequence[Row]) -> str:
+    """Return the tables of the runs that are no reports, empty where there are none."""
+    found = quality([row for row in rows if not read_seeds().is_report(row)], "###")
+    return found and (
+        "## Seeds that were looked at\n\nNumbers were set, or rules were changed, after these runs or others with their seeds had been seen "
+        "(`benchmarks/quality/seeds.toml`). They show what was tried and where it failed, not what to expect of data that no rule was set on.\n\n"
+        + found
+    )
 
 
 def _quality_table(group: Sequence[Row]) -> str:
-    heads = ["attack", "rate", "preset", "seeds", "ACC", "no defence", "oracle", "ASR", "k of n", "interval", "no defence", "oracle"]
-    heads += ["TPR", "FPR", "AUROC", "verdict"]
+    heads = ["attack", "rate", "preset", "seeds", "ACC", "no defence", "oracle", "ACC against the oracle", "references"]
+    heads += ["ASR", "k of n", "interval", "no defence", "oracle", "TPR", "FPR", "FPR inside flagged classes", "AUROC", "verdict"]
     lines: list[list[str]] = []
-    arms = _grouped(group, _arm)
-    for (attack, rate, preset), found in arms:
-        k, n = _total(found, "asr_k"), _total(found, "asr_n")
-        asr = [percent(_asr(found)), *((f"{k:,} of {n:,}", interval(wilson(k, n))) if n else (UNKNOWN, UNKNOWN))]
+    arms = _grouped(group, lambda row: (*_arm(row), row.get("equal_passes")))
+    for (attack, rate, preset, equal), found in arms:
+        k, n, each = _total(found, "asr_k"), _total(found, "asr_n"), _asrs(found)
+        pairs = [(row["acc"], row["oracle_acc"]) for row in found if row["acc"] is not None and row.get("oracle_acc") is not None]
         lines.append([
             *(_attack(attack, found), percent(rate) if rate else UNKNOWN, cell(preset), str(len(found))),
-            *(_spread(found, key) for key in ("acc", "no_defence_acc", "oracle_acc")),
-            *asr,
-            *(_spread(found, key) for key in ("no_defence_asr", "oracle_asr", "tpr")),
-            *(_spread(found, "fpr", 2), _plain_mean(found, "auroc"), _verdicts(found)),
+            *(spread(known(found, key)) for key in ("acc", "no_defence_acc", "oracle_acc")),
+            difference([ours for ours, _ in pairs], [oracle for _, oracle in pairs]),
+            "equal passes" if equal else NOT_RECORDED if "equal_passes" not in found[0] else UNKNOWN,
+            *(spread(each), f"{k:,} of {n:,}" if n else UNKNOWN, _asr_interval(k, n, each)),
+            *(spread(known(found, key)) for key in ("no_defence_asr", "oracle_asr", "tpr")),
+            spread(known(found, "fpr"), 2),
+            *(_recorded(found, "fpr_flagged", spread), _plain_mean(found, "auroc"), _verdicts(found)),
         ])  # fmt: skip
-    text = table(heads, [*lines, *_means(arms)], "lrlrrrrrrrrrrrrl")
+    text = table(heads, [*lines, *_means(arms)], "lrlrrrrrlrrrrrrrrrl")
     return text + _note(text)
 
 
+def _asr_interval(k: int, n: int, each: Sequence[float]) -> str:
+    """Return the interval of the mean over seeds, of a single run that of its images."""
+    if not n:
+        return UNKNOWN
+    bounds = wilson(k, n) if len(each) == 1 else t_interval(each)
+    return interval([min(1.0, max(0.0, bound)) for bound in bounds])
+
+
 def _means(arms: Sequence[tuple[tuple[Any, ...], list[Row]]]) -> list[list[str]]:
-    """Return a line per preset: the mean over the attacks that work."""
+    """Return a line per preset and kind of references: the mean over the attacks that work."""
     lines: list[list[str]] = []
-    for preset in sorted({str(key[2]) for key, _ in arms}):
-        strong = [found for (attack, _, name), found in arms if name == preset and attack != "none" and not _is_weak(found)]
+    for preset, equal in sorted({(str(key[2]), bool(key[3])) for key, _ in arms}):
+        strong = [found for key, found in arms if (key[2], bool(key[3])) == (preset, equal) and key[0] != "none" and not _is_weak(found)]
         if len(strong) < 2:
             continue
 
         def over(what: Callable[[list[Row]], float | None], members: list[list[Row]] = strong) -> float | None:
-            values = [value for found in members if (value := what(found)) is not None]
-            return sum(values) / len(values) if values else None
+            return _average([value for found in members if (value := what(found)) is not None])
 
-        figures = {key: over(lambda found, key=key: _mean(found, key)) for key in ("acc", "tpr", "fpr", "auroc")}
-        references = {key: over(lambda found, key=key: _mean(found, key)) for key in ("no_defence_acc", "oracle_acc", "no_defence_asr", "oracle_asr")}
-        auroc = UNKNOWN if figures["auroc"] is None else f"{figures['auroc']:.3f}"
+        keys = ("acc", "tpr", "fpr", "fpr_flagged", "auroc", "no_defence_acc", "oracle_acc", "no_defence_asr", "oracle_asr")
+        of = {key: over(lambda found, key=key: _mean(found, key)) for key in keys}
+        auroc = UNKNOWN if of["auroc"] is None else f"{of['auroc']:.3f}"
         lines.append([
             *(f"*mean of {len(strong)} attacks*", "", cell(preset), ""),
-            *(percent(value) for value in (figures["acc"], references["no_defence_acc"], references["oracle_acc"], over(_asr))),
-            *("", ""),
-            *(percent(value) for value in (references["no_defence_asr"], references["oracle_asr"], figures["tpr"])),
-            *(percent(figures["fpr"], 2), auroc, ""),
+            *(percent(of[key]) for key in ("acc", "no_defence_acc", "oracle_acc")),
+            *("", "equal passes" if equal else NOT_RECORDED, percent(over(lambda found: _average(_asrs(found)))), "", ""),
+            *(percent(of[key]) for key in ("no_defence_asr", "oracle_asr", "tpr")),
+            *(percent(of["fpr"], 2), percent(of["fpr_flagged"]) if any("fpr_flagged" in found[0] for found in strong) else NOT_RECORDED, auroc, ""),
         ])  # fmt: skip
     return lines
+
+
+def _near(group: Sequence[Row]) -> str:
+    """Return how near each decision was, empty where no row says it."""
+    if not any(row.get("evidence") for row in group):
+        return ""
+
+    def told(entries: Sequence[Mapping[str, Any]]) -> str:
+        texts = [f"{entry['label']}: " + ", ".join(f"{key} {value:g}" for key, value in entry.items() if key != "label") for entry in entries]
+        return cell("; ".join(texts) or None)
+
+    lines: list[list[str]] = []
+    for row in group:
+        found, seed = row.get("evidence"), str(row["seed"])
+        if not found:
+            lines.append([cell(row["attack"]), cell(row["preset"]), seed, NOT_RECORDED, UNKNOWN, UNKNOWN])
+            continue
+        flagged = [f"{label}: {count:,}" for label, count in found["flagged"].items()]
+        mine = [entry for entry in found["strongest"] if str(entry["label"]) in found["flagged"]]
+        others = [entry for entry in found["strongest"] if entry not in mine]
+        more = found["left_out"]["flagged"]
+        lines.append([
+            *(cell(row["attack"]), cell(row["preset"]), seed, cell(", ".join(flagged) + f" and {more} more" * bool(more) or None)),
+            *(told(mine[:2]), told(others[:1])),
+        ])  # fmt: skip
+    heads = ("attack", "preset", "seed", "flagged (class: samples)", "evidence of flagged classes", "of the next class")
+    return f"How near the decisions were:\n\n{table(heads, lines, 'llrlll')}"
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
@@ -182,8 +261,7 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]) -> list
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:
-    values = known(rows, key)
-    return sum(values) / len(values) if values else None
+    return _average(known(rows, key))
 
 
 def _plain_mean(rows: Sequence[Row], key: str) -> str:
@@ -191,19 +269,21 @@ def _plain_mean(rows: Sequence[Row], key: str) -> str:
     return UNKNOWN if mean is None else f"{mean:.3f}"
 
 
-def _spread(rows: Sequence[Row], key: str, digits: int = 1) -> str:
-    values = known(rows, key)
-    text = percent(_mean(rows, key), digits)
-    return text if len(values) < 2 else f"{text} ({100 * min(values):.{digits}f}..{100 * max(values):.{digits}f})"
+def _average(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _recorded(rows: Sequence[Row], key: str, told: Callable[[Sequence[float]], str]) -> str:
+    """Return what `told` says of the values of a key that older rows do not have."""
+    return told(known(rows, key)) if any(key in row for row in rows) else NOT_RECORDED
 
 
 def _total(rows: Sequence[Row], key: str) -> int:
     return int(sum(known([row for row in rows if row.get("asr_n")], key)))
 
 
-def _asr(rows: Sequence[Row]) -> float | None:
-    n = _total(rows, "asr_n")
-    return _total(rows, "asr_k") / n if n else None
+def _asrs(rows: Sequence[Row]) -> list[float]:
+    return [row["asr_k"] / row["asr_n"] for row in rows if row.get("asr_n")]
 
 
 def _is_weak(rows: Sequence[Row]) -> bool:
@@ -212,7 +292,7 @@ def _is_weak(rows: Sequence[Row]) -> bool:
 
 
 def _attack(name: str, rows: Sequence[Row]) -> str:
-    return cell(name) + (" †" if name != "none" and _is_weak(rows) else "")
+    return cell(name) + " †" * (name != "none" and _is_weak(rows)) + " ‡" * any(row.get("dirty") for row in rows)
 
 
 def _verdicts(rows: Sequence[Row]) -> str:

@@ -5,7 +5,7 @@
   Of source-specific attacks: among images of the source class; all others, and those of neither class (leak), stand beside it.
   Of several triggers: the largest. Of all-to-all: every image, and its target is the class after its own.
 * TPR, FPR, AUROC: of the flags and the suspicion, against the truth; AUROC also inside the target class. Covers and wrong
-  labels are counted apart.
+  labels are counted apart. FPR inside flagged classes: of the clean samples of those classes alone, since all others dilute it.
 """
 
 import math
@@ -144,10 +144,12 @@ def detection(
     """
     noise = np.zeros(len(flagged), dtype=bool) if noise is None else noise
     clean = ~poisoned & ~covers & ~noise
+    inside = clean & np.isin(labels, labels[flagged])
     targets = np.atleast_1d(np.array([] if target is None else target, dtype=np.int64))
     return {
         "tpr": float(flagged[poisoned].mean()) if poisoned.any() else None,
         "fpr": float(flagged[clean].mean()) if clean.any() else None,
+        "fpr_flagged": float(flagged[inside].mean()) if inside.any() else None,
         "auroc": auroc(suspicion, poisoned, clean | poisoned),
         "auroc_target": auroc(suspicion, poisoned, (clean | poisoned) & np.isin(labels, targets)),
         "poisoned": int(poisoned.sum()),

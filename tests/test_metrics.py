@@ -95,7 +95,7 @@ def test_detection_by_hand_and_covers_are_no_false_alarms() -> None:
     suspicion = np.array([0.9, 0.5, 0.3, 0.8, 0.95, 0.6, 0.2])
     labels = np.array([1, 1, 0, 0, 0, 1, 0])
     assert detection(flagged, suspicion, poisoned, covers, labels, 1) == {
-        "tpr": 1 / 3, "fpr": 0.5, "auroc": 4 / 6, "auroc_target": 0.5, "poisoned": 3, "poison_left": 2, "flagged": 4,
+        "tpr": 1 / 3, "fpr": 0.5, "fpr_flagged": 0.5, "auroc": 4 / 6, "auroc_target": 0.5, "poisoned": 3, "poison_left": 2, "flagged": 4,
         "covers": 2, "covers_flagged": 2, "noise": 0, "noise_flagged": 0,
     }  # fmt: skip
 
@@ -107,6 +107,24 @@ def test_where_one_kind_is_missing_its_rates_are_missing() -> None:
     assert (without_poison["tpr"], without_poison["fpr"], without_poison["auroc"], without_poison["auroc_target"]) == (None, 0.0, None, None)
     all_poison = detection(everything, suspicion, everything, nothing, labels, 0)
     assert (all_poison["tpr"], all_poison["fpr"], all_poison["auroc"]) == (1.0, None, None)
+
+
+@examples(derandomize=True, deadline=None)
+@given(seed=st.integers(0, 999), n=st.integers(1, 60), more=st.integers(0, 40))
+def test_classes_without_a_flag_dilute_the_false_alarms_of_all_and_not_those_inside_of_flagged_ones(seed: int, n: int, more: int) -> None:
+    rng = np.random.default_rng(seed)
+    flagged, poisoned, covers = rng.random(n) < 0.2, rng.random(n) < 0.3, rng.random(n) < 0.1
+    labels, suspicion = rng.integers(0, 4, n), rng.random(n)
+    found = detection(flagged, suspicion, poisoned, covers & ~poisoned, labels, 1)
+    mine = [not p and not c for p, c in zip(poisoned, covers, strict=True)]
+    inside = [bool(f) for f, label, clean in zip(flagged, labels, mine, strict=True) if clean and label in set(labels[flagged])]
+    assert found["fpr_flagged"] == (pytest.approx(sum(inside) / len(inside)) if inside else None)
+    if not flagged.any():
+        assert found["fpr_flagged"] is None
+    none = np.zeros(more, dtype=bool)
+    wider = detection(*(np.append(each, none) for each in (flagged, suspicion, poisoned, covers & ~poisoned)), np.append(labels, none + 9), 1)
+    assert wider["fpr_flagged"] == found["fpr_flagged"]
+    assert found["fpr"] is None or wider["fpr"] <= found["fpr"] <= (found["fpr_flagged"] or 0.0)
 
 
 @examples(derandomize=True, deadline=None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from benchmarks.quality.seeds import read_seeds
 from meca.metrics import ROC_AT
 from meca.report.numbers import UNKNOWN
 from tasks.benchmark.rows import Row, cell, known, origins, table
@@ -18,7 +19,7 @@ def section(rows: Sequence[Row], quality: Sequence[Row]) -> str:
     """Return the section, empty where no detector has been run.
 
     Args:
-        rows: Of detectors.jsonl.
+        rows: Of detectors.jsonl, those of which a summary may be made (`benchmarks.quality.seeds.headline`).
         quality: Of quality.jsonl; those of the default preset on the same data, attack and seed stand beside the detectors.
     """
     if not rows:
@@ -38,6 +39,8 @@ def section(rows: Sequence[Row], quality: Sequence[Row]) -> str:
         attacks = sorted({attack for attack, _ in cells})
         every = {OURS: ours} | {name: [row for row in mine if row["name"] == name] for name in DETECTORS}
         parts.append(f"### {cell(experiment)}\n")
+        if not all(read_seeds().is_report(row) for row in mine):
+            parts.append("Of seeds that have been looked at since.\n")
         for title, pick, scale in TABLES:
             heads = [f"{cell(attack)}{'' if attack in strong or attack == 'none' else ' †'}" for attack in attacks]
             lines: list[list[str]] = []

@@ -1,7 +1,7 @@
 """Published detectors of poison on the very samples that the default preset was run on, into results/detectors.jsonl.
 
     python -m benchmarks.quality.detectors           all cells of `EXPERIMENTS` that have no row yet
-    python -m benchmarks.quality.detectors --only cifar10-10k --attack blend --seeds 1
+    python -m benchmarks.quality.detectors --only cifar10-10k --attack blend --seeds 101
     python -m benchmarks.quality.detectors --again   measure anew; the newest row counts
 
 The detectors are those of `meca.defenses`, with the paper's own numbers for all attacks, on the network, the images and the seed of the row in
@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.detector_tables import FALSE_ALARMS
-from benchmarks.quality.experiments import CIFAR, DIGITS, SHAPES, Experiments, chosen
+from benchmarks.quality.experiments import CIFAR, DIGITS, FIRST, SHAPES, TWO, Experiments, chosen
+from benchmarks.quality.experiments import FILE as WHOLE
+from benchmarks.quality.seeds import refuse
 from benchmarks.rows import RESULTS, ROOT, provenance
 from meca.defenses import DETECTORS, Judgement, Samples, Scene
 from meca.metrics import ROC_AT, detection, separation
@@ -35,15 +37,16 @@ from meca.training.device import Device
 from meca.training.engine import Data, Session
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
+from tasks.benchmark.cell import evidence
 from tasks.benchmark.grid import Cell
 from tasks.benchmark.rows import Row, append, identity, newest, read_rows
 
 FILE = RESULTS / "detectors.jsonl"
 NAMED_BY = ("experiment", "attack", "seed")
 EXPERIMENTS: Experiments = {
-    "cifar10-10k": (replace(CIFAR, seeds=(1,)),),
-    "shapes": (replace(SHAPES, seeds=(20,)),),
-    "digits": (replace(DIGITS, attacks=("badnet", "blend"), seeds=(2,)),),
+    "cifar10-10k": (replace(CIFAR, seeds=(FIRST,)),),
+    "shapes": (replace(SHAPES, attacks=TWO, seeds=(FIRST,)),),
+    "digits": (replace(DIGITS, attacks=TWO, seeds=(FIRST,)),),
 }
 
 
@@ -82,8 +85,10 @@ def judge(judgement: Judgement, labels: Tensor, truth: dict[str, Any]) -> dict[s
     told = detection(judgement.flagged, judgement.suspicion, poisoned, covers, labels.numpy(), truth["targets"])
     ranks = np.searchsorted(np.sort(judgement.suspicion), judgement.suspicion) / len(judgement.suspicion)
     roc = separation(ranks, poisoned, ~poisoned & ~covers)["roc"]
-    return {key: told[key] for key in ("tpr", "fpr", "auroc", "auroc_target")} | {
+    counts = torch.bincount(labels[torch.from_numpy(judgement.flagged)], minlength=1).tolist()
+    return {key: told[key] for key in ("tpr", "fpr", "fpr_flagged", "auroc", "auroc_target")} | {
         "tpr_at": roc[list(ROC_AT).index(FALSE_ALARMS)] if roc else None,
+        "evidence": evidence({"verdict": None}, {label: (count, count) for label, count in enumerate(counts)}),  # they say no more
     }
 
 
@@ -91,7 +96,7 @@ def measure(cell: Cell, only: Sequence[str] = ()) -> list[Row]:
     """Return a row for each detector on one cell."""
     experiment, attack, seed = (cell.given[key] for key in ("experiment", "attack", "seed"))
     command = f"python -m benchmarks.quality.detectors --only {shlex.quote(experiment)} --attack {attack} --seeds {seed}"
-    told = {"experiment": experiment, "attack": attack, "params_sha256": cell.given["params_sha256"]}
+    told = {"experiment": experiment, "dataset": cell.given["source"], "attack": attack, "params_sha256": cell.given["params_sha256"]}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="meca-detectors-") as folder:
         scene, truth = scene_of(Path(folder), cell.params)
@@ -119,7 +124,9 @@ def main() -> None:
     os.environ.setdefault("MECA_DATA", str(ROOT.parent / "shared" / "data"))
     torch.set_num_threads(arguments.threads)
     known = newest(read_rows(FILE), *NAMED_BY)
-    for cell in chosen(EXPERIMENTS, arguments.only, arguments.attack, ("default",), arguments.seeds):
+    wanted = chosen(EXPERIMENTS, arguments.only, arguments.attack, ("default",), arguments.seeds)
+    refuse((cell.given for cell in wanted), [*read_rows(FILE), *read_rows(WHOLE)])
+    for cell in wanted:
         if identity(dict(cell.given), NAMED_BY) in known and not arguments.again:
             continue
         for row in measure(cell, arguments.detector):

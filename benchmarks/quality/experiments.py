@@ -1,13 +1,14 @@
 """The quality rows: data sets x attacks x presets x seeds, each a whole run of the pipeline, into results/quality.jsonl.
 
     python -m benchmarks.quality                            all of `EXPERIMENTS` that has no row yet
-    python -m benchmarks.quality --only shapes --seeds 1    a part of it
+    python -m benchmarks.quality --only shapes --seeds 104  a part of it
+    python -m benchmarks.quality --only shapes --seeds 1 --looked-at    while a number is set: rows that are no report
     python -m benchmarks.quality --again                    measure anew; the newest row counts
     python -m benchmarks.quality --cuts                     what each saving of work, and each departure from the paper, does
 
 Here stand plans; `tasks.benchmark.grid` runs them. What has a row is not run again, with whatever code it was measured: `code_sha256` says it.
-Nothing here sees the truth; `evaluate` does. Seed 0 is for tuning and never reported; docs/log.md says which other rows were looked at
-while numbers were set. Runs of the same data, attack and seed share their references: same recipe, same bytes.
+Nothing here sees the truth; `evaluate` does. Which seeds may be reported is written down in seeds.toml before a report runs, and one that was looked
+at never is. Runs of the same data, attack and seed share their references: same recipe, same bytes.
 """
 
 import argparse
@@ -18,25 +19,28 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.quality.seeds import LOOKED_AT, refuse
 from benchmarks.rows import CELL, RESULTS, ROOT
 from meca.params import PRESETS
 from tasks.benchmark.grid import EIGHT, Cell, CellFailed, Grid, Plan, cells
-from tasks.benchmark.rows import Row
+from tasks.benchmark.rows import Row, read_rows
 from tasks.benchmark.tables import line
 
 FILE = RESULTS / "quality.jsonl"
-SEEDS = (1, 2, 3)
+TWO, PAPER = ("badnet", "blend"), ("paper",)
+SEEDS = (101, 102, 103)
+FIRST = SEEDS[0]
 Experiments = Mapping[str, tuple[Plan, ...]]
 
 CIFAR = Plan(("cifar10:10000",), (*EIGHT, "none"), seeds=SEEDS)
-FASHION = Plan(("fashion-mnist:20000",), EIGHT, seeds=SEEDS)
-SHAPES = Plan(("shapes",), ("badnet", "blend"), seeds=(20, 21, 22))  # 1 to 6 have been looked at
-DIGITS = Plan(("digits",), ("badnet", "blend", "none"), seeds=(2, 3, 4))  # 1 was looked at
+FASHION = Plan(("fashion-mnist:20000",), (*EIGHT, "none"), seeds=SEEDS)
+SHAPES = Plan(("shapes",), (*TWO, "none"), seeds=SEEDS)
+DIGITS = Plan(("digits",), (*TWO, "none"), seeds=SEEDS)
 
 
 def _part(plan: Plan, settings: Mapping[str, Any] | None = None, **changes: Any) -> tuple[Plan]:
-    """Return a plan with these settings on seed 1, or with other fields changed."""
-    return (replace(plan, **{"seeds": (1,), "settings": settings or {}} | changes),)
+    """Return a plan with these settings on one seed, or with other fields changed."""
+    return (replace(plan, **{"seeds": (FIRST,), "settings": settings or {}} | changes),)
 
 
 NARROW = {"detector.width": 16}  # narrower than what we ship: half the time, and all attacks were measured with it first
@@ -44,16 +48,14 @@ HALF = {"enhance.alpha_end": 0.5, "enhance.recipe.lr": 0.01}  # what `paper` had
 WEAK = {"poison.dot_size": 2, "poison.grid_amplitude": 2}
 PATCH = {"poison.patch_size": 5}  # with squares of 3 pixels the second target is not learnt
 RED_TEAM = ("two_targets", "fragile_dots", "fragile_grid")
-TWO, PAPER = ("badnet", "blend"), ("paper",)
 EXPERIMENTS: Experiments = {
-    # A seed that was looked at for one attack is replaced for that one, see docs/log.md: 21 of shapes, 2 of Fashion-MNIST.
-    "shapes": (SHAPES, replace(SHAPES, attacks=("none",), seeds=(20, 23, 22))),
+    "shapes": (SHAPES,),
     "cifar10-10k": (CIFAR,),
     "digits": (DIGITS,),
-    "fashion-mnist-20k": (FASHION, replace(FASHION, attacks=("none",), seeds=(1, 4, 3))),
+    "fashion-mnist-20k": (FASHION,),
     "cifar10-10k, detector of 16 channels": _part(CIFAR, NARROW),
-    "shapes, detector of 16 channels": _part(SHAPES, NARROW, seeds=(3, 4, 5, 6)),
-    "digits, detector of 16 channels": _part(DIGITS, NARROW, attacks=TWO, seeds=(2,)),
+    "shapes, detector of 16 channels": _part(SHAPES, NARROW, attacks=TWO, seeds=SEEDS),
+    "digits, detector of 16 channels": _part(DIGITS, NARROW, attacks=TWO),
     "cifar10-10k, 1 % poison": _part(CIFAR, attacks=TWO, rates=(0.01,)),
     "fashion-mnist-20k, 1 % poison": _part(FASHION, attacks=TWO, rates=(0.01,)),
     "cifar10-10k, 10 % poison": _part(CIFAR, attacks=TWO, rates=(0.1,)),
@@ -61,13 +63,13 @@ EXPERIMENTS: Experiments = {
     "cifar10-10k, long tail": _part(CIFAR, {"poison.imbalance": 0.1}, attacks=("badnet", "none")),
     "cifar10-10k, 10 % wrong labels": _part(CIFAR, {"poison.label_noise": 0.1}, attacks=("badnet",)),
     "cifar10-10k, paper with alpha to 0.5": _part(CIFAR, HALF, attacks=("badnet", "blend", "sig", "none"), presets=PAPER),
-    "digits, paper with alpha to 0.5": _part(DIGITS, HALF, seeds=(2, 3, 4), presets=PAPER),
-    "shapes, paper with alpha to 0.5": _part(SHAPES, HALF, attacks=(*TWO, "none"), seeds=(1, 4, 5, 6), presets=PAPER),
+    "digits, paper with alpha to 0.5": _part(DIGITS, HALF, seeds=SEEDS, presets=PAPER),
+    "shapes, paper with alpha to 0.5": _part(SHAPES, HALF, seeds=SEEDS, presets=PAPER),
     # All-to-all has a tenth as much poison for each class.
     "cifar10-10k, red team": _part(CIFAR, PATCH, attacks=RED_TEAM),
     "cifar10-10k, all-to-all, 10 % poison": _part(CIFAR, PATCH, attacks=("all_to_all",), rates=(0.1,), seeds=SEEDS),
     "fashion-mnist-20k, all-to-all, 10 % poison": _part(FASHION, attacks=("all_to_all",), rates=(0.1,)),
-    "digits, all-to-all, 10 % poison": _part(DIGITS, attacks=("all_to_all",), rates=(0.1,), seeds=(2, 3, 4)),
+    "digits, all-to-all, 10 % poison": _part(DIGITS, attacks=("all_to_all",), rates=(0.1,), seeds=SEEDS),
     "cifar10-10k, red team with weak triggers": _part(CIFAR, WEAK, attacks=RED_TEAM),
 }
 # One thing less work in each, against the row of the same data, attack and seed above.
@@ -96,13 +98,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "all that is flagged removed": {"relabel_finetune.confidence": 1.1},
 }
 LESS: Experiments = {
-    f"{name}, {words}": _part(EXPERIMENTS[name][0], settings, attacks=attacks, seeds=(seed,), presets=("default",))
+    f"{name}, {words}": _part(EXPERIMENTS[name][0], settings, attacks=attacks, presets=("default",))
     for changes, where in (
-        (CUTS, (("shapes", TWO, 20), ("cifar10-10k", ("badnet",), 1))),
-        (ABLATIONS, (("shapes", TWO, 20), ("cifar10-10k", ("badnet", "sig", "adaptive_patch"), 1))),
+        (CUTS, (("shapes", TWO), ("cifar10-10k", ("badnet",)))),
+        (ABLATIONS, (("shapes", TWO), ("cifar10-10k", ("badnet", "sig", "adaptive_patch")))),
     )
     for words, settings in changes.items()
-    for name, attacks, seed in where
+    for name, attacks in where
 }
 # The full data sets. A large batch fills the GPU; the learning rate follows it, by less than in proportion.
 FULL = Plan(
@@ -128,6 +130,7 @@ def chosen(
     presets: Collection[str] = (),
     seeds: Sequence[int] = (),
     command: str = "",
+    looked_at: bool = False,
 ) -> list[Cell]:
     """Return the cells of experiments under the names of their rows, those of preset `default` first.
 
@@ -138,6 +141,7 @@ def chosen(
         presets: Likewise.
         seeds: In place of those of the plans.
         command: Of the rows; empty for the one that measures the row alone.
+        looked_at: The rows are for setting numbers, which the names of their experiments say: they are never reported.
     """
     found: list[Cell] = []
     for name, plans in experiments.items():
@@ -145,14 +149,19 @@ def chosen(
             attack, preset, seed = (cell.given[key] for key in ("attack", "preset", "seed"))
             if all(not wanted or value in wanted for value, wanted in ((name, only), (attack, attacks), (preset, presets))):
                 alone = f"python -m benchmarks.quality --only {shlex.quote(name)} --attack {attack} --preset {preset} --seeds {seed}"
-                alone += " --cuts" * (name in LESS) + " --gpu" * (name in ON_GPU)
-                given = {**cell.given, "experiment": name, "command": command or alone}
+                alone += " --cuts" * (name in LESS) + " --gpu" * (name in ON_GPU) + " --looked-at" * looked_at
+                given = {**cell.given, "experiment": name + LOOKED_AT * looked_at, "command": command or alone}
                 found.append(replace(cell, name=f"{name} {attack} {preset} seed {seed}", given=given))
     return sorted(found, key=lambda cell: PRESETS.index(cell.given["preset"]))
 
 
 def grid(wanted: Sequence[Cell], threads: int = 1, keep: bool = False) -> Grid:
-    """Return the grid of these cells, over the rows that there are."""
+    """Return the grid of these cells, over the rows that there are.
+
+    Raises:
+        UsageError: A report with a seed that is not listed for one, or that was looked at (`benchmarks.quality.seeds`).
+    """
+    refuse((cell.given for cell in wanted), read_rows(FILE))
     os.environ.setdefault("MECA_DATA", str(ROOT.parent / "shared" / "data"))
     return Grid(wanted, FILE, threads, keep, CELL)
 
@@ -164,6 +173,9 @@ def main() -> None:
     parser.add_argument("--attack", action="append", default=[])
     parser.add_argument("--preset", action="append", default=[], choices=PRESETS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument(
+        "--looked-at", action="store_true", help="while numbers or rules are set, on the seeds listed for that: rows that are no report"
+    )
     parser.add_argument("--again", action="store_true", help="measure cells that have a row already")
     parser.add_argument(
         "--cuts", action="store_true", help="the runs with less work, and those with a departure from the paper taken back; preset default"
@@ -175,7 +187,7 @@ def main() -> None:
     cores = os.cpu_count() or 1
     workers = arguments.workers or (1 if arguments.gpu else cores)
     experiments = ON_GPU if arguments.gpu else LESS if arguments.cuts else EXPERIMENTS
-    wanted = chosen(experiments, arguments.only, arguments.attack, arguments.preset, arguments.seeds)
+    wanted = chosen(experiments, arguments.only, arguments.attack, arguments.preset, arguments.seeds, looked_at=arguments.looked_at)
     mine = grid(wanted, max(1, cores // workers) if arguments.gpu else 1, arguments.keep)
 
     def tell(cell: Cell, row: Row | CellFailed) -> None:

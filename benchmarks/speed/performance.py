@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.quality.experiments import ABLATIONS, CUTS
+from benchmarks.quality.seeds import LOOKED_AT, read_seeds
 from meca.report.numbers import UNKNOWN, percent
 from meca.text import plain
 from tasks.benchmark.rows import Row, cell, number, origins, table
@@ -119,10 +120,9 @@ def _less(quality: Sequence[Row], names: Collection[str], introduction: str, sam
     shown = [row for row in quality if row["preset"] == "default" and any(row["experiment"].endswith(f", {name}") for name in names)]
     less = list({(row["experiment"], row["attack"], row["seed"]): row for row in shown}.values())
     lines: list[list[str]] = []
-    seen = ", seeds that were looked at while tuning"  # where rows go whose seed was
 
     def of_whole(row: Row) -> tuple[Any, ...]:
-        return (row["experiment"].removesuffix(seen), row["attack"], row["seed"], row["commit"] if same_commit else None)
+        return (row["experiment"].removesuffix(LOOKED_AT), row["attack"], row["seed"], row["commit"] if same_commit else None)
 
     whole = {of_whole(row): row for row in quality if row["preset"] == "default"}
     settings = sorted({(row["experiment"].split(", ")[0], row["attack"], row["seed"]) for row in less})
@@ -130,11 +130,12 @@ def _less(quality: Sequence[Row], names: Collection[str], introduction: str, sam
         mine = [row for row in less if (row["experiment"].split(", ")[0], row["attack"], row["seed"]) == (name, attack, seed)]
         full = whole.get((name, attack, seed, mine[-1]["commit"] if same_commit else None))
         for words, row in [*([("all", full)] if full else []), *((row["experiment"].split(", ", 1)[1], row) for row in mine)]:
+            told = str(seed) + ", looked at" * (not read_seeds().is_report(row))
             seconds = sum(row["stage_seconds"].get(stage, 0.0) for stage in ("partition", "enhance", "split"))
             asr = UNKNOWN if not row["asr_n"] else percent(row["asr_k"] / row["asr_n"])
             auroc = UNKNOWN if row["auroc"] is None else f"{row['auroc']:.4f}"
             lines.append([
-                *(cell(name), cell(attack), str(seed), cell(words), percent(row["tpr"]), percent(row["fpr"], 2), auroc),
+                *(cell(name), cell(attack), told, cell(words), percent(row["tpr"]), percent(row["fpr"], 2), auroc),
                 *(percent(row["acc"]), asr, cell(row["verdict"]), number(round(seconds, 1))),
             ])  # fmt: skip
     if not lines:

@@ -56,7 +56,7 @@ def scenarios(bench: Bench) -> None:
     """Write the rows of quality.jsonl for as many attacks as the time allows, each a whole run with both references."""
     from benchmarks.quality import experiments
 
-    wanted = experiments.chosen(experiments.ON_GPU, presets=("default",), seeds=(1,), command=bench.command)
+    wanted = experiments.chosen(experiments.ON_GPU, presets=("default",), seeds=(experiments.FIRST,), command=bench.command)
     grid = experiments.grid(wanted, bench.machine.threads)
     longest = 30.0
     with grid.locked():

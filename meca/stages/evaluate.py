@@ -1,6 +1,8 @@
 """Measure the result: against the truth where there is one, and without it otherwise. No other stage reads the truth."""
 
+import copy
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from meca.data.store import Store
 from meca.errors import MecaError
 from meca.files import canonical_json, read_json
+from meca.method.relabel import RelabelParams
 from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, detection, separation
 from meca.models import NetworkParams, build, load_model
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
-from meca.training.device import EngineParams, prepare
+from meca.training.device import Device, EngineParams, prepare
 from meca.training.engine import Data, Session, predict, side_by_side
 from meca.training.trainer import Recipe
 
@@ -29,6 +33,9 @@ UNKNOWN = [
 ]
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Figures = dict[str, Any]
+PASSES = ("plain", "tuned")  # of a reference: those of train_clean, and those of relabel_finetune after them
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,11 @@ def run(
     engine: EngineParams,
     network: NetworkParams,
     train_clean_params: Recipe,
+    relabel_finetune_params: RelabelParams,
     evaluate: EvaluateParams,
 ) -> None:
-    """Write every measure that can be known, beside two references of the same recipe: no defence, and the oracle."""
-    recipe, device = train_clean_params, prepare(engine)
+    """Write every measure that can be known, beside two references of the same recipes: no defence, and the oracle."""
+    recipes, device = (train_clean_params, relabel_finetune_params.recipe), prepare(engine)
     data, images, labels = open_train(store, device)
     classes = len(data.info.class_names)
     attack = read_json(truth / "attack.json")
@@ -67,7 +75,7 @@ def run(
     triggered = [torch.from_numpy(_triggered(view, tuple(test.shape))).to(device.name) for view in views]
     targets: list[int] = attack["targets"] if known else []
 
-    def measure(model: torch.nn.Module) -> dict[str, Any] | None:
+    def measure(model: torch.nn.Module) -> Figures | None:
         if len(test) == 0:
             return None
         # The enhanced model has two outputs a class.
@@ -83,11 +91,13 @@ def run(
         if result[name] is not None:
             ctx.curve(phase="rounds", step=i, model=name, acc=result[name]["acc"], **({"asr": result[name]["asr"]} if known else {}))
     result |= {"known": known, "attack": attack, "detection": None, "separation": None, "no_defence": None, "oracle": None}
+    # What goes out is compared with references that have had as many passes as it has.
+    result |= {"references": None, "passes": PASSES[_tuned(relabel_finetune)]}
     n = len(labels)
     final = read_rows(relabel_finetune / "decisions.parquet", ["action", "suspicion"], n)
     flagged = np.array([word != "clean" for word in read_rows(split / "decisions.parquet", ["verdict"], n)["verdict"].to_pylist()])
     actions = np.array(final["action"].to_pylist(), dtype=object)
-    references = {"no_defence": np.ones(len(labels), dtype=bool)}
+    kept = {"no_defence": np.ones(len(labels), dtype=bool)}
     if marked:
         marks = ("is_poisoned", "is_cover", "is_noise")
         table = read_rows(truth / "truth.parquet", marks, n)
@@ -104,34 +114,79 @@ def run(
         result["detection"]["poison_left"] = int((poisoned & (actions == "keep")).sum())
         clean = ~poisoned & ~covers & ~noise
         result["separation"] = {"partition": separation(early, poisoned, clean), "final": separation(suspicion, poisoned, clean)}
-        references["oracle"] = ~poisoned  # covers and wrong labels stay: they are no backdoor
+        kept["oracle"] = ~poisoned  # covers and wrong labels stay: they are no backdoor
     if not known:
         unknown = [line for line in UNKNOWN if not (marked and line == NO_TRUTH)]
         result["unknown"] = [*unknown, *(["accuracy (there is no test split)"] if len(test) == 0 else [])]
     if known and evaluate.references:
-        description = describe_network(data, images, network)
-        told: dict[str, list[tuple[int, float, float]]] = {name: [] for name in references}
+        told: dict[str, list[tuple[int, float, float]]] = {f"{name}{more}": [] for name in kept for more in ("", "_tuned")}
 
-        def reference(name: str) -> torch.nn.Module:
-            kept = torch.from_numpy(references[name]).to(device.name)
-            passes = recipe.passes(int(kept.sum()))
-
+        def session(name: str, passes: int) -> Session:
             def note(epoch: int, loss: float, fitted: float) -> None:
                 told[name].append((epoch, loss, fitted))
                 ctx.progress(f"evaluate: {name}", epoch, passes, f"loss {loss:.3f} accuracy {fitted:.3f}")
 
-            session = Session(ctx.seed, device, ctx.checkpoints, note, name=f"{name}-")
-            model = build(description, session.draws("train_clean", "init")).to(device.name)
-            return session.train(model, Data(images, labels), recipe, "train_clean", kept)
+            return Session(ctx.seed, device, ctx.checkpoints, note, name=f"{name}-")
 
         with ctx.timed("references"):
-            trained = side_by_side([partial(reference, name) for name in references], device)
-        for name, model in zip(references, trained, strict=True):
-            for epoch, loss, fitted in told[name]:
+            result["references"] = references(kept, (data, images, labels), network, recipes, device, session, measure)
+        for name, points in told.items():
+            for epoch, loss, fitted in points:
                 ctx.curve(phase=name, epoch=epoch, loss=round(loss, 6), accuracy=round(fitted, 6))
-            result[name] = measure(model)
+        result |= result["references"][result["passes"]]
     (out / "evaluation.json").write_text(canonical_json(result), encoding="utf-8")
     ctx.metrics = _scalars(result, read_json(relabel_finetune / "verdict.json"))
+
+
+def references(
+    kept: Mapping[str, Bools],
+    given: tuple[Store, torch.Tensor, torch.Tensor],
+    network: NetworkParams,
+    recipes: tuple[Recipe, Recipe],
+    device: Device,
+    session: Callable[[str, int], Session],
+    measure: Callable[[torch.nn.Module], Figures | None],
+) -> dict[str, dict[str, Figures | None]]:
+    """Train a network on each of some sets of samples, with their given labels, and return what `measure` says of it.
+
+    Both ways are always trained: runs that share their references differ in whether their final model was tuned.
+
+    Args:
+        kept: bool [n] for each reference, by name: the samples that it is trained on.
+        given: The store, its training images uint8 [n h w c] and labels int64 [n] on the device.
+        network: What to train.
+        recipes: Of train_clean and of relabel_finetune.
+        device: From `prepare`.
+        session: Makes the session of a training from its name and the number of its passes.
+        measure: Figures of a trained network.
+
+    Returns:
+        `plain` and `tuned` (see `PASSES`), each by the names of `kept`. `plain` is comparable with the clean model, `tuned` with a final one that
+        relabel_finetune has trained further.
+    """
+    data, images, labels = given
+    description = describe_network(data, images, network)
+
+    def train(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+        mine = torch.from_numpy(kept[name]).to(images.device)
+        first, further = (recipe.passes(int(mine.sum())) for recipe in recipes)
+        begun = session(name, first)
+        plain = begun.train(
+            build(description, begun.draws("train_clean", "init")).to(images.device), Data(images, labels), recipes[0], "train_clean", mine
+        )
+        again = session(f"{name}_tuned", further)
+        return plain, again.train(copy.deepcopy(plain), Data(images, labels), recipes[1], "relabel_finetune", mine)
+
+    trained = side_by_side([partial(train, name) for name in kept], device)
+    return {way: {name: measure(models[at]) for name, models in zip(kept, trained, strict=True)} for at, way in enumerate(PASSES)}
+
+
+def _tuned(relabel_finetune: Path) -> bool:
+    """Tell whether relabel_finetune has trained the clean model further."""
+    passes = read_json(relabel_finetune / "metrics.json").get("passes")
+    if type(passes) is not int:
+        raise MecaError(f"Expected the number of passes in {relabel_finetune / 'metrics.json'}, got {passes!r}; run stage relabel_finetune again.")
+    return passes > 0
 
 
 def _triggered(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -165,7 +220,7 @@ def _scalars(result: dict[str, Any], verdict: dict[str, Any]) -> dict[str, float
     if result["detection"] is not None:
         scalars |= {
             key: result["detection"][key]
-            for key in ("tpr", "fpr", "auroc", "auroc_target", "poison_left", "removed", "flagged", "covers_flagged", "noise_flagged")
+            for key in ("tpr", "fpr", "fpr_flagged", "auroc", "auroc_target", "poison_left", "removed", "flagged", "covers_flagged", "noise_flagged")
         }
     return scalars | {"leak": verdict["leak"], "leak_power": verdict.get("leak_power")}
 

@@ -43,9 +43,11 @@ def run(
     probabilities = predict(model, images).softmax(1)
     suspicion = torch.from_numpy(earlier["suspicion"].to_numpy().copy()).to(device.name)
     decided = relabel(probabilities, labels, flagged, suspicion, _proofs(earlier), params)
+    passes = 0
     if not torch.equal(decided.keep, ~flagged) and verdict["verdict"] != "inconclusive":
+        passes = params.recipe.passes(int(decided.keep.sum()))
         with ctx.timed("train"):
-            session = Session(ctx.seed, device, ctx.checkpoints, epoch_notes(ctx, "finetune", params.recipe.passes(int(decided.keep.sum()))))
+            session = Session(ctx.seed, device, ctx.checkpoints, epoch_notes(ctx, "finetune", passes))
             session.train(model, Data(images, decided.labels), params.recipe, "relabel_finetune", decided.keep)
     save_model(model, description, out)
     content = probabilities.argmax(1)
@@ -60,7 +62,7 @@ def run(
     (out / "verdict.json").write_text(canonical_json(verdict | leak), encoding="utf-8")
     actions: list[str] = final["action"].to_pylist()
     relabelled = actions.count("relabel")
-    ctx.metrics = {"relabelled": relabelled, "kept": actions.count("keep") + relabelled, **leak}
+    ctx.metrics = {"relabelled": relabelled, "kept": actions.count("keep") + relabelled, "passes": passes, **leak}
 
 
 def _proofs(earlier: pa.Table) -> list[Proof | None]:

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,20 @@ from meca.errors import MecaError
 from meca.files import atomic_write, canonical_json, read_json
 from meca.params import Params
 
-__all__ = ["COLUMNS", "measure", "row_of"]
+__all__ = ["COLUMNS", "REFERENCES", "evidence", "flags", "measure", "row_of", "undefended"]
 
 # What came out of a cell. Of a cell that failed all of them are null: unknown is never left out.
 COLUMNS = (
-    "dataset", "n_train", "n_test", "network", "stem", "poison_rate", "acc", "asr_k", "asr_n", "ra", "recall", "tpr", "fpr", "auroc", "auroc_target",
-    "poison_left", "removed", "relabelled", "verdict", "target_class", "leak", "leak_power", "clean_acc", "clean_asr", "no_defence_acc",
-    "no_defence_asr", "oracle_acc", "oracle_asr", "oracle_recall", "separation", "references", "peak_mib", "stage_seconds", "hardware", "torch",
-    "python", "seconds",
+    "dataset", "n_train", "n_test", "network", "stem", "poison_rate", "acc", "asr_k", "asr_n", "ra", "recall", "tpr", "fpr", "fpr_flagged",
+    "auroc", "auroc_target", "poison_left", "removed", "relabelled", "verdict", "target_class", "leak", "leak_power", "clean_acc", "clean_asr",
+    "no_defence_acc", "no_defence_asr", "oracle_acc", "oracle_asr", "oracle_recall", "equal_passes", "evidence", "separation", "references",
+    "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
 )  # fmt: skip
 REFERENCES = ("no_defence", "oracle")
+EVIDENCE_CLASSES, EVIDENCE_LENGTH = 5, 900  # classes whose evidence a row tells, and characters of all of it
+WEAKER = ("valley", "p", "p_value", "q", "q_value")  # evidence that is the stronger the smaller it is
+NO_SHARES = ("range", "separation", "spread", "foreign_spread")  # all other evidence is a share, and classes are told in its order
+NO_EVIDENCE = ("label", "n", "suspects", "middle", "threshold")  # numbers of an entry that say where, not how much
 
 
 def measure(folder: Path, params: Params, references: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -37,8 +41,8 @@ def measure(folder: Path, params: Params, references: Mapping[str, Any] | None =
     Args:
         folder: Gets what the stages write; what is finished there is not run again.
         params: Every parameter of the run; `poison.attack: none` plants nothing.
-        references: `no_defence` and `oracle` as another run with the same data, attack, seed and recipe measured them; they
-            are then not trained again. None trains them.
+        references: `plain` and `tuned` (docs/files.md) of `no_defence` and `oracle` as another run with the same data, attack, seed and recipes
+            measured them; they are then not trained again. None trains them.
 
     Raises:
         MecaError: A stage failed; what is finished stays in `folder`.
@@ -53,10 +57,15 @@ def measure(folder: Path, params: Params, references: Mapping[str, Any] | None =
     work = folder / "work"
     found = read_json(work / "evaluate" / "evaluation.json")
     receipts = {path.stem: read_json(path) for path in sorted((work / "receipts").glob("*.json"))}
-    if not found["known"] and summary["counts"]["kept"] == summary["counts"]["input"]:
-        # Nothing was planted and nothing was taken out: the clean model is both references, bit for bit.
-        references = dict.fromkeys(REFERENCES, found["clean"])
-    found |= references or {}
+    references = dict(references or found["references"] or {})
+    split = flags(work / "split")
+    if not found["known"] and not any(flagged for flagged, _ in split.values()):
+        # Nothing was planted and nothing was flagged: the clean model is both references, bit for bit.
+        references["plain"] = dict.fromkeys(REFERENCES, found["clean"])
+    elif not found["known"] and not references.get(found["passes"]) and found["clean"]:
+        references = undefended(folder, params)  # a false alarm must not go without what it cost
+    references = {way: {name: _short(of[name]) for name in REFERENCES} for way, of in references.items() if of}
+    found |= references.get(found["passes"]) or dict.fromkeys(REFERENCES)
     seconds = {name: receipt["seconds"] for name, receipt in receipts.items()}
     return {
         **row_of(
@@ -65,8 +74,10 @@ def measure(folder: Path, params: Params, references: Mapping[str, Any] | None =
             read_json(folder / "data" / "store" / "store.json"),
             read_json(work / "train_clean" / "model.json")["network"],
             read_json(work / "relabel_finetune" / "verdict.json"),
+            split,
         ),
-        "references": {name: found.get(name) for name in REFERENCES},
+        "equal_passes": True if found["passes"] in references else None,
+        "references": references,
         "peak_mib": max(receipt["peak_mib"] for receipt in receipts.values()),
         "stage_seconds": seconds,
         "hardware": hardware(params, receipts["train_clean"]["hardware"]["processor"]),
@@ -77,8 +88,98 @@ def measure(folder: Path, params: Params, references: Mapping[str, Any] | None =
     }
 
 
+def flags(split: Path) -> dict[int, tuple[int, int]]:
+    """Return how many samples of each class `split` flagged, and how many there are."""
+    from meca.data.store import read_parquet
+
+    table = read_parquet(split / "decisions.parquet")
+    found: dict[int, tuple[int, int]] = {}
+    for label, word in zip(table["label"].to_pylist(), table["verdict"].to_pylist(), strict=True):
+        flagged, n = found.get(label, (0, 0))
+        found[label] = flagged + (word != "clean"), n + 1
+    return dict(sorted(found.items()))
+
+
+def undefended(folder: Path, params: Params) -> dict[str, dict[str, Any]]:
+    """Train the references of a set in which nothing was planted, where both are trained on everything, and return them."""
+    import numpy as np
+    import torch
+
+    from meca.method.relabel import RelabelParams
+    from meca.metrics import ATTACK_KEYS, accuracy
+    from meca.models import NetworkParams
+    from meca.stages.evaluate import references
+    from meca.stages.tensors import open_train
+    from meca.training.device import EngineParams, prepare
+    from meca.training.engine import Session, predict
+    from meca.training.trainer import Recipe
+
+    device = prepare(params.group("engine", EngineParams))
+    data, images, labels = open_train(folder / "data" / "store", device)
+    test, classes = torch.from_numpy(data.pixels(data.test)).to(device.name), len(data.info.class_names)
+
+    def measured(model: torch.nn.Module) -> dict[str, Any]:
+        return accuracy(predict(model, test).argmax(1).cpu().numpy(), data.labels[data.test], classes) | dict.fromkeys(ATTACK_KEYS)
+
+    recipes = (params.group("train_clean", Recipe), params.group("relabel_finetune", RelabelParams).recipe)
+    everything = {"no_defence": np.ones(len(labels), dtype=bool)}
+    network = params.group("network", NetworkParams)
+    found = references(everything, (data, images, labels), network, recipes, device, lambda *_: Session(params.seed, device), measured)
+    return {way: dict.fromkeys(REFERENCES, of["no_defence"]) for way, of in found.items()}
+
+
+def _short(figures: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    # A row is kept for good: the counts of a hundred classes by a hundred would be most of it.
+    return None if figures is None else {key: value for key, value in figures.items() if key not in ("confusion", "per_trigger")}
+
+
+def evidence(verdict: Mapping[str, Any], flagged: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    """Return in less than 1 kB how near a decision was.
+
+    Args:
+        verdict: verdict.json.
+        flagged: See `flags`.
+
+    Returns:
+        `verdict`; `flagged`: samples of each flagged class, by its number; `doubtful`: classes; `strongest`: of the flagged classes and those next to
+        them the strongest value of each kind of evidence that `split` wrote down, and `left_out`, how many classes are not told.
+    """
+    strongest: dict[int, dict[str, float]] = {label: {} for label, (count, _) in flagged.items() if count}
+    for entry in (*verdict.get("evidence", ()), *verdict.get("second_look", ())):
+        of = strongest.setdefault(int(entry["label"]), {})
+        for key, value in entry.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and key not in NO_EVIDENCE:
+                of[key] = (min if key in WEAKER else max)(of.get(key, value), value)
+
+    def near(label: int) -> tuple[bool, bool, float, float]:
+        values = strongest[label]
+        shares = [value for key, value in values.items() if key not in WEAKER and key not in NO_SHARES]
+        p = [value for key, value in values.items() if key in WEAKER[1:]]
+        return bool(flagged.get(label, (0,))[0]), label in verdict.get("doubtful", ()), -min(p, default=1.0), max(shares, default=0.0)
+
+    order = sorted(strongest, key=near, reverse=True)
+    most = sorted((label for label in order if flagged.get(label, (0,))[0]), key=lambda label: -flagged[label][0])
+
+    def told(shown: int) -> dict[str, Any]:
+        return {
+            "verdict": verdict["verdict"],
+            "flagged": {str(label): flagged[label][0] for label in most[: 4 * shown]},
+            "doubtful": list(verdict.get("doubtful", ()))[: 4 * shown],
+            "strongest": [{"label": label, **{key: float(f"{value:.4g}") for key, value in strongest[label].items()}} for label in order[:shown]],
+            "left_out": {"flagged": max(0, len(most) - 4 * shown), "strongest": max(0, len(order) - shown)},
+        }
+
+    every = (told(shown) for shown in range(EVIDENCE_CLASSES, 0, -1))
+    return next((each for each in every if len(canonical_json(each, indent=None)) <= EVIDENCE_LENGTH), told(0))
+
+
 def row_of(
-    found: Mapping[str, Any], summary: Mapping[str, Any], info: Mapping[str, Any], network: Mapping[str, Any], verdict: Mapping[str, Any]
+    found: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    info: Mapping[str, Any],
+    network: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    flagged: Mapping[int, tuple[int, int]],
 ) -> dict[str, Any]:
     """Return the part of a row that says what came out; fractions are in [0, 1].
 
@@ -88,9 +189,15 @@ def row_of(
         info: store.json.
         network: Of the model that goes out, from its model.json.
         verdict: verdict.json of relabel_finetune.
+        flagged: See `flags`. Where nothing was planted all of them are false alarms.
     """
-    final, oracle, bare, flags = found["final"] or {}, found["oracle"] or {}, found["no_defence"] or {}, found["detection"] or {}
+    final, oracle, bare, told = found["final"] or {}, found["oracle"] or {}, found["no_defence"] or {}, found["detection"] or {}
     clean, counts = found["clean"] or {}, summary["counts"]
+
+    def share(classes: Iterable[tuple[int, int]]) -> float | None:
+        sums = [sum(each) for each in zip(*classes, strict=True)]
+        return sums[0] / sums[1] if sums else None
+
     return {
         "dataset": info["source"].get("name"),
         "n_train": info["n_train"],
@@ -99,9 +206,10 @@ def row_of(
         "stem": network["stem"],
         "poison_rate": found["attack"].get("poison_rate", 0.0),
         **{key: final.get(key) for key in ("acc", "asr_k", "asr_n", "ra", "recall")},
-        "tpr": flags.get("tpr"),
-        "fpr": flags.get("fpr") if flags else (counts["removed"] + counts["relabelled"]) / counts["input"],
-        **{key: flags.get(key) for key in ("auroc", "auroc_target", "poison_left")},
+        "tpr": told.get("tpr"),
+        "fpr": told.get("fpr") if told else share(flagged.values()),
+        "fpr_flagged": told.get("fpr_flagged") if told else share(each for each in flagged.values() if each[0]),
+        **{key: told.get(key) for key in ("auroc", "auroc_target", "poison_left")},
         "removed": counts["removed"],
         "relabelled": counts["relabelled"],
         "verdict": summary["verdict"],
@@ -115,6 +223,7 @@ def row_of(
         "oracle_acc": oracle.get("acc"),
         "oracle_asr": oracle.get("asr"),
         "oracle_recall": oracle.get("recall"),
+        "evidence": evidence(verdict, flagged),
         "separation": found.get("separation"),
     }
 

@@ -26,7 +26,7 @@ from meca.files import atomic_write, canonical_json, lock, read_json, refuse_for
 from meca.files import code_digest as files_digest
 from meca.params import PRESETS, Params, read_params, with_settings
 from tasks import environment
-from tasks.benchmark.cell import COLUMNS
+from tasks.benchmark.cell import COLUMNS, REFERENCES
 from tasks.benchmark.rows import Row, append, identity, newest, provenance, read_rows, revision
 from tasks.dvc.closure import closure
 from tasks.dvc.stage import end_group
@@ -39,7 +39,7 @@ NETWORKS = {"compact": "s2d", "resnet18": "cifar", "resnet34": "cifar", "mobilen
 # The stages whose code makes figures; an edit of the report page must not cost a grid.
 MEASURED = ("ingest", "poison", "partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate", "publish")
 IGNORED = ("publish", "report", "track", "promote")  # groups of params.yaml that no figure depends on
-RECIPE = ("seed", "ingest", "poison", "engine", "network", "train_clean")  # what the two references depend on
+RECIPE = ("seed", "ingest", "poison", "engine", "network", "train_clean")  # what the two references depend on, beside the recipe of relabel_finetune
 PARTITION_RATE = {"unlearn": "enhance.alpha_end", "two_outputs": "enhance.plain"}  # the share taken for clean, by method of `enhance`
 ERROR_LENGTH = 600  # characters of a failed cell's reason
 
@@ -190,7 +190,7 @@ def _cell(
     return Cell(
         name=" ".join(told),
         key=_hash([numbers, code_digest()]),
-        recipe=_hash([{group: numbers[group] for group in RECIPE}, code_digest()]),
+        recipe=_hash([{group: numbers[group] for group in RECIPE}, numbers["relabel_finetune"]["recipe"], code_digest()]),
         params=params,
         given={
             "experiment": label + (f"-{limit}" if limit else ""),
@@ -387,7 +387,7 @@ class Grid:
         with self._lock:
             for row in self.rows.values():
                 found = row.get("references") or {}
-                if row.get("recipe") == cell.recipe and all(found.get(name) for name in ("no_defence", "oracle")):
+                if row.get("recipe") == cell.recipe and all((found.get("plain") or {}).get(name) for name in REFERENCES):
                     return found
         return None
 

@@ -3,7 +3,9 @@
 import datetime
 import fcntl
 import json
+import math
 import os
+import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -13,13 +15,30 @@ from typing import Any
 import meca
 from meca.errors import MecaError
 from meca.files import atomic_write, canonical_json
-from meca.report.numbers import UNKNOWN
+from meca.report.numbers import UNKNOWN, percent
 from meca.text import plain
 
-__all__ = ["Row", "append", "cell", "identity", "known", "newest", "number", "origins", "provenance", "read_rows", "revision", "table"]
+__all__ = [
+    "Row",
+    "append",
+    "cell",
+    "difference",
+    "identity",
+    "known",
+    "newest",
+    "number",
+    "origins",
+    "provenance",
+    "read_rows",
+    "revision",
+    "spread",
+    "t_interval",
+    "table",
+]
 
 Row = dict[str, Any]
 LONGEST = 10_000  # characters of a cell
+SMALL, ENOUGH = 0.02, 5  # a difference below two points is told on five seeds or not at all
 ROOT = Path(meca.__file__).parents[1]
 
 # A file of rows
@@ -161,6 +180,59 @@ def number(value: Any) -> str:
 def known(rows: Sequence[Row], key: str) -> list[float]:
     """Return the known values of a key."""
     return [float(row[key]) for row in rows if row.get(key) is not None]
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Return the mean of fractions over seeds as percent, with min..max and the standard deviation where there are several."""
+    if not values:
+        return UNKNOWN
+    text = percent(statistics.mean(values), digits)
+    if len(values) < 2:
+        return text
+    return f"{text} ({100 * min(values):.{digits}f}..{100 * max(values):.{digits}f}, s.d. {100 * statistics.stdev(values):.{digits}f})"
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Return the t-interval of the mean over seeds: of at least two, since one says nothing of the others.
+
+    The images of a run are no independent trials of the method: what varies is the run. An interval over all images of all seeds would be far
+    too narrow.
+    """
+    from scipy.stats import t  # only here: it takes a second, and rows are written without it
+
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"Expected the values of at least two seeds, got {n}.")
+    half = float(t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
+def difference(ours: Sequence[float], others: Sequence[float], digits: int = 1) -> str:
+    """Return by how many points ours is above others of the same seeds, and whether that is shown: `+2.3 (+1.5..+3.1), higher`.
+
+    Nothing is called a difference whose t-interval over seeds holds zero, nor one of less than two points on fewer than five seeds.
+
+    Args:
+        ours: Fractions, one a seed.
+        others: Likewise, in the same order.
+        digits: After the point.
+    """
+    each = [a - b for a, b in zip(ours, others, strict=True)]
+    if not each:
+        return UNKNOWN
+    mean, n = statistics.mean(each), len(each)
+    text = f"{100 * mean:+.{digits}f}"
+    if n < 2:
+        return f"{text}, one seed"
+    if not any(each):
+        return f"{text}, the same"
+    low, high = t_interval(each)
+    text += f" ({100 * low:+.{digits}f}..{100 * high:+.{digits}f})"
+    if low <= 0 <= high:
+        return f"{text}, not shown"
+    if abs(mean) < SMALL and n < ENOUGH:
+        return f"{text}, {n} seeds: too few"
+    return f"{text}, {'higher' if mean > 0 else 'lower'}"
 
 
 def origins(rows: Sequence[Row]) -> str:

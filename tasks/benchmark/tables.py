@@ -18,7 +18,7 @@ from tasks.benchmark.grid import EIGHT
 from tasks.benchmark.rows import Row, cell, known, newest, origins, read_rows, table
 from tasks.mlflow.figures import PIXELS, drawn
 
-__all__ = ["FIGURES", "figures", "line", "render", "write"]
+__all__ = ["FIGURES", "figures", "line", "render", "unequal", "write"]
 
 BASIC, ADAPTIVE = EIGHT[:5], EIGHT[5:]
 RATE = 0.05  # of all tables but V
@@ -57,13 +57,14 @@ def line(row: Row) -> str:
     return f"{row['verdict']}, ACC/ASR {_pair([row], final)}, TPR {percent(row['tpr'])}, FPR {percent(row['fpr'], 2)}, {row['seconds']} s"
 
 
-def render(rows: Sequence[Row], svg_stem: str = "", own: Sequence[Row] | None = None) -> str:
+def render(rows: Sequence[Row], svg_stem: str = "", own: Sequence[Row] | None = None, standing: str = "") -> str:
     """Return the tables as Markdown, with headings of level 2.
 
     Args:
         rows: Failed ones are named as such.
         svg_stem: How the names of the SVG files begin, relative to the page; empty leaves the figures out.
         own: The rows whose origin stands below, where others have theirs beside a table of their own; None for all.
+        standing: What else to know of the rows, in sentences.
     """
     rows = list(rows)
     drawn = figures(rows) if svg_stem else {}
@@ -72,7 +73,9 @@ def render(rows: Sequence[Row], svg_stem: str = "", own: Sequence[Row] | None = 
         "## Tables II to VII\n",
         "In the layout of arXiv 2405.12719; cells are ACC/ASR in percent, as mean ± standard deviation where there are several seeds. "
         "*No defence*: the same recipe trained on all samples; *oracle*: trained on the truly clean ones. Without a defence an attack marked † "
-        f"succeeds in less than half of the cases, so it is in no mean. “{NOT_RUN}”: there is no row.\n",
+        f"succeeds in less than half of the cases, so it is in no mean; ‡: measured with code that differs from its commit. "
+        f"“{NOT_RUN}”: there is no row.\n",
+        f"{standing}\n" if standing else "",
         "### Table II: the five basic attacks at 5 % poison\n",
         _defences(rows, BASIC),
         "### Table III: the three adaptive attacks at 5 % poison\n",
@@ -103,6 +106,15 @@ def render(rows: Sequence[Row], svg_stem: str = "", own: Sequence[Row] | None = 
     return _shortened("\n".join(part for part in parts if part), rows) + _legend(rows)
 
 
+def unequal(rows: Sequence[Row]) -> str:
+    """Return how many rows do not say that their references had as many passes as the model that goes out; empty where all do."""
+    mine = _done(rows)
+    found = sum(not row.get("equal_passes") for row in mine)
+    if not found:
+        return ""
+    return f"Of {len(mine)} rows {found} do not say that the references had as many passes as the model that goes out: in older ones they had fewer."
+
+
 def write(results: Path) -> list[Path]:
     """Write the tables and the figures beside a results file and return their paths; figures without data are removed."""
     rows = list(newest(read_rows(results), "command").values())  # figures of older code must not count beside those of newer
@@ -111,7 +123,10 @@ def write(results: Path) -> list[Path]:
     for name in FIGURES:
         if name not in drawn:
             stem.with_name(f"{stem.name}-{name}.svg").unlink(missing_ok=True)
-    written = {page: f"# {cell(stem.name)}\n\n{render(rows, stem.name)}", **{stem.with_name(f"{stem.name}-{n}.svg"): t for n, t in drawn.items()}}
+    written = {
+        page: f"# {cell(stem.name)}\n\n{render(rows, stem.name, standing=unequal(rows))}",
+        **{stem.with_name(f"{stem.name}-{n}.svg"): t for n, t in drawn.items()},
+    }
     for path, text in written.items():
         atomic_write(path, text)
     return list(written)
@@ -210,7 +225,7 @@ def _is_weak(rows: Sequence[Row]) -> bool:
 
 
 def _attack(name: str, rows: Sequence[Row]) -> str:
-    return "no attack" if name == "none" else cell(name) + " †" * _is_weak(rows)
+    return ("no attack" if name == "none" else cell(name) + " †" * _is_weak(rows)) + " ‡" * any(row.get("dirty") for row in rows)
 
 
 def _mean(groups: Sequence[Sequence[Row]], pair: Pair) -> str:
@@ -324,11 +339,16 @@ def _detection(rows: Sequence[Row]) -> str:
             for preset in ("paper", "default"):
                 if found := _done(_chosen(rows, setting=setting, attack=attack, rate=RATE, preset=preset)):
                     rates = [percent(_average(found, key), digits) for key, digits in (("tpr", 1), ("fpr", 2))]
+                    rates.append(percent(_average(found, "fpr_flagged")) if any("fpr_flagged" in row for row in found) else "not recorded")
                     auroc = _average(found, "auroc")
                     cost = [f"{value:,.0f}" if value is not None else UNKNOWN for value in (_working(found), _average(found, "peak_mib"))]
                     told = [*rates, UNKNOWN if auroc is None else f"{auroc:.3f}", *cost]
                     lines.append([_data(setting), _attack(attack, found), preset, *told])
-    return _table(("data (training images)", "attack", "preset", "TPR", "FPR", "AUROC", "seconds, without evaluate", "peak MiB"), lines, text=3)
+    return _table(
+        ("data (training images)", "attack", "preset", "TPR", "FPR", "FPR inside flagged classes", "AUROC", "seconds, without evaluate", "peak MiB"),
+        lines,
+        text=3,
+    )
 
 
 def _working(rows: Sequence[Row]) -> float | None:

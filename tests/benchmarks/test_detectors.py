@@ -1,5 +1,7 @@
 """Detectors see the network and the images of the run that they stand beside, and the table says what the rows say."""
 
+import json
+
 import numpy as np
 import torch
 
@@ -21,7 +23,7 @@ def test_the_network_is_the_reference_of_the_run(tmp_path):
     params = with_settings(read_params(PACKAGED), settings | {"preset": "default", "seed": 5, "poison.attack": "badnet"})
     pipeline(tmp_path / "run", params)
     made, truth = detectors.scene_of(tmp_path / "scene", params)
-    reference = read_json(tmp_path / "run" / "work" / "evaluate" / "evaluation.json")["no_defence"]
+    reference = read_json(tmp_path / "run" / "work" / "evaluate" / "evaluation.json")["references"]["plain"]["no_defence"]
     store = open_store(tmp_path / "scene" / "data" / "store")
     seen = predict(made.model, torch.from_numpy(store.pixels(store.test))).argmax(1).numpy()
     assert accuracy(seen, store.labels[store.test], len(store.info.class_names))["confusion"] == reference["confusion"]
@@ -33,9 +35,13 @@ def test_a_set_without_an_attack_has_false_alarms_only(tmp_path):
     made, truth = detectors.scene_of(tmp_path, with_settings(read_params(PACKAGED), settings | {"seed": 5, "poison.attack": "none"}))
     assert made.rate == 0 and not truth["is_poisoned"].any()
     flagged = np.arange(200) < 10
-    assert detectors.judge(defenses.Judgement(flagged * 1.0, flagged), made.train.labels, truth) == {
-        "tpr": None, "fpr": 0.05, "auroc": None, "auroc_target": None, "tpr_at": None,
+    labels = made.train.labels.numpy()
+    inside = 10 / np.isin(labels, labels[:10]).sum()
+    found = detectors.judge(defenses.Judgement(flagged * 1.0, flagged), made.train.labels, truth)
+    assert found == {
+        "tpr": None, "fpr": 0.05, "fpr_flagged": inside, "auroc": None, "auroc_target": None, "tpr_at": None, "evidence": found["evidence"],
     }  # fmt: skip
+    assert sum(found["evidence"]["flagged"].values()) == 10 and len(json.dumps(found["evidence"])) < 1000
 
 
 def test_every_detector_has_its_line():

@@ -106,14 +106,14 @@ def test_a_run_with_less_work_stands_below_the_whole_one():
     table = text.split("## Less work")[1].splitlines()
     found = [each for each in table if each.startswith("| shapes")]
     assert found == [
-        "| shapes | badnet | 4 | all | 100.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 10 |",
-        f"| shapes | badnet | 4 | {cut} | 50.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 5 |",
+        "| shapes | badnet | 4, looked at | all | 100.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 10 |",
+        f"| shapes | badnet | 4, looked at | {cut} | 50.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 5 |",
     ]
     assert "digits" not in text and "Less work" not in performance.page(ROWS)
     back = next(iter(ABLATIONS))
     rows = [run("shapes", 1.0, 9.0), run("shapes", 0.9, 7.0, "c2"), run(f"shapes, {back}", 0.5, 4.0)]
     assert [each for each in performance.ablations(rows).splitlines() if each.startswith("| shapes")] == [
-        "| shapes | badnet | 4 | all | 90.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 8 |",  # the newest, of whatever commit
-        f"| shapes | badnet | 4 | {back} | 50.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 5 |",
+        "| shapes | badnet | 4, looked at | all | 90.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 8 |",  # the newest, of whatever commit
+        f"| shapes | badnet | 4, looked at | {back} | 50.0 % | 1.00 % | 0.9900 | 80.0 % | 1.0 % | poisoned | 5 |",
     ]
     assert "taken back" not in performance.page(ROWS, rows) and performance.cuts(rows) == ""

@@ -122,7 +122,8 @@ def test_a_row_has_its_figures_and_its_provenance(measured):
     assert row["command"] == "meca benchmark --data shapes --attack badnet --rate 0.05 --seed 1 --preset default --network compact"
     assert " 1 of " in row["hardware"]
     # Trained once, for both presets.
-    assert rows["badnet", "paper"]["references"] == row["references"] and row["references"]["oracle"]["acc"] == row["oracle_acc"]
+    assert rows["badnet", "paper"]["references"] == row["references"] and row["equal_passes"]
+    assert row["oracle_acc"] in [of["oracle"]["acc"] for of in row["references"].values()]
     assert str(measured[0]) not in json.dumps(list(rows.values()))
 
 

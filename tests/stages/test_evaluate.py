@@ -9,10 +9,16 @@ import pytest
 import torch
 
 from meca.data.store import open_store, read_parquet
+from meca.errors import MecaError
+from meca.method.relabel import RelabelParams
 from meca.metrics import accuracy, attack_figures, detection, separation
-from meca.models import load_model, read_description, save_model
+from meca.models import NetworkParams, load_model, read_description, save_model
 from meca.params import PRESETS
-from meca.training.engine import Session, predict
+from meca.stages import evaluate
+from meca.stages.tensors import open_train
+from meca.training.device import EngineParams, prepare
+from meca.training.engine import Data, Session, predict
+from meca.training.trainer import Recipe
 from tests.stages.chain import METHOD, N_TEST, N_TRAIN, quick, run, step, with_inputs
 
 Finished = Callable[..., Path]
@@ -76,8 +82,40 @@ def test_the_references_are_trained_with_the_same_recipe(finished: Finished, tmp
     run(folder, quick(split__min_range=1e9), METHOD[3:])
     result = read(folder)
     assert result["no_defence"] == result["clean"] == result["final"]
+    assert result["passes"] == "plain" and result["references"]["plain"] == {name: result[name] for name in ("no_defence", "oracle")}
     assert result["oracle"] is not None and result["oracle"] != result["no_defence"]
     assert result["detection"]["flagged"] == 0 and result["detection"]["tpr"] == 0.0
+
+
+def test_what_goes_out_is_compared_with_references_that_had_as_many_passes(finished: Finished) -> None:
+    result, stages = read(finished()), finished() / "work"
+    assert json.loads((stages / "relabel_finetune" / "metrics.json").read_text())["passes"] == 1 and result["passes"] == "tuned"
+    assert {name: result[name] for name in ("no_defence", "oracle")} == result["references"]["tuned"] != result["references"]["plain"]
+
+
+def test_a_reference_is_tuned_as_relabel_finetune_tunes_the_clean_model(finished: Finished, tmp_path: Path) -> None:
+    """On what train_clean kept, the reference before the further passes is the clean model, and after them what that stage makes of it."""
+    params, device = quick(), prepare(quick().group("engine", EngineParams))
+    given = open_train(finished() / "data" / "store", device)
+    kept = np.array(read_parquet(finished() / "work" / "split" / "decisions.parquet")["verdict"].to_pylist()) == "clean"
+    recipes = (params.group("train_clean", Recipe), params.group("relabel_finetune", RelabelParams).recipe)
+
+    def weights(model: torch.nn.Module) -> dict:
+        return {name: value.tolist() for name, value in model.state_dict().items()}
+
+    network = params.group("network", NetworkParams)
+    found = evaluate.references({"it": kept}, given, network, recipes, device, lambda *_: Session(params.seed, device), weights)
+    clean = load_model(finished() / "work" / "train_clean")
+    assert found["plain"]["it"] == weights(clean)
+    further = Session(params.seed, device).train(clean, Data(*given[1:]), recipes[1], "relabel_finetune", torch.from_numpy(kept))
+    assert found["tuned"]["it"] == weights(further) != found["plain"]["it"]
+
+
+def test_a_stage_before_that_does_not_say_its_passes_is_run_again(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("evaluate", finished(), tmp_path)
+    (folder / "work" / "relabel_finetune" / "metrics.json").write_text("{}")
+    with pytest.raises(MecaError, match=r"number of passes in .*metrics\.json, got None; run stage relabel_finetune again"):
+        step("evaluate", folder, quick(evaluate__references=False))
 
 
 def test_the_references_can_be_left_out(finished: Finished, tmp_path: Path) -> None:
@@ -85,7 +123,7 @@ def test_the_references_can_be_left_out(finished: Finished, tmp_path: Path) -> N
     step("evaluate", folder, quick(evaluate__references=False))
     with_references, without = read(finished()), read(folder)
     assert (without["no_defence"], without["oracle"]) == (None, None)
-    assert {**with_references, "no_defence": None, "oracle": None} == without
+    assert {**with_references, "no_defence": None, "oracle": None, "references": None} == without
 
 
 def test_without_an_attack_it_says_what_cannot_be_known(tmp_path: Path) -> None:
@@ -176,7 +214,7 @@ def test_the_oracle_is_trained_without_poison_and_with_covers_and_wrong_labels(
     poisoned, others = truth["is_poisoned"].to_numpy(zero_copy_only=False), [truth[name].to_pylist() for name in ("is_cover", "is_noise")]
     assert all(any(other) for other in others)
     by_size = sorted(seen, key=np.sum)
-    assert np.array_equal(by_size[0], ~poisoned) and by_size[1].all()
+    assert [np.array_equal(kept, ~poisoned) for kept in by_size] == [True, True, False, False] and by_size[2].all() and by_size[3].all()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -82,7 +82,11 @@ def test_data_at_a_path_is_known_by_its_bytes_and_not_by_its_place(tmp_path: Pat
 def test_presets_and_partition_rates_share_their_references_and_seeds_do_not() -> None:
     found = cells(Plan(attacks=("badnet",), partition_rates=(0.2, 0.4)))
     assert len(found) == 4 and len({cell.recipe for cell in found}) == 1
-    for other in (Plan(attacks=("badnet",), seeds=(2,)), Plan(attacks=("badnet",), settings={"train_clean.epochs": "3"}), Plan(attacks=("blend",))):
+    for other in (
+        Plan(attacks=("badnet",), seeds=(2,)),
+        *(Plan(attacks=("badnet",), settings={f"{name}.epochs": "2"}) for name in ("train_clean", "relabel_finetune.recipe")),
+        Plan(attacks=("blend",)),
+    ):
         assert cells(other)[0].recipe != found[0].recipe
 
 
@@ -161,6 +165,10 @@ def test_a_stopped_grid_starts_nothing_and_records_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def trained(acc: float) -> dict:
+    return {way: {"no_defence": {"acc": acc}, "oracle": {"acc": 0.8}} for way in ("plain", "tuned")}
+
+
 def test_a_cell_reuses_the_references_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Grid(Plan(attacks=("badnet",), seeds=(1, 2)), tmp_path / "rows.jsonl")
     given = {}
@@ -168,14 +176,14 @@ def test_a_cell_reuses_the_references_of_its_recipe(tmp_path: Path, monkeypatch:
     def pretend(cell, folder):
         preset, seed = cell.params.preset, cell.params.seed
         given[preset, seed] = json.loads((folder / "cell.json").read_text())["references"]
-        row = dict.fromkeys(COLUMNS) | {"references": {"no_defence": {"acc": seed / 10}, "oracle": {"acc": 0.8}}}
+        row = dict.fromkeys(COLUMNS) | {"references": trained(seed / 10)}
         (folder / "row.json").write_text(json.dumps(row))
         return 0, []
 
     monkeypatch.setattr(mine, "_subprocess", pretend)
     for cell in mine.cells:
         mine.run(cell.key)
-    of = {seed: {"no_defence": {"acc": seed / 10}, "oracle": {"acc": 0.8}} for seed in (1, 2)}
+    of = {seed: trained(seed / 10) for seed in (1, 2)}
     assert given == {("default", 1): None, ("default", 2): None, ("paper", 1): of[1], ("paper", 2): of[2]}
     assert mine.missing() == [] and Grid(mine.plan, tmp_path / "rows.jsonl").missing() == []
     mine.tidy()
@@ -186,23 +194,23 @@ def test_cells_wait_for_the_references_that_the_first_of_them_trains_and_a_failu
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = Grid(Plan(attacks=("badnet", "blend")), tmp_path / "rows.jsonl")
-    trained: list[tuple[str, str, bool]] = []
+    ran: list[tuple[str, str, bool]] = []
     early = threading.Event()
 
     def pretend(cell, folder):
         attack, preset = cell.given["attack"], cell.params.preset
         early.wait(0.2) if preset == "default" else early.set()
-        trained.append((attack, preset, json.loads((folder / "cell.json").read_text())["references"] is None))
+        ran.append((attack, preset, json.loads((folder / "cell.json").read_text())["references"] is None))
         if (attack, preset) == ("blend", "default"):
             return 2, ["no luck"]
-        (folder / "row.json").write_text(json.dumps(dict.fromkeys(COLUMNS) | {"references": {"no_defence": {"acc": 0.9}, "oracle": {"acc": 0.8}}}))
+        (folder / "row.json").write_text(json.dumps(dict.fromkeys(COLUMNS) | {"references": trained(0.9)}))
         return 0, []
 
     monkeypatch.setattr(mine, "_subprocess", pretend)
     told: list[tuple[str, bool]] = []
     assert mine.measure(mine.missing(), 4, lambda cell, row: told.append((cell.name, isinstance(row, CellFailed)))) == 1
-    assert sorted(trained[:2]) == [("badnet", "default", True), ("blend", "default", True)]
-    assert sorted(trained[2:]) == [("badnet", "paper", False), ("blend", "paper", True)], "where none were trained they are now"
+    assert sorted(ran[:2]) == [("badnet", "default", True), ("blend", "default", True)]
+    assert sorted(ran[2:]) == [("badnet", "paper", False), ("blend", "paper", True)], "where none were trained they are now"
     assert sorted(told) == sorted((cell.name, cell.name == "shapes compact blend 5 % default seed 1") for cell in mine.cells)
     again: list[str] = []
     monkeypatch.setattr(mine, "_subprocess", lambda cell, folder: (again.append(cell.name), pretend(cell, folder))[1])

@@ -62,6 +62,16 @@ def test_a_weak_attack_is_marked_and_in_no_mean():
     assert mean[1] == "*mean of 2 attacks*" and mean[5] == "85.0/1.0"
 
 
+def test_rows_of_code_that_no_commit_has_are_marked_and_unequal_references_are_told(tmp_path):
+    text = tables.render([grid_row(dirty=True), grid_row(attack="none", dirty=True), grid_row(attack="sig", dirty=False)])
+    assert [line[1] for line in table(text, "### Detection")] == ["badnet ‡", "sig", "no attack ‡"]
+    rows = [grid_row(equal_passes=True), grid_row(attack="sig")]
+    assert tables.unequal(rows).startswith("Of 2 rows 1 do not say") and tables.unequal(rows[:1]) == ""
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    tables.write(tmp_path / "b.jsonl")
+    assert "Of 2 rows 1 do not say that the references had as many passes" in (tmp_path / "b.md").read_text()
+
+
 def test_a_mean_over_fewer_attacks_says_so():
     rows = [grid_row(acc=0.9), grid_row(attack="sig", acc=0.8), grid_row(preset="paper", acc=0.1)]
     (mean,) = [line for line in table(tables.render(rows), "### Table II") if "mean" in line[1]]
@@ -128,7 +138,9 @@ def test_the_partition_rate_has_a_figure_of_its_own_and_is_in_no_other_table():
 def test_the_time_of_a_run_is_without_the_references_that_others_share():
     rows = [grid_row(seed=s, tpr=t, stage_seconds={"split": 10.0, "evaluate": e}) for s, t, e in ((1, 0.9, 99.0), (2, 1.0, 1.0))]
     (line,) = table(tables.render(rows), "### Detection")
-    assert line[1:] == ["badnet", "default", "95.0 %", "1.00 %", "0.990", "10", "900"]
+    assert line[1:] == ["badnet", "default", "95.0 %", "1.00 %", "not recorded", "0.990", "10", "900"]
+    (line,) = table(tables.render([grid_row(fpr_flagged=0.25), grid_row(seed=2, fpr_flagged=None)]), "### Detection")
+    assert line[5] == "25.0 %"
 
 
 def heights(figure, name):
