@@ -191,7 +191,7 @@ def test_masks_by_sample_differ_between_samples_reach_every_place_and_depend_on_
         assert len(masks.unique(dim=0)) == 6 * 8, "every place is drawn"
     assert not torch.equal(first[0], first[1])
     grids = masks_by_sample(1, 8, 8, 2, 0.25, generator("a"))(1000)
-    assert len(grids.unique(dim=1)[0]) > 900 and abs(float(grids.mean()) - 0.25) < 0.02
+    assert len(grids.unique(dim=1)[0]) > 500 and abs(float(grids.mean()) - 0.25) < 0.02
 
 
 def test_masks_depend_on_their_generator_alone() -> None:
