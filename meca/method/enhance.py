@@ -199,8 +199,8 @@ def in_rounds(session: Session, model: nn.Module, data: Data, suspicious: Tensor
         settled = clean if params.rescore == "rest" else torch.zeros_like(clean)
         clean = choose(torch.where(settled, -1, suspicious), data.labels, share, scoring.alpha_of)
         loss = unlearn(session, model, data, clean, params, number)
-        asked = ~clean if params.rescore == "rest" else torch.ones_like(clean)
         if params.rescore != "never":
+            asked = ~clean if params.rescore == "rest" else slice(None)  # a slice copies no image
             found = signals(model, data.images[asked], data.labels[asked], scoring, session.draws("enhance", "masks", number))
             suspicious = torch.zeros(len(data), dtype=torch.float64, device=clean.device)  # of what is settled
             suspicious[asked] = suspicion(found, scoring.signals)

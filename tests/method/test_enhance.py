@@ -184,9 +184,9 @@ def plain(labels: Tensor) -> Any:
     return model.eval()
 
 
-def unlearned(likely_clean: Tensor, unlearning: float, labels: Tensor | None = None, **changes: Any) -> tuple[Any, float]:
+def unlearned(likely_clean: Tensor, unlearning: float, labels: Tensor | None = None, mean_over: Any = "parts", **changes: Any) -> tuple[Any, float]:
     images, own = pictures()
-    params = dataclasses.replace(PAPER, unlearning=unlearning, recipe=dataclasses.replace(PAPER.recipe, **changes))
+    params = dataclasses.replace(PAPER, unlearning=unlearning, mean_over=mean_over, recipe=dataclasses.replace(PAPER.recipe, **changes))
     model, data = network(), Data(images, own if labels is None else labels)
     return model, unlearn(Session(0, CPU), model, data, likely_clean, params, 1)
 
@@ -208,16 +208,17 @@ def test_with_a_coefficient_of_zero_the_labels_of_the_clean_part_are_not_learnt(
     assert not same(first, third)
 
 
-def test_a_coefficient_of_minus_one_is_plain_training_whatever_is_clean() -> None:
+def test_a_coefficient_of_minus_one_in_a_sum_is_plain_training_whatever_is_clean() -> None:
     images, labels = pictures()
-    found, _ = unlearned(torch.arange(64) % 2 == 0, -1.0)
+    found, _ = unlearned(torch.arange(64) % 4 == 0, -1.0, mean_over="batch")
     assert torch.allclose(predict(found, images), predict(plain(labels), images), atol=1e-4)
 
 
-def test_the_clean_part_is_unlearnt_and_the_rest_is_learnt() -> None:
+@pytest.mark.parametrize("mean_over", ["batch", "parts"])
+def test_the_clean_part_is_unlearnt_and_the_rest_is_learnt(mean_over: str) -> None:
     images, labels = pictures()
     clean = labels < 2
-    found, _ = unlearned(clean, 0.05, epochs=4)
+    found, _ = unlearned(clean, 0.05, mean_over=mean_over, epochs=4)
     untouched = plain(labels)
     each, before = (F.cross_entropy(predict(model, images), labels, reduction="none") for model in (found, untouched))
     assert each[~clean].mean() < before[~clean].mean() < before[clean].mean() + 1 < each[clean].mean()
@@ -304,6 +305,12 @@ def test_where_the_rest_is_rescored_what_is_in_the_clean_part_stays_and_the_rest
 def test_where_all_are_rescored_samples_leave_the_clean_part_too() -> None:
     first, second, third = (done.likely_clean for done in rounds_of(rescore="all"))
     assert (first & ~second).any() or (second & ~third).any()
+
+
+def test_a_clean_part_that_may_only_grow_is_not_asked_to_shrink() -> None:
+    with pytest.raises(ValueError, match=r"expected alpha_end not below alpha_start where rescore is rest, got 0\.1"):
+        dataclasses.replace(PAPER, rescore="rest", alpha_start=0.2, alpha_end=0.1)
+    assert dataclasses.replace(PAPER, rescore="all", alpha_start=0.2, alpha_end=0.1).alpha_end == 0.1
 
 
 def test_a_set_that_is_all_clean_part_is_survived() -> None:
