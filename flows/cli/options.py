@@ -78,7 +78,7 @@ Settings = Annotated[
     tuple[str, ...],
     Parameter(name="--set", negative="", show_default=False, help="group.key=value: replaces one number of params.yaml; may be repeated."),
 ]
-Preset = Annotated[Literal["default", "paper"] | None, Parameter(help="Which set of parameters; `paper` is arXiv 2405.12719 to the letter.")]
+Preset = Annotated[Literal["default", "paper"] | None, Parameter(help="Which set of parameters; `paper` is arXiv 2405.12719 at its best.")]
 ParamsFile = Annotated[Path | None, Parameter(name="--params", help="A params.yaml; without it the packaged one.")]
 Sign = Annotated[Path | None, Parameter(name="--sign", help="An Ed25519 private key (PEM): the folder is signed before it appears.")]
 Format = Annotated[str, Parameter(help="auto, or the name that `meca inspect` shows.")]

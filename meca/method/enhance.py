@@ -10,8 +10,8 @@ every round. The rounds are run three times: with the fast learnt samples as sus
 principal axis of their class (`ahead`, `behind`). On an easy data set the clean task is learnt before a rare trigger or beside it, so that
 the order of learning says nothing; the features of a network that has learnt the trigger still say it.
 
-`unlearn` (preset `paper`). Formula 4 of the paper: `L = CE(f, D_rest) - 0.05 CE(f, D_c)`, over rounds with a growing share
-`alpha_t`, the set rescored before each. What the paper leaves open (rounds, schedule, learning rate) is in params.yaml.
+`unlearn` (preset `paper`). The paper's `L = CE(f, D_rest) - 0.05 CE(f, D_c)`, over rounds with a growing share `alpha_t`. What the
+paper leaves open (rounds, schedule, learning rate, what is scored anew, what the terms are means over) is in params.yaml.
 
 Pu, Chen, Zhou, Feng, Li, Hu, Ji, 2024, https://arxiv.org/abs/2405.12719.
 """
@@ -48,6 +48,9 @@ class EnhanceParams:
     unlearning: float  # unlearn: coefficient of D_c
     alpha_start: float  # unlearn: share of D_c in the first round
     alpha_end: float  # unlearn: in the last round
+    alpha_growth: float  # unlearn: share of the rounds over which it grows; it stays as it is in those after them
+    rescore: Literal["rest", "all", "never"]  # unlearn: what is scored anew after a round, and may come into D_c or leave it
+    mean_over: Literal["batch", "parts"]  # unlearn: what the two terms of the loss are means over
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no round can be run."""
@@ -58,6 +61,8 @@ class EnhanceParams:
             ("plain", "in (0, 1)", 0 < self.plain < 1),
             ("alpha_start", "in [0, 1]", 0 <= self.alpha_start <= 1),
             ("alpha_end", "in [0, 1]", 0 <= self.alpha_end <= 1),
+            ("alpha_growth", "in (0, 1]", 0 < self.alpha_growth <= 1),
+            ("alpha_end", "not below alpha_start where rescore is rest", self.rescore != "rest" or self.alpha_end >= self.alpha_start),
         )
 
 
@@ -166,13 +171,18 @@ class Round:
 
     number: int  # from 1
     alpha: float  # share of the set that was unlearnt
+    likely_clean: Tensor  # bool [n]: those samples, D_c
     loss: float  # mean, of the last epoch
     fitted: float  # share of the samples whose given label the model predicts
-    suspicion: Tensor  # float64 [n] in [0, 1], by the model after it
+    suspicion: Tensor  # [n] in [0, 1]: the order after it, by the model or, where nothing is scored anew, by `partition`
 
 
 def in_rounds(session: Session, model: nn.Module, data: Data, suspicious: Tensor, params: EnhanceParams, scoring: PartitionParams) -> Iterator[Round]:
-    """Run the paper's T rounds on a model in place, the set rescored after each; yield them as they end.
+    """Run the paper's T rounds on a model in place; yield them as they end.
+
+    After a round the samples are scored with the model as it is then, and the next D_c is the share of them with the lowest suspicion
+    (`params.rescore` is `all`). With `rest` what is in D_c stays there, and the share is filled up from the rest, which alone is scored anew.
+    With `never` the order of `partition` is kept.
 
     Args:
         session: Of the run.
@@ -182,20 +192,27 @@ def in_rounds(session: Session, model: nn.Module, data: Data, suspicious: Tensor
         params: Rounds, shares, coefficient and recipe.
         scoring: How the set is scored, and what the share of D_c is of.
     """
+    growing = max(1, round(params.alpha_growth * params.rounds))
+    clean = torch.zeros_like(data.labels, dtype=torch.bool)
     for number in range(1, params.rounds + 1):
-        share = params.alpha_start + (params.alpha_end - params.alpha_start) * (number - 1) / max(1, params.rounds - 1)
-        clean = choose(suspicious, data.labels, share, scoring.alpha_of)
+        share = params.alpha_start + (params.alpha_end - params.alpha_start) * min(1.0, (number - 1) / max(1, growing - 1))
+        settled = clean if params.rescore == "rest" else torch.zeros_like(clean)
+        clean = choose(torch.where(settled, -1, suspicious), data.labels, share, scoring.alpha_of)
         loss = unlearn(session, model, data, clean, params, number)
-        rescored = signals(model, data.images, data.labels, scoring, session.draws("enhance", "masks", number))
-        suspicious = suspicion(rescored, scoring.signals)
+        if params.rescore != "never":
+            asked = ~clean if params.rescore == "rest" else slice(None)  # a slice copies no image
+            rescored = signals(model, data.images[asked], data.labels[asked], scoring, session.draws("enhance", "masks", number))
+            suspicious = torch.zeros(len(data), dtype=torch.float64, device=clean.device)  # of what is settled
+            suspicious[asked] = suspicion(rescored, scoring.signals)
         fitted = float((predict(model, data.images).argmax(1) == data.labels).float().mean())
-        yield Round(number, share, loss, fitted, suspicious)
+        yield Round(number, share, clean, loss, fitted, suspicious)
 
 
 def unlearn(session: Session, model: nn.Module, data: Data, likely_clean: Tensor, params: EnhanceParams, number: int) -> float:
     """Run one round of the paper's enhancement in place: learn `D_rest`, unlearn `D_c`. Returns the last mean loss.
 
-    A batch holds samples of both parts as they come, so the two terms are weighted by their share of the set.
+    A batch holds samples of both parts as they come. With `params.mean_over` `batch` both terms are sums over a batch, divided by its size:
+    each part weighs as much as its share of the set. With `parts` each term is the mean over its part of the set, whatever the part's size.
 
     Args:
         session: Of the run.
@@ -210,6 +227,10 @@ def unlearn(session: Session, model: nn.Module, data: Data, likely_clean: Tensor
     def note(epoch: int, loss: float, accuracy: float) -> None:
         last[0] = loss
 
-    weighted = dataclasses.replace(data, weight=torch.where(likely_clean, -params.unlearning, 1.0))
+    learn, forget = 1.0, -params.unlearning
+    if params.mean_over == "parts":
+        n, many = len(data), int(likely_clean.sum())
+        learn, forget = learn * n / max(1, n - many), forget * n / max(1, many)
+    weighted = dataclasses.replace(data, weight=torch.where(likely_clean, forget, learn))
     dataclasses.replace(session, note=note).train(model, weighted, params.recipe, f"enhance {number}")
     return last[0]

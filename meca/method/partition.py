@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meca.errors import check_fields
-from meca.method.scoring import patch_masks, ranks, score
+from meca.method.scoring import masks_by_sample, patch_masks, ranks, score
 from meca.training.trainer import Recipe
 
 __all__ = ["PartitionParams", "Signals", "choose", "principal_axis", "signals", "suspicion"]
@@ -36,6 +36,7 @@ class PartitionParams:
     patch: int  # pixels
     mask_share: float  # share of the patches that are in a mask; 0: one patch
     masks: int  # per sample; the score is their mean
+    mask_of: Literal["set", "sample"]  # what a mask is drawn for: the whole set, or each sample
     signals: tuple[str, ...]  # kl, loss; their ranks are added
     alpha: float  # share that becomes likely_clean
     alpha_of: Literal["class", "all"]  # share of every class, or of the whole set
@@ -72,7 +73,8 @@ def signals(model: nn.Module, images: Tensor, labels: Tensor, params: PartitionP
         params: Step, patch, masks.
         rng: Draws the masks.
     """
-    masks = patch_masks(params.masks, images.shape[1], images.shape[2], params.patch, params.mask_share, rng).to(images.device)
+    draw = patch_masks if params.mask_of == "set" else masks_by_sample
+    masks = draw(params.masks, images.shape[1], images.shape[2], params.patch, params.mask_share, rng)
     kl, logits = score(model, images, labels, masks, params.eps / 255)
     return Signals(kl=kl, loss=F.cross_entropy(logits, labels, reduction="none"), logits=logits)
 

@@ -9,12 +9,15 @@ the given label: at no perturbation the KL itself has no gradient.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["consistency", "folded", "patch_masks", "ranks", "score"]
+__all__ = ["Masks", "consistency", "folded", "masks_by_sample", "patch_masks", "ranks", "score"]
+
+Masks = Tensor | Callable[[int], Tensor]  # float32 [k 1 h w] for every sample; or from a number b the masks of the next b samples, [k b 1 h w]
 
 
 def patch_masks(count: int, height: int, width: int, patch: int, share: float, rng: torch.Generator) -> Tensor:
@@ -40,6 +43,34 @@ def patch_masks(count: int, height: int, width: int, patch: int, share: float, r
     return grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[:, :, :height, :width].contiguous()
 
 
+def masks_by_sample(count: int, height: int, width: int, patch: int, share: float, rng: torch.Generator) -> Callable[[int], Tensor]:
+    """Return a function that draws the masks of the next b samples, float32 [count b 1 h w] in {0, 1}.
+
+    The sizes of the batches change no mask: it depends on the place of its sample alone.
+
+    Args:
+        count: Number of masks of a sample.
+        height: Pixels.
+        width: Pixels.
+        patch: Side of a patch in pixels.
+        share: See `patch_masks`.
+        rng: Source of the draws; sample after sample.
+    """
+    across = width - patch + 1
+
+    def draw(b: int) -> Tensor:
+        if share == 0:
+            corner = torch.randint(0, (height - patch + 1) * across, (b, count, 1), generator=rng)  # one number a mask: a pair would depend on b
+            below, beside = torch.arange(height) - corner // across, torch.arange(width) - corner % across
+            own = ((below >= 0) & (below < patch))[..., None] & ((beside >= 0) & (beside < patch))[..., None, :]
+        else:
+            grid = torch.rand(b, count, -(-height // patch), -(-width // patch), generator=rng) < share
+            own = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[:, :, :height, :width]
+        return own.transpose(0, 1)[:, :, None].float()
+
+    return draw
+
+
 def consistency(model: nn.Module, x: Tensor, y: Tensor, masks: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the score of a batch for each mask, and the logits of the unchanged batch.
 
@@ -50,7 +81,7 @@ def consistency(model: nn.Module, x: Tensor, y: Tensor, masks: Tensor, eps: floa
         model: In eval mode; its parameters take no part in the gradient.
         x: float32 [b c h w] in [0, 1].
         y: int64 [b], the given labels.
-        masks: float32 [k 1 h w].
+        masks: float32 [k 1 h w] for all of the batch, or [k b 1 h w].
         eps: Step in [0, 1].
 
     Returns:
@@ -102,14 +133,14 @@ def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
-def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, eps: float, batch_size: int = 0) -> tuple[Tensor, Tensor]:
+def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks, eps: float, batch_size: int = 0) -> tuple[Tensor, Tensor]:
     """Return the score of every image, averaged over the masks [n], and the logits [n classes].
 
     Args:
         model: Its mode and its parameters' flags are restored.
         images: uint8 [n h w c].
         labels: int64 [n].
-        masks: float32 [k 1 h w].
+        masks: The same for every image, or a function that is asked for those of each batch.
         eps: Step in [0, 1].
         batch_size: Samples a pass; 0: what fits the cache of a CPU, and what fills a GPU.
     """
@@ -120,8 +151,12 @@ def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, eps: 
     model.eval().requires_grad_(False)
     lean = folded(model)
     scores, logits = images.new_empty(len(images), dtype=torch.float32), None
+    if isinstance(masks, Tensor):
+        masks = masks.to(images.device)
     for i in range(0, len(images), b):
-        kl, part = consistency(lean, as_input(images[i : i + b]), labels[i : i + b], masks, eps)
+        given = labels[i : i + b]
+        own = masks if isinstance(masks, Tensor) else masks(len(given)).to(images.device)
+        kl, part = consistency(lean, as_input(images[i : i + b]), given, own, eps)
         if logits is None:  # small results kept between large scratch memory would split the heap
             logits = part.new_empty(len(images), part.shape[1])
         scores[i : i + b], logits[i : i + b] = kl.mean(0), part
@@ -134,7 +169,7 @@ def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, eps: 
 def ranks(values: Tensor) -> Tensor:
     """Return ranks in [0, 1], the smallest value 0; equal values share their mean rank. [n] -> float64 [n]."""
     if len(values) < 2:
-        return torch.zeros(len(values), dtype=torch.float64)
+        return torch.zeros(len(values), dtype=torch.float64, device=values.device)
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double() - 1
     return (last - (counts.double() - 1) / 2)[inverse] / (len(values) - 1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meca.errors import MecaError
-from meca.method.enhance import SIDES, EnhanceParams, TwoOutputs, folds, in_rounds, suspects_first, two_outputs, unlearn, widen
+from meca.method.enhance import SIDES, EnhanceParams, Round, TwoOutputs, folds, in_rounds, suspects_first, two_outputs, unlearn, widen
 from meca.method.partition import PartitionParams, choose, signals, suspicion
 from meca.models import Network, NetworkParams
 from meca.training.engine import Data, Session, predict
@@ -184,9 +184,9 @@ def plain(labels: Tensor) -> Any:
     return model.eval()
 
 
-def unlearned(likely_clean: Tensor, unlearning: float, labels: Tensor | None = None, **changes: Any) -> tuple[Any, float]:
+def unlearned(likely_clean: Tensor, unlearning: float, labels: Tensor | None = None, mean_over: Any = "parts", **changes: Any) -> tuple[Any, float]:
     images, own = samples()
-    params = dataclasses.replace(PAPER, unlearning=unlearning, recipe=dataclasses.replace(PAPER.recipe, **changes))
+    params = dataclasses.replace(PAPER, unlearning=unlearning, mean_over=mean_over, recipe=dataclasses.replace(PAPER.recipe, **changes))
     model, data = network(), Data(images, own if labels is None else labels)
     return model, unlearn(Session(0, CPU), model, data, likely_clean, params, 1)
 
@@ -208,16 +208,17 @@ def test_with_a_coefficient_of_zero_the_labels_of_the_clean_part_are_not_learnt(
     assert not same(first, third)
 
 
-def test_a_coefficient_of_minus_one_is_plain_training_whatever_is_clean() -> None:
+def test_a_coefficient_of_minus_one_in_a_sum_is_plain_training_whatever_is_clean() -> None:
     images, labels = samples()
-    found, _ = unlearned(torch.arange(64) % 2 == 0, -1.0)
+    found, _ = unlearned(torch.arange(64) % 4 == 0, -1.0, mean_over="batch")
     assert torch.allclose(predict(found, images), predict(plain(labels), images), atol=1e-4)
 
 
-def test_the_clean_part_is_unlearnt_and_the_rest_is_learnt() -> None:
+@pytest.mark.parametrize("mean_over", ["batch", "parts"])
+def test_the_clean_part_is_unlearnt_and_the_rest_is_learnt(mean_over: str) -> None:
     images, labels = samples()
     clean = labels < 2
-    found, _ = unlearned(clean, 0.05, epochs=4)
+    found, _ = unlearned(clean, 0.05, mean_over=mean_over, epochs=4)
     untouched = plain(labels)
     each, before = (F.cross_entropy(predict(model, images), labels, reduction="none") for model in (found, untouched))
     assert each[~clean].mean() < before[~clean].mean() < before[clean].mean() + 1 < each[clean].mean()
@@ -236,8 +237,97 @@ def test_a_finished_round_is_resumed_with_its_loss(tmp_path: Path) -> None:
     assert same(*models) and losses[0] == losses[1] != 0
 
 
+def test_the_loss_is_a_sum_over_a_batch_or_a_mean_over_each_part() -> None:
+    (images, labels), clean = samples(), torch.arange(64) % 4 != 0
+    each = F.cross_entropy(network().train()(as_input(images)), labels, reduction="none").detach()
+    whole = dataclasses.replace(PAPER, unlearning=0.3, recipe=recipe(epochs=1, batch_size=64))
+    for mean_over, expected in (
+        ("batch", (each[~clean].sum() - 0.3 * each[clean].sum()) / 64),
+        ("parts", each[~clean].mean() - 0.3 * each[clean].mean()),
+    ):
+        params = dataclasses.replace(whole, mean_over=mean_over)
+        loss = unlearn(Session(0, CPU), network(), Data(images, labels), clean, params, 1)
+        assert loss == pytest.approx(float(expected), rel=1e-4), mean_over
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_part_without_samples_takes_no_part_in_the_loss(clean: bool) -> None:
+    (images, labels), everything = samples(), torch.full((64,), clean)
+    models, params = [network(), network()], dataclasses.replace(PAPER, recipe=recipe(epochs=1))
+    for model, mean_over in zip(models, ("batch", "parts"), strict=True):
+        unlearn(Session(0, CPU), model, Data(images, labels), everything, dataclasses.replace(params, mean_over=mean_over), 1)
+    assert same(*models)
+
+
+def rounds_of(scoring: PartitionParams | None = None, **changes: Any) -> list[Round]:
+    """Return three rounds with the shares 0.2, 0.4 and 0.6, unless it is said otherwise."""
+    params = dataclasses.replace(
+        PAPER, **{"rounds": 3, "alpha_start": 0.2, "alpha_end": 0.6, "alpha_growth": 1.0, "recipe": recipe(epochs=1)} | changes
+    )
+    scoring = scoring or settings(preset="paper").group("partition", PartitionParams)
+    return list(in_rounds(Session(0, CPU), network(), Data(*samples()), SUSPICIOUS, params, scoring))
+
+
+@pytest.mark.parametrize("of", ["all", "class"])
+def test_never_rescored_the_order_of_partition_is_kept(of: str) -> None:
+    scoring = dataclasses.replace(settings(preset="paper").group("partition", PartitionParams), alpha_of=of)
+    for done in rounds_of(scoring, rescore="never"):
+        assert torch.equal(done.likely_clean, choose(SUSPICIOUS, samples()[1], done.alpha, of))
+        assert torch.equal(done.suspicion, SUSPICIOUS)
+
+
+@pytest.mark.parametrize("names", [("kl",), ("kl", "loss")])
+@pytest.mark.parametrize("mask_of", ["set", "sample"])
+@pytest.mark.parametrize("of", ["all", "class"])
+def test_where_the_rest_is_rescored_what_is_in_the_clean_part_stays_and_the_rest_alone_fills_it_up(
+    of: str, mask_of: str, names: tuple[str, ...]
+) -> None:
+    images, labels = samples()
+    about = dataclasses.replace(settings(preset="paper").group("partition", PartitionParams), alpha_of=of, mask_of=mask_of, signals=names)
+    before, order, model = torch.zeros(64, dtype=torch.bool), SUSPICIOUS.double(), network()
+    params = dataclasses.replace(PAPER, alpha_start=0.2, alpha_end=0.6, recipe=recipe(epochs=1))
+    for done in rounds_of(about, rescore="rest", rounds=4, alpha_growth=0.75):
+        assert not (before & ~done.likely_clean).any(), "what is in it stays"
+        groups = [labels == c for c in range(CLASSES)] if of == "class" else [torch.ones(64, dtype=torch.bool)]
+        assert all(int((done.likely_clean & group).sum()) == int(done.alpha * int(group.sum())) for group in groups)
+        for group in groups:
+            added, left = order[group & done.likely_clean & ~before], order[group & ~done.likely_clean]
+            assert len(added) == 0 or added.max() <= left.min(), "the least suspicious of the rest"
+        unlearn(Session(0, CPU), model, Data(images, labels), done.likely_clean, params, done.number)
+        before, rest = done.likely_clean, ~done.likely_clean
+        found = signals(model, images[rest], labels[rest], about, generator(0, "enhance", "masks", done.number))
+        order = torch.zeros(64, dtype=torch.float64)
+        order[rest] = suspicion(found, names)
+        assert torch.equal(done.suspicion, order)
+    assert int(before.sum()) == (38 if of == "all" else 36)
+
+
+def test_where_all_are_rescored_samples_leave_the_clean_part_too() -> None:
+    first, second, third = (done.likely_clean for done in rounds_of(rescore="all"))
+    assert (first & ~second).any() or (second & ~third).any()
+
+
+def test_a_clean_part_that_may_only_grow_is_not_asked_to_shrink() -> None:
+    with pytest.raises(ValueError, match=r"expected alpha_end not below alpha_start where rescore is rest, got 0\.1"):
+        dataclasses.replace(PAPER, rescore="rest", alpha_start=0.2, alpha_end=0.1)
+    assert dataclasses.replace(PAPER, rescore="all", alpha_start=0.2, alpha_end=0.1).alpha_end == 0.1
+
+
+def test_a_set_that_is_all_clean_part_is_survived() -> None:
+    assert [float(done.likely_clean.float().mean()) for done in rounds_of(rescore="rest", alpha_end=1.0)][-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("rounds", "growth", "shares"),
+    [(3, 1.0, [0.2, 0.4, 0.6]), (5, 0.6, [0.2, 0.4, 0.6, 0.6, 0.6]), (3, 0.1, [0.2, 0.6, 0.6]), (1, 1.0, [0.2]), (2, 0.5, [0.2, 0.6])],
+)
+def test_alpha_grows_over_a_share_of_the_rounds_and_stays_then(rounds: int, growth: float, shares: list[float]) -> None:
+    found = rounds_of(rescore="never", rounds=rounds, alpha_growth=growth)
+    assert [done.alpha for done in found] == pytest.approx(shares)
+
+
 def test_the_rounds_are_unlearnings_of_a_growing_share_each_of_the_set_as_the_round_before_scored_it() -> None:
-    (images, labels), params = samples(), dataclasses.replace(PAPER, rounds=3, alpha_start=0.2, alpha_end=0.6)
+    (images, labels), params = samples(), dataclasses.replace(PAPER, rounds=3, alpha_start=0.2, alpha_end=0.6, alpha_growth=1.0, rescore="all")
     scoring = settings(preset="paper").group("partition", PartitionParams)
     session, data, model, by_hand = Session(0, CPU), Data(images, labels), network(), network()
     suspicious: Tensor = SUSPICIOUS

@@ -133,6 +133,18 @@ def test_an_axis_without_a_direction_is_zero() -> None:
     assert not principal_axis(torch.ones(4, 5), labels, torch.rand(4)).any(), "samples that do not differ, and a class of one"
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_mask_of_the_set_is_one_for_all_and_one_of_each_sample_its_own(share: float) -> None:
+    model = network()
+    images, labels = (part[:1].repeat_interleave(40, 0) for part in samples(24))
+    by_set, by_sample = (
+        signals(model, images, labels, dataclasses.replace(PARAMS, mask_of=of, mask_share=share), generator("masks")).kl for of in ("set", "sample")
+    )
+    assert torch.allclose(by_set, by_set[:1].expand(40), rtol=1e-4) and len(by_sample.unique()) > 10
+    again = signals(model, images, labels, dataclasses.replace(PARAMS, mask_of="sample", mask_share=share), generator("masks")).kl
+    assert torch.equal(again, by_sample)
+
+
 def test_without_a_step_nothing_moves() -> None:
     model, (images, labels) = network(), samples(24)
     assert not signals(model, images, labels, dataclasses.replace(PARAMS, eps=0.0), generator("masks")).kl.any()

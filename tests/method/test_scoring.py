@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from meca.method.scoring import folded, patch_masks, ranks, score
+from meca.method.scoring import folded, masks_by_sample, patch_masks, ranks, score
 from meca.models import NetworkParams
 from meca.training.engine import predict
 from meca.training.seeds import generator
@@ -51,6 +54,17 @@ def test_the_score_equals_the_reference(setting: tuple) -> None:
     assert np.allclose(found.numpy(), expected, rtol=1e-3, atol=1e-7)
     assert torch.equal(logits, predict(model, images))
     assert found.dtype == logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("share", [0, 0.3])
+def test_with_masks_by_sample_the_score_is_that_of_each_image_with_its_own(share: float, setting: tuple) -> None:
+    model, images, labels, _ = setting
+    own = masks_by_sample(2, 8, 8, 2, share, generator("own"))(24)
+    expected = [reference(model, images[i], int(labels[i]), own[:, i], EPS) for i in range(24)]
+    for batch_size in (0, 7, 1):
+        found, logits = score(model, images, labels, masks_by_sample(2, 8, 8, 2, share, generator("own")), EPS, batch_size)
+        assert np.allclose(found.numpy(), expected, rtol=1e-3, atol=1e-7), batch_size
+        assert logits.shape == (24, 4)
 
 
 def test_no_step_and_an_empty_mask_give_zero(setting: tuple) -> None:
@@ -144,6 +158,39 @@ def test_a_mask_is_made_of_whole_patches_of_a_grid(height: int, width: int, patc
             assert torch.equal(masks[:, 0, i, j], masks[:, 0, i - i % patch, j - j % patch])
     assert abs(float(masks[:, :, ::patch, ::patch].mean()) - 0.25) < 0.03
     assert torch.equal(patch_masks(2, height, width, patch, 1.0, generator("all")), torch.ones(2, 1, height, width))
+
+
+SHAPES = {"count": st.integers(1, 3), "height": st.integers(3, 9), "width": st.integers(3, 9), "patch": st.integers(1, 3)}
+
+
+@examples(derandomize=True, deadline=None)
+@given(**SHAPES, share=st.sampled_from([0, 0.4, 1]), sizes=st.lists(st.integers(0, 9), max_size=5))
+def test_the_masks_of_a_sample_do_not_depend_on_its_batch(count: int, height: int, width: int, patch: int, share: float, sizes: list[int]) -> None:
+    about = count, height, width, patch, share
+    drawn = masks_by_sample(*about, generator("own"))
+    parts, whole = [drawn(b) for b in sizes], masks_by_sample(*about, generator("own"))(sum(sizes))
+    assert whole.shape == (count, sum(sizes), 1, height, width) and whole.dtype == torch.float32
+    assert torch.equal(torch.cat([*parts, whole[:, :0]], 1), whole)
+    for mask in whole.flatten(0, 2):
+        if share == 0:
+            rows, columns = torch.nonzero(mask, as_tuple=True)
+            assert len(rows) == patch * patch and rows.max() - rows.min() == columns.max() - columns.min() == patch - 1
+        else:
+            assert torch.equal(mask, mask[::patch, ::patch].repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:height, :width])
+            assert share < 1 or mask.all()
+
+
+def test_masks_by_sample_differ_between_samples_reach_every_place_and_depend_on_their_generator_alone() -> None:
+    torch.manual_seed(1)
+    first = masks_by_sample(2, 7, 9, 2, 0, generator("a"))(1000)
+    torch.manual_seed(2)
+    assert torch.equal(masks_by_sample(2, 7, 9, 2, 0, generator("a"))(1000), first)
+    assert not torch.equal(masks_by_sample(2, 7, 9, 2, 0, generator("b"))(1000), first)
+    for masks in first:
+        assert len(masks.unique(dim=0)) == 6 * 8, "every place is drawn"
+    assert not torch.equal(first[0], first[1])
+    grids = masks_by_sample(1, 8, 8, 2, 0.25, generator("a"))(1000)
+    assert len(grids.unique(dim=1)[0]) > 500 and abs(float(grids.mean()) - 0.25) < 0.02
 
 
 def test_masks_depend_on_their_generator_alone() -> None:
