@@ -119,7 +119,7 @@ def _check(plan: Plan) -> None:
     from meca.verbs import refuse_test_split
 
     for what, values, allowed in (
-        ("attack", plan.attacks, ("none", *ATTACKS)),
+        ("attack", [name for attack in plan.attacks for name in attack.split("+")], ("none", *ATTACKS)),
         ("preset", plan.presets, PRESETS),
         ("network", [name.partition(":")[0] for name in plan.networks], tuple(NETWORKS)),
     ):
