@@ -2,7 +2,7 @@
 
 The sampling rules are those of the field's stricter half: a rate counts all training samples, the poisoned ones are a prefix
 of one permutation (poison at 1 % is part of poison at 5 %), covers and wrong labels are apart from poison and from each
-other, no cover is of a target class, a cap is never silent. Each role draws from a generator of its own.
+other, no cover is of a class that its trigger leads to, a cap is never silent. Each role draws from a generator of its own.
 
 The dials that go with many attacks are here, too: a few source classes, several targets, labels that stay true, several attacks at once.
 """
@@ -313,16 +313,23 @@ def _targets(attack: Attack, classes: int, params: PoisonParams) -> tuple[int, .
     return params.target_class, second
 
 
+@dataclass(frozen=True)
+class _Aim:
+    """Where an attack leads, and which classes take part in it."""
+
+    attack: Attack
+    targets: tuple[int, ...]
+    leads: tuple[tuple[int, ...], ...]
+    barred: tuple[int, ...]  # the classes whose images its triggers would lead to a label that they have, or to that of another attack
+    sources: tuple[int, ...] | None
+    cover_classes: tuple[int, ...] | None
+
+
 def _planted(labels: np.ndarray, classes: int, params: PoisonParams, seed: int) -> tuple[Planted, ...]:
     """Return every attack with the rows that have a role in it; no row has two."""
     names = attack_names(params.attack)
-    attacks = [ATTACKS[name] for name in names]
-    targets = [_aims(attack, number, len(names), classes, params) for number, attack in enumerate(attacks)]
-    taken = sorted({target for each in targets for target in each})
-    leads = [_leads(attack, each, classes, params) for attack, each in zip(attacks, targets, strict=True)]
-    sources = [_sources(attack, led, taken, classes, params, seed) for attack, led in zip(attacks, leads, strict=True)]
-    each = list(zip(attacks, leads, sources, strict=True))
-    pools = [_carriers(labels, attack, led, of, mine, taken, params) for (attack, led, mine), of in zip(each, targets, strict=True)]
+    aims = _aims([ATTACKS[name] for name in names], classes, params, seed)
+    pools = [_carriers(labels, aim, params) for aim in aims]
     poison = []
     for number, pool in enumerate(_dealt(pools, np.random.default_rng([seed, POISON]))):
         asked = _count(len(labels), params.rate, number, len(names))
@@ -330,26 +337,20 @@ def _planted(labels: np.ndarray, classes: int, params: PoisonParams, seed: int) 
     free = np.ones(len(labels), dtype=bool)
     for chosen in poison:
         free[chosen.rows] = False
-    allowed = [_cover_classes(attack, led, mine, taken, classes, params, seed) for attack, led, mine in each]
-    pools = [free & _may_cover(labels, led, among, taken, params) for led, among in zip(leads, allowed, strict=True)]
-    with_covers = [number for number, attack in enumerate(attacks) if attack.cover is not None or params.sources]
-    dealt = _dealt([pools[number] for number in with_covers], np.random.default_rng([seed, COVERS]))
-    covers = [_nothing()] * len(names)
+    with_covers = [number for number, aim in enumerate(aims) if aim.attack.cover is not None or params.sources]
+    dealt = _dealt([free & _may_cover(labels, aims[number]) for number in with_covers], np.random.default_rng([seed, COVERS]))
+    covers = [Selection(np.empty(0, np.int64), np.empty(0, np.int64), 0, 0)] * len(names)
     for turn, (number, pool) in enumerate(zip(with_covers, dealt, strict=True)):
-        asked = _covers_asked(len(labels), attacks[number], allowed[number], params, (number, len(names)), (turn, len(with_covers)))
+        asked = _covers_asked(len(labels), aims[number], params, (number, len(names)), (turn, len(with_covers)))
         covers[number] = select(pool, asked, params.cap, np.random.default_rng([seed, COVERS]))
         if asked and not covers[number].pool:
             raise InputRefused(f"Expected covers for attack {names[number]!r}, but no sample may be one; set poison.cover_rate to 0.0 to go without.")
     first, found = 0, []
-    for number, attack in enumerate(attacks):
-        flipped, kept = _kept(poison[number], params.flip_share, attack.parts)
-        found.append(Planted(names[number], first, flipped, kept, covers[number], leads[number], targets[number], sources[number], allowed[number]))
-        first += attack.parts
+    for name, aim, chosen, others in zip(names, aims, poison, covers, strict=True):
+        flipped, kept = _kept(chosen, params.flip_share, aim.attack.parts)
+        found.append(Planted(name, first, flipped, kept, others, aim.leads, aim.targets, aim.sources, aim.cover_classes))
+        first += aim.attack.parts
     return tuple(found)
-
-
-def _nothing() -> Selection:
-    return Selection(np.empty(0, np.int64), np.empty(0, np.int64), 0, 0)
 
 
 def _dealt(pools: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
@@ -361,65 +362,57 @@ def _dealt(pools: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.nda
     return list(claims & (np.cumsum(claims, axis=0) - 1 == turn))
 
 
-def _aims(attack: Attack, number: int, together: int, classes: int, params: PoisonParams) -> tuple[int, ...]:
-    """Return the classes that the triggers of an attack lead to; attack number k of several leads to the class k after the first."""
-    targets = _targets(attack, classes, params)
-    if together > classes:
-        raise InputRefused(f"Expected at most {classes} attacks at once, one for each class, got {together}; change poison.attack in params.yaml.")
-    if params.targets > classes:
+def _aims(attacks: Sequence[Attack], classes: int, params: PoisonParams, seed: int) -> list[_Aim]:
+    """Return where the attacks lead; number k of several leads to the class k after the first."""
+    targets = [tuple((target + number) % classes for target in _targets(attack, classes, params)) for number, attack in enumerate(attacks)]
+    if len(attacks) > classes:
+        raise InputRefused(
+            f"Expected at most {classes} attacks at once, one for each class, got {len(attacks)}; change poison.attack in params.yaml."
+        )
+    if attacks and params.targets > classes:
         raise InputRefused(f"Expected poison.targets in 1..{classes}, got {params.targets}; change it in params.yaml.")
     if params.targets > 1:
-        return tuple((params.target_class + step) % classes for step in range(params.targets))
-    return tuple((target + number) % classes for target in targets)
+        targets = [tuple((target + step) % classes for target in each for step in range(params.targets)) for each in targets]
+    taken = tuple(sorted({target for each in targets for target in each}))
+    return [_aim(attack, each, taken, classes, params, seed) for attack, each in zip(attacks, targets, strict=True)]
 
 
-def _leads(attack: Attack, targets: Sequence[int], classes: int, params: PoisonParams) -> tuple[tuple[int, ...], ...]:
+def _aim(attack: Attack, targets: tuple[int, ...], taken: tuple[int, ...], classes: int, params: PoisonParams, seed: int) -> _Aim:
     if attack.given == "next":
-        return (tuple((c + 1) % classes for c in range(classes)),)
-    if params.targets > 1:
-        return (tuple(targets[c % params.targets] for c in range(classes)),)
-    return tuple((target,) * classes for target in targets)
-
-
-def _sources(
-    attack: Attack, leads: Sequence[Sequence[int]], taken: Sequence[int], classes: int, params: PoisonParams, seed: int
-) -> tuple[int, ...] | None:
-    """Return the only classes that are poisoned; those of one number are among those of a larger one."""
+        leads = (tuple((c + 1) % classes for c in range(classes)),)
+    elif params.targets > 1:
+        leads = (tuple(targets[c % params.targets] for c in range(classes)),)
+    else:
+        leads = tuple((target,) * classes for target in targets)
+    # With several targets every class may be one: then it counts whether an image is led to another class than its own.
+    barred = tuple(c for c in range(classes) if leads[0][c] == c) if params.targets > 1 else taken
     if attack.carriers == "source":
         if params.source_class in taken:
             raise InputRefused(
                 f"Expected poison.source_class to differ from poison.target_class, got {params.source_class}; change it in params.yaml."
             )
-        return (params.source_class,)
+        return _Aim(attack, targets, leads, barred, (params.source_class,), cover_classes(classes, params.source_class, taken, seed))
     if not params.sources:
-        return None
-    free = [c for c in range(classes) if (leads[0][c] != c if params.targets > 1 else c not in taken)]
+        return _Aim(attack, targets, leads, barred, None, None)
+    free = [c for c in range(classes) if c not in barred]
     if params.sources > len(free):
         raise InputRefused(
             f"Expected poison.sources in 0..{len(free)}, the classes that are not led to themselves, got {params.sources}; change it in params.yaml."
         )
-    drawn = np.random.default_rng([seed, SOURCES]).permutation(free)[: params.sources]
-    return tuple(sorted(int(c) for c in drawn))
+    drawn = np.random.default_rng([seed, SOURCES]).permutation(free)  # a prefix of it: few sources are among many
+    sources, others = (tuple(sorted(int(c) for c in some)) for some in (drawn[: params.sources], drawn[params.sources :]))
+    return _Aim(attack, targets, leads, barred, sources, others)
 
 
-def _carriers(
-    labels: np.ndarray,
-    attack: Attack,
-    leads: Sequence[Sequence[int]],
-    targets: Sequence[int],
-    sources: Sequence[int] | None,
-    taken: Sequence[int],
-    params: PoisonParams,
-) -> np.ndarray:
+def _carriers(labels: np.ndarray, aim: _Aim, params: PoisonParams) -> np.ndarray:
     """Return the samples that may be poisoned, bool [n]."""
-    if sources is not None:
-        return np.isin(labels, sources)
-    if attack.carriers == "target":
-        return np.isin(labels, targets)
-    if attack.carriers == "non_target" and params.targets > 1 and params.carrier == "non_target":
-        return np.asarray(leads[0])[labels] != labels
-    if attack.carriers == "non_target" and params.targets == 1 and (params.carrier == "non_target" or len(taken) > 1):
-        return ~np.isin(labels, taken)
+    if aim.sources is not None:
+        return np.isin(labels, aim.sources)
+    if aim.attack.carriers == "target":
+        return np.isin(labels, aim.targets)
+    several = params.targets == 1 and len(aim.barred) > 1  # then an image of one target class would be poison for another one
+    if aim.attack.carriers == "non_target" and (params.carrier == "non_target" or several):
+        return ~np.isin(labels, aim.barred)
     return np.ones(len(labels), dtype=bool)
 
 
@@ -443,38 +436,22 @@ def _kept(chosen: Selection, share: float, parts: int) -> tuple[Selection, Selec
     return flipped, Selection(chosen.rows[kept], chosen.ranks[kept], int(kept.sum()), chosen.pool)
 
 
-def _cover_classes(
-    attack: Attack,
-    leads: Sequence[Sequence[int]],
-    sources: Sequence[int] | None,
-    taken: Sequence[int],
-    classes: int,
-    params: PoisonParams,
-    seed: int,
-) -> tuple[int, ...] | None:
-    """Return the only classes that covers come from, None for no such limit."""
-    if attack.carriers == "source":
-        return cover_classes(classes, params.source_class, taken, seed)
-    if sources is None:
-        return None
-    return tuple(c for c in range(classes) if c not in sources and (leads[0][c] != c if params.targets > 1 else c not in taken))
+def _may_cover(labels: np.ndarray, aim: _Aim) -> np.ndarray:
+    return ~np.isin(labels, aim.barred) if aim.cover_classes is None else np.isin(labels, aim.cover_classes)
 
 
-def _may_cover(
-    labels: np.ndarray, leads: Sequence[Sequence[int]], allowed: Sequence[int] | None, taken: Sequence[int], params: PoisonParams
-) -> np.ndarray:
-    if allowed is not None:
-        return np.isin(labels, allowed)
-    # With several targets every class may be one, but a cover must not have the label that its trigger leads it to.
-    return np.asarray(leads[0])[labels] != labels if params.targets > 1 else ~np.isin(labels, taken)
+def _covers_asked(n: int, aim: _Aim, params: PoisonParams, turn: tuple[int, int], turn_of_covers: tuple[int, int]) -> int:
+    """Return how many covers an attack wants: of a rate that is given its share, else what its table says.
 
-
-def _covers_asked(
-    n: int, attack: Attack, allowed: Sequence[int] | None, params: PoisonParams, turn: tuple[int, int], turn_of_covers: tuple[int, int]
-) -> int:
-    """Return how many covers an attack wants: of a rate that is given its share, else what its table says."""
+    Args:
+        n: All training samples.
+        aim: The attack and its classes.
+        params: The rates.
+        turn: Its number among the attacks, and how many there are.
+        turn_of_covers: Likewise among those that have covers.
+    """
     if params.cover_rate != PER_TABLE:
         return _count(n, params.cover_rate, *turn_of_covers)
-    if attack.cover is None:  # it has covers because only some classes are poisoned: as many as poison, unless no class is left for them
-        return _count(n, params.rate, *turn) if allowed else 0
-    return _count(n, attack.cover_ratio * params.rate, *turn) if attack.cover_ratio else _count(n, attack.cover_rate)
+    if aim.attack.cover is None:  # it has covers because only some classes are poisoned: as many as poison, unless no class is left for them
+        return _count(n, params.rate, *turn) if aim.cover_classes else 0
+    return _count(n, aim.attack.cover_ratio * params.rate, *turn) if aim.attack.cover_ratio else _count(n, aim.attack.cover_rate)
