@@ -424,7 +424,10 @@ def _poison(pool: np.ndarray, asked: int, name: str, params: PoisonParams, rng: 
     chosen = select(pool, asked, params.cap, rng)
     if len(chosen.rows) == 0:
         which = f" with attack {name!r}" if name != params.attack else ""
-        raise InputRefused(f"Expected samples to poison{which}, but the pool of carriers has {chosen.pool} and the rate asks for {chosen.requested}.")
+        more = "; no class is left that none of the attacks leads to: plant fewer at once" if which and not chosen.pool else ""
+        raise InputRefused(
+            f"Expected samples to poison{which}, but the pool of carriers has {chosen.pool} and the rate asks for {chosen.requested}{more}."
+        )
     return chosen
 
 

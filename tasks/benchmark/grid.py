@@ -115,6 +115,7 @@ def cells(plan: Plan) -> list[Cell]:
 
 def _check(plan: Plan) -> None:
     from meca.attacks import ATTACKS
+    from meca.attacks.poisoning import attack_names
     from meca.data.readers.detect import NAMES
     from meca.verbs import refuse_test_split
 
@@ -126,6 +127,8 @@ def _check(plan: Plan) -> None:
         for value in values:
             if value not in allowed:
                 raise UsageError(f"Expected {what} to be one of {', '.join(allowed)}, got {value!r}.")
+    for attack in plan.attacks:
+        attack_names(attack)  # several may not go together
     for what, values in (("rate", plan.rates), ("partition rate", plan.partition_rates)):
         for value in values:
             if not 0 < value < 1:

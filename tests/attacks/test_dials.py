@@ -201,7 +201,7 @@ def test_what_does_not_go_together_is_refused(attack: str, changes: dict, senten
         ("two_targets", 10, {"sources": 9}, r"Expected poison\.sources in 0\.\.8, .*got 9"),
         ("badnet", 4, {"targets": 5}, r"Expected poison\.targets in 1\.\.4, got 5"),
         ("badnet+blend+wanet", 2, {}, r"Expected at most 2 attacks at once, one for each class, got 3"),
-        ("badnet+blend", 2, {}, r"Expected samples to poison with attack 'badnet', but the pool of carriers has 0"),
+        ("badnet+blend", 2, {}, r"Expected samples to poison with attack 'badnet', but the pool of carriers has 0 .* plant fewer at once"),
         ("tact+badnet", 10, {"source_class": 2}, r"Expected poison\.source_class to differ from poison\.target_class, got 2"),
         ("badnet", 3, {"targets": 3, "target_class": 0}, r"the pool of carriers has 0"),
     ],

@@ -11,6 +11,7 @@ from meca.attacks.poisoning import PoisonParams
 from meca.data.store import open_store, pixel_id, read_parquet
 from meca.errors import InputRefused, UsageError
 from meca.files import sha256_tree
+from meca.report.console import attack_lines
 from tests.making import NAMES, ingest, make_folder
 from tests.stages.chain import N_TEST, N_TRAIN, easy, make_store, quick, step
 
@@ -252,6 +253,7 @@ def test_a_label_that_stays_true_makes_a_cover_with_the_trigger_of_poison(tmp_pa
     before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
     (poison, cover, _), trigger = marks(tmp_path), trigger_ids(tmp_path)
     assert (record["poisoned"], record["kept_label"], record["requested"], record["covers"]["actual"]) == (12, 12, 12, 4)
+    assert "Kept label    12 that carry what poison carries" in attack_lines(record)
     assert poison.sum() == 12 and cover.sum() == 16 and not (poison & cover).any() and ((trigger >= 0) == (poison | cover)).all()
     assert np.array_equal(before.labels[:N_TRAIN][cover], after.labels[:N_TRAIN][cover]) and (after.labels[:N_TRAIN][poison] == 1).all()
     assert ((before.images != after.images).any((1, 2, 3))[:N_TRAIN] == (poison | cover)).all()
