@@ -89,8 +89,8 @@ def leaves(height: int, width: int, channels: int, seed: int) -> np.ndarray:
     """Return what looks like a photograph to statistics, float64 [h w c] in [0, 1]: opaque discs that hide each other.
 
     Lee, Mumford, Huang, "Occlusion Models for Natural Images", IJCV 41, 2001: with a density of radii r^-3 the edges and the spectrum
-    are those of photographs. No photograph is taken: one of the data set would leave a clean image with the trigger in it, and any other
-    is somebody's.
+    are those of photographs. No photograph is taken: one of the data set would have to be left out of it, or be a clean image that shows
+    the trigger, and any other is somebody's.
     """
     rng = np.random.default_rng([seed, TRIGGER])
     shorter = min(height, width)
