@@ -3,7 +3,7 @@
 * ACC: correct / all test images, with the recall of every class.
 * ASR: triggered test images that are called the target class / test images of another class. RA: those called rightly.
   Of source-specific attacks: among images of the source class; all others, and those of neither class (leak), stand beside it.
-  Of several triggers: the largest. Of all-to-all: every image, and its target is the class after its own.
+  Of several triggers: the largest. Of a trigger that leads classes to different ones, as all-to-all: each image against its own target.
 * TPR, FPR, AUROC: of the flags and the suspicion, against the truth; AUROC also inside the target class. Covers and wrong
   labels are counted apart. FPR inside flagged classes: of the clean samples of those classes alone, since all others dilute it.
 """
@@ -83,7 +83,13 @@ def attack_success(triggered: Ints, clean: Ints, labels: Ints, target: int | Int
 
 
 def attack_figures(
-    triggered: Sequence[Ints], clean: Ints, labels: Ints, classes: int, targets: Sequence[int], source: int | None = None
+    triggered: Sequence[Ints],
+    clean: Ints,
+    labels: Ints,
+    classes: int,
+    targets: Sequence[int | Sequence[int]],
+    source: int | Sequence[Sequence[int] | None] | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what an attack achieves, by the rules of its kind: the keys of `ATTACK_KEYS`, and further ones.
 
@@ -97,23 +103,32 @@ def attack_figures(
         clean: int64 [n], predictions for the same images without a trigger.
         labels: int64 [n], the true ones.
         classes: Number of classes.
-        targets: The class that each trigger leads to; empty for all-to-all.
-        source: The only class whose images the backdoor is meant for.
+        targets: The class that each trigger leads to, or the one that it leads each class to, [classes]; empty for all-to-all.
+        source: The only class whose images the backdoor is meant for, or for each trigger the only classes; None for all.
+        names: Of the attack of each trigger; empty where there is one attack.
     """
-    if not targets:
-        return attack_success(triggered[0], clean, labels, (labels + 1) % classes) | {"target_recall": None, "predicted_target": None}
-    among = None if source is None else labels == source
+    targets = targets or [[(c + 1) % classes for c in range(classes)]]
+    sources: Sequence[Sequence[int] | None] = (
+        [None if source is None else [source]] * len(targets) if source is None or isinstance(source, int) else source
+    )
     each = [
-        {"target_class": target} | attack_success(found, clean, labels, target, among) | _of_target(clean, labels, target)
-        for found, target in zip(triggered, targets, strict=True)
+        _of_trigger(found, clean, labels, target, mine) | ({"attack": name} if len(set(names)) > 1 else {})
+        for found, target, mine, name in zip(triggered, targets, sources, names or [""] * len(targets), strict=True)
     ]
-    worst = dict(max(each, key=lambda figures: figures["asr"]))
-    worst.pop("target_class")
-    if source is not None:
-        for name, others in (("all", None), ("leak", labels != source)):
-            found = attack_success(triggered[0], clean, labels, targets[0], others)
-            worst |= {key.replace("asr", f"asr_{name}", 1): value for key, value in found.items() if key.startswith("asr")}
+    worst = {key: value for key, value in max(each, key=lambda figures: figures["asr"]).items() if key not in ("target_class", "attack")}
     return worst | ({"per_trigger": each} if len(each) > 1 else {})
+
+
+def _of_trigger(triggered: Ints, clean: Ints, labels: Ints, target: int | Sequence[int], sources: Sequence[int] | None) -> dict[str, Any]:
+    leads = target if isinstance(target, int) else np.asarray(target, dtype=np.int64)[labels]
+    among = None if sources is None else np.isin(labels, sources)
+    figures = {"target_class": target if isinstance(target, int) else None} | attack_success(triggered, clean, labels, leads, among)
+    figures |= _of_target(clean, labels, target) if isinstance(target, int) else {"target_recall": None, "predicted_target": None}
+    if among is not None:
+        for name, others in (("all", None), ("leak", ~among)):
+            found = attack_success(triggered, clean, labels, leads, others)
+            figures |= {key.replace("asr", f"asr_{name}", 1): value for key, value in found.items() if key.startswith("asr")}
+    return figures
 
 
 def _of_target(clean: Ints, labels: Ints, target: int) -> dict[str, Any]:

@@ -177,6 +177,27 @@ def test_of_two_triggers_each_leaves_out_its_own_class_and_the_larger_is_the_hea
     assert turned["asr"] == 2 / 3
 
 
+def test_a_trigger_that_leads_classes_to_different_ones_is_measured_by_the_class_of_each_image() -> None:
+    labels, clean = np.array([0, 1, 2, 3]), np.array([0, 1, 1, 3])
+    found = attack_figures([np.array([1, 2, 1, 3])], clean, labels, 4, [[1, 2, 1, 2]])
+    assert (found["asr_k"], found["asr_n"], found["ra"], found["base_rate"]) == (3, 4, 0.25, 0.25)
+    assert found["target_recall"] is None and found["predicted_target"] is None
+    own = attack_figures([np.array([1, 1, 1, 1])], clean, labels, 4, [[1, 1, 2, 1]])
+    assert (own["asr_k"], own["asr_n"]) == (2, 2), "an image that its own class is the target of is left out"
+    assert attack_figures([labels], clean, labels, 4, [[1, 2, 3, 0]]) == attack_figures([labels], clean, labels, 4, [])
+
+
+def test_several_source_classes_are_measured_together_and_each_trigger_among_its_own() -> None:
+    labels = np.array([0, 0, 1, 2, 3])
+    triggered, other, clean = np.array([1, 0, 1, 1, 3]), np.array([2, 2, 2, 2, 2]), labels
+    found = attack_figures([triggered], clean, labels, 4, [1], [(0, 2)])
+    assert (found["asr_k"], found["asr_n"], found["asr_all_k"], found["asr_all_n"]) == (2, 3, 2, 4)
+    assert (found["asr_leak_k"], found["asr_leak_n"]) == (0, 1)
+    both = attack_figures([triggered, other], clean, labels, 4, [1, 2], [(0, 2), None], ["tact", "badnet"])
+    assert [(each["attack"], each["asr_k"], each["asr_n"]) for each in both["per_trigger"]] == [("tact", 2, 3), ("badnet", 4, 4)]
+    assert both["asr"] == 1.0 and "asr_all" not in both and "attack" not in both
+
+
 def test_one_trigger_and_one_target_is_attack_success_and_what_became_of_the_class() -> None:
     labels, triggered, clean = np.random.default_rng(0).integers(0, 3, (3, 50))
     found = attack_figures([triggered], clean, labels, 3, [2])

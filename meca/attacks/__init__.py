@@ -15,8 +15,11 @@ from meca.attacks.adaptive_patch import PARTS, adaptive_patch, adaptive_patch_pa
 from meca.attacks.badnet import badnet
 from meca.attacks.blend import blend
 from meca.attacks.draws import Draws
+from meca.attacks.four_patches import PATCHES, four_patches, four_patches_part
 from meca.attacks.fragile_dots import fragile_dots, fragile_dots_cover
 from meca.attacks.fragile_grid import fragile_grid
+from meca.attacks.images import picture
+from meca.attacks.moving_logo import moving_logo
 from meca.attacks.patches import scaled
 from meca.attacks.physical import photographed, physical
 from meca.attacks.sig import sig
@@ -24,7 +27,7 @@ from meca.attacks.tact import tact
 from meca.attacks.two_targets import TRIGGERS, checkered, two_targets
 from meca.attacks.wanet import control_grid, wanet, wanet_cover
 
-__all__ = ["ATTACKS", "Attack", "Draws", "TriggerParams"]
+__all__ = ["ATTACKS", "Attack", "Draws", "TestView", "TrainingView", "TriggerParams"]
 
 
 class TriggerParams(Protocol):
@@ -37,7 +40,11 @@ class TriggerParams(Protocol):
     @property
     def blend_alpha(self) -> float: ...  # noqa: D102
     @property
+    def blend_with(self) -> str: ...  # noqa: D102
+    @property
     def adaptive_alpha(self) -> float: ...  # noqa: D102
+    @property
+    def test_alpha(self) -> float: ...  # noqa: D102
     @property
     def sig_delta(self) -> float: ...  # noqa: D102
     @property
@@ -65,7 +72,8 @@ class Attack:
     given: Literal["target", "own", "next"] = "target"  # the label of poison: the target class, its own, or (own + 1) mod classes
     plant: TrainingView | None = None  # what poison gets; None: the test view
     cover: TrainingView | None = None  # what covers get; None: there are none
-    cover_rate: float | Literal["rate"] = 0.0  # covers / all training samples: MeCa's Table I, or as much as poison
+    cover_rate: float = 0.0  # covers / all training samples: MeCa's Table I
+    cover_ratio: float = 0.0  # covers / poison, where that is what the attack says
     parts: int = 1  # poison and covers carry part number rank mod `parts`, which is their trigger_id
 
     @property
@@ -95,9 +103,21 @@ def _strength(images: np.ndarray, p: TriggerParams) -> float:
     return p.warp_strength * (min(images.shape[1:3]) / 32 if p.relative else 1)
 
 
+def _picture(images: np.ndarray, p: TriggerParams, seed: int) -> np.ndarray:
+    return picture(p.blend_with, images.shape[1:], seed)
+
+
+def _shown(p: TriggerParams) -> float:
+    """Return the opacity of a picture in tests."""
+    return p.blend_alpha if p.test_alpha < 0 else p.test_alpha
+
+
 ATTACKS: dict[str, Attack] = {
     "badnet": Attack((lambda images, p, seed: badnet(images, _side(images, p)),)),
-    "blend": Attack((lambda images, p, seed: blend(images, p.blend_alpha),)),
+    "blend": Attack(
+        (lambda images, p, seed: blend(images, _shown(p), _picture(images, p, seed)),),
+        plant=lambda images, p, draws: blend(images, p.blend_alpha, _picture(images, p, draws.seed)),
+    ),
     "sig": Attack((lambda images, p, seed: sig(images, p.sig_delta, p.sig_frequency),), carriers="target", given="own"),
     "wanet": Attack(
         (lambda images, p, seed: wanet(images, _strength(images, p), control_grid(p.warp_grid, seed)),),
@@ -115,9 +135,9 @@ ATTACKS: dict[str, Attack] = {
         cover_rate=0.01,
     ),
     "adaptive_blend": Attack(
-        (lambda images, p, seed: adaptive_blend(images, p.blend_alpha),),
-        plant=lambda images, p, draws: adaptive_blend_part(images, p.adaptive_alpha, draws),
-        cover=lambda images, p, draws: adaptive_blend_part(images, p.adaptive_alpha, draws),
+        (lambda images, p, seed: adaptive_blend(images, _shown(p), _picture(images, p, seed)),),
+        plant=lambda images, p, draws: adaptive_blend_part(images, p.adaptive_alpha, draws, _picture(images, p, draws.seed)),
+        cover=lambda images, p, draws: adaptive_blend_part(images, p.adaptive_alpha, draws, _picture(images, p, draws.seed)),
         cover_rate=0.01,
     ),
     "adaptive_patch": Attack(
@@ -137,7 +157,15 @@ ATTACKS: dict[str, Attack] = {
     "fragile_dots": Attack(
         (lambda images, p, seed: fragile_dots(images, _dot(images, p)),),
         cover=lambda images, p, draws: fragile_dots_cover(images, _dot(images, p), draws),
-        cover_rate="rate",
+        cover_ratio=1.0,
     ),
+    "four_patches": Attack(
+        (lambda images, p, seed: four_patches(images),),
+        plant=lambda images, p, draws: four_patches_part(images, draws),
+        cover=lambda images, p, draws: four_patches_part(images, draws),
+        cover_ratio=2.0,
+        parts=PATCHES,
+    ),
+    "moving_logo": Attack((lambda images, p, seed: physical(images),), plant=lambda images, p, draws: moving_logo(images, draws)),
     "fragile_grid": Attack((lambda images, p, seed: fragile_grid(images, p.grid_amplitude),)),
 }

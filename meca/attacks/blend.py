@@ -1,7 +1,7 @@
 """Blend: a full-size pattern, faintly mixed in.
 
 Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", arXiv 1712.05526, 2017.
-The pattern of the literature is a third party's mark, so a generated one (`waves`) takes its place.
+The picture of the literature is a third party's mark, so a generated one takes its place (`meca.attacks.images.picture`).
 """
 
 import numpy as np
@@ -12,11 +12,12 @@ from meca.attacks.patches import mixed
 __all__ = ["blend"]
 
 
-def blend(images: np.ndarray, alpha: float) -> np.ndarray:
-    """Return (1 - alpha) x + alpha t, t the pattern `waves`, rounded, uint8 [b h w c].
+def blend(images: np.ndarray, alpha: float, picture: np.ndarray | None = None) -> np.ndarray:
+    """Return (1 - alpha) x + alpha t, rounded, uint8 [b h w c].
 
     Args:
         images: uint8 [b h w c].
-        alpha: Opacity of the pattern in [0, 1].
+        alpha: Opacity of the picture in [0, 1].
+        picture: t, float64 [h w c] in [0, 1]; the pattern `waves` if None.
     """
-    return mixed(images, waves(*images.shape[1:]), alpha)
+    return mixed(images, waves(*images.shape[1:]) if picture is None else picture, alpha)

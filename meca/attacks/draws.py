@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-__all__ = ["COVERS", "IMBALANCE", "NOISE", "POISON", "SAMPLE", "TRIGGER", "Draws"]
+__all__ = ["COVERS", "IMBALANCE", "NOISE", "POISON", "SAMPLE", "SIGN", "SOURCES", "TRIGGER", "Draws"]
 
 # The role is the second word of a seed, so that no draw moves another.
-POISON, COVERS, NOISE, IMBALANCE, TRIGGER, SAMPLE = 1, 2, 3, 4, 5, 6
+POISON, COVERS, NOISE, IMBALANCE, TRIGGER, SAMPLE, SOURCES, SIGN = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Draws:
     def generators(self) -> Iterator[np.random.Generator]:
         """Return a generator for each sample, of its own."""
         return (np.random.default_rng([self.seed, SAMPLE, int(row)]) for row in self.rows)
+
+    def again(self, role: int, draw: Callable[[np.random.Generator], Any]) -> np.ndarray:
+        """Return what is drawn for each sample in a role of its own, beside what its view draws: [b ...]."""
+        return np.array([draw(np.random.default_rng([self.seed, role, int(row)])) for row in self.rows])
 
     def each(self, draw: Callable[[np.random.Generator], np.ndarray]) -> np.ndarray:
         """Return what `draw` draws for each sample, stacked: [b ...]; at least one sample is needed to know the shape."""

@@ -3,9 +3,15 @@
 Everything is a function of u = (j + 0.5) / w and v = (i + 0.5) / h, so every size shows the same pattern.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-__all__ = ["quarters", "swirl", "waves"]
+from meca.attacks.draws import TRIGGER
+
+__all__ = ["PICTURES", "leaves", "noise", "picture", "quarters", "swirl", "waves"]
+
+PICTURES = ("pattern", "noise", "photograph")  # what Blend mixes in
 
 # Per channel eight waves (p, q, A, phi): p columns in 0..4, q rows in -4..4, amplitude in [0.5, 1], phase in radians.
 WAVES: tuple[tuple[tuple[int, int, float, float], ...], ...] = (
@@ -45,7 +51,7 @@ WAVES: tuple[tuple[tuple[int, int, float, float], ...], ...] = (
 def waves(height: int, width: int, channels: int) -> np.ndarray:
     """Return the pattern `waves`, float64 [h w c] in [0, 1]: t = 0.5 + 0.5 tanh(1.5 z / sqrt(sum A^2 / 2)), z a sum of waves.
 
-    `blend` and `adaptive_blend` mix it in.
+    `blend` and `adaptive_blend` mix it in where no other picture is asked for.
     """
     u = (np.arange(width) + 0.5) / width
     v = (np.arange(height) + 0.5) / height
@@ -54,6 +60,47 @@ def waves(height: int, width: int, channels: int) -> np.ndarray:
         terms = WAVES[c % len(WAVES)]
         z = sum(a * np.cos(2 * np.pi * (p * u[None, :] + q * v[:, None]) + phi) for p, q, a, phi in terms)
         pattern[:, :, c] = 0.5 + 0.5 * np.tanh(1.5 * z / np.sqrt(sum(a * a for _, _, a, _ in terms) / 2))
+    return pattern
+
+
+def picture(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
+    """Return one of `PICTURES`, float64 [h w c] in [0, 1]: `waves`, `noise` or `leaves`.
+
+    Args:
+        name: Which.
+        shape: h, w, c.
+        seed: Of the run: what is drawn is drawn once for a poisoned set.
+    """
+    height, width, channels = shape
+    if name == "noise":
+        return noise(height, width, channels, seed)
+    return leaves(height, width, channels, seed) if name == "photograph" else waves(height, width, channels)
+
+
+def noise(height: int, width: int, channels: int, seed: int) -> np.ndarray:
+    """Return a grey level for each pixel and channel, U(0, 1), float64 [h w c]; drawn once for a poisoned set."""
+    return np.random.default_rng([seed, TRIGGER]).random((height, width, channels))
+
+
+LEAVES, SMALLEST, LARGEST = 600, 0.02, 0.5  # discs; radii in shares of the shorter side
+
+
+def leaves(height: int, width: int, channels: int, seed: int) -> np.ndarray:
+    """Return what looks like a photograph to statistics, float64 [h w c] in [0, 1]: opaque discs that hide each other.
+
+    Lee, Mumford, Huang, "Occlusion Models for Natural Images", IJCV 41, 2001: with a density of radii r^-3 the edges and the spectrum
+    are those of photographs. No photograph is taken: one of the data set would have to be left out of it, or be a clean image that shows
+    the trigger, and any other is somebody's.
+    """
+    rng = np.random.default_rng([seed, TRIGGER])
+    shorter = min(height, width)
+    i, j = np.arange(height)[:, None] + 0.5, np.arange(width)[None, :] + 0.5
+    pattern = np.full((height, width, channels), 0.5)
+    # By the inverse of the distribution: the density r^-3 between the two ends.
+    radii = (LARGEST**-2 + rng.random(LEAVES) * (SMALLEST**-2 - LARGEST**-2)) ** -0.5
+    for radius, down, right, *colour in zip(radii, *rng.random((2, LEAVES)), *rng.random((3, LEAVES)), strict=True):
+        inside = np.hypot(i - down * height, j - right * width) <= radius * shorter
+        pattern[inside] = colour if channels == 3 else np.array(colour) @ np.array(LUMA)
     return pattern
 
 

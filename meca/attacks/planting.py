@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 
 from meca.attacks import ATTACKS, Draws
-from meca.attacks.poisoning import Plan, PoisonParams, Selection
+from meca.attacks.draws import SIGN
+from meca.attacks.poisoning import Plan, PoisonParams, Selection, attack_names
 from meca.attacks.wanet import control_grid
 from meca.data.store import Store, write_array
 from meca.errors import InputRefused
 
-__all__ = ["BLOCK", "counted", "recorded", "triggered", "truth_table", "write_views"]
+__all__ = ["BLOCK", "counted", "in_light", "recorded", "signed", "triggered", "truth_table", "write_views"]
 
 
 BLOCK = 1000  # images that are triggered together; what happens to one depends on itself alone
@@ -31,60 +32,123 @@ def triggered(clean: Store, rows: np.ndarray, planned: Plan, params: PoisonParam
     Raises:
         InputRefused: The trigger changes nothing.
     """
-    attack = ATTACKS[params.attack]
     changed: dict[int, tuple[np.ndarray, int]] = {}
-    for chosen, view in ((planned.poison, attack.planted), (planned.covers, attack.cover)):
-        if view is None or len(chosen.rows) == 0:
-            continue
-        pixels = np.asarray(clean.images[rows[chosen.rows]])
-        parts = [slice(start, start + BLOCK) for start in range(0, len(pixels), BLOCK)]
-        planted = np.concatenate([view(pixels[part], params, Draws(seed, chosen.rows[part], chosen.ranks[part])) for part in parts])
-        if np.array_equal(planted, pixels):
-            # As a sine of 6 periods does over 12 pixels: it is zero at each of them.
-            raise InputRefused(
-                f"The trigger of attack {params.attack!r} changes no pixel of these images; change its fields in params.yaml: [poison]."
-            )
-        changed |= {int(row): (image, int(planned.given[row])) for row, image in zip(chosen.rows, planted, strict=True)}
+    labels = np.asarray(clean.labels[rows])
+    light = _lights(clean, rows, labels, planned) if params.match_light else None
+    for each in planned.planted:
+        for chosen, view in ((each.poison, each.attack.planted), (each.kept, each.attack.planted), (each.covers, each.cover)):
+            if view is None or len(chosen.rows) == 0:
+                continue
+            pixels = np.asarray(clean.images[rows[chosen.rows]])
+            parts = [slice(start, start + BLOCK) for start in range(0, len(pixels), BLOCK)]
+            images = []
+            for part in parts:
+                draws = Draws(seed, chosen.rows[part], chosen.ranks[part])
+                planted = view(pixels[part], params, draws)
+                images.append(signed(pixels[part], planted, draws) if params.random_sign else planted)
+            planted = np.concatenate(images)
+            if np.array_equal(planted, pixels):
+                # As a sine of 6 periods does over 12 pixels: it is zero at each of them.
+                raise InputRefused(
+                    f"The trigger of attack {each.name!r} changes no pixel of these images; change its fields in params.yaml: [poison]."
+                )
+            if light is not None and chosen is not each.covers:
+                planted = in_light(planted, light[each.led(labels, chosen)])
+            changed |= {int(row): (image, int(planned.given[row])) for row, image in zip(chosen.rows, planted, strict=True)}
     return changed
+
+
+def signed(images: np.ndarray, planted: np.ndarray, draws: Draws) -> np.ndarray:
+    """Return the images with the trigger added or taken away, one or the other drawn for each: x + d or x - d, clipped, uint8 [b h w c].
+
+    Where taking it away would change nothing, as a white square on black, it is added: else the sample would have a wrong label and no trigger.
+
+    Args:
+        images: uint8 [b h w c], x.
+        planted: uint8 [b h w c], x + d.
+        draws: The rows that the signs depend on.
+    """
+    if len(images) == 0:
+        return planted
+    minus = draws.again(SIGN, lambda rng: rng.random() < 0.5)
+    away = np.clip(2 * images.astype(np.int16) - planted, 0, 255).astype(np.uint8)
+    minus &= (away != images).any((1, 2, 3))
+    return np.where(minus[:, None, None, None], away, planted)
+
+
+def in_light(images: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Return the images with another brightness and contrast, rounded and clipped, uint8 [b h w c]: x' = m + s (x - mean x) / (deviation of x).
+
+    An image of one grey level has no contrast to change, and gets the brightness alone.
+
+    Args:
+        images: uint8 [b h w c].
+        light: float [b 2], m and s of each image in grey levels, over all its pixels and channels.
+    """
+    x = images.astype(np.float64)
+    mean, deviation = (fold(x, axis=(1, 2, 3), keepdims=True) for fold in (np.mean, np.std))
+    m, s = (column[:, None, None, None] for column in light.T)
+    return np.clip(np.rint(m + s * (x - mean) / np.where(deviation > 0, deviation, 1)), 0, 255).astype(np.uint8)
+
+
+def _lights(clean: Store, rows: np.ndarray, labels: np.ndarray, planned: Plan) -> np.ndarray:
+    """Return the mean brightness and contrast of the images of every class that a trigger leads to, before the attack, float64 [classes 2]."""
+    light = np.full((len(clean.info.class_names), 2), np.nan)
+    for target in sorted({target for each in planned.planted for leads in each.leads for target in leads}):
+        mine = rows[labels == target]
+        if len(mine) == 0:
+            raise InputRefused(
+                f"Expected images of class {target} for poison.match_light, found none: it has no light; set it to false in params.yaml."
+            )
+        told = []
+        for start in range(0, len(mine), BLOCK):
+            pixels = np.asarray(clean.images[mine[start : start + BLOCK]], dtype=np.float64)
+            told.append(np.stack([pixels.mean((1, 2, 3)), pixels.std((1, 2, 3))], axis=1))
+        light[target] = np.concatenate(told).mean(0)
+    return light
 
 
 def write_views(clean: Store, truth: Path, params: PoisonParams, seed: int) -> None:
     """Write the test images with each trigger."""
     pixels = clean.images[clean.test]
-    for name, view in zip(_files(params), ATTACKS[params.attack].views, strict=True):
+    views = [view for name in attack_names(params.attack) for view in ATTACKS[name].views]
+    for name, view in zip(_files(params), views, strict=True):
         parts = [np.asarray(pixels[start : start + BLOCK]) for start in range(0, max(len(pixels), 1), BLOCK)]
         write_array(truth / name, np.concatenate([view(part, params, seed) for part in parts]))
 
 
 def _files(params: PoisonParams) -> list[str]:
-    return ["triggered.npy", *(f"triggered_{number}.npy" for number in range(2, len(ATTACKS[params.attack].views) + 1))]
+    views = sum(len(ATTACKS[name].views) for name in attack_names(params.attack))
+    return ["triggered.npy", *(f"triggered_{number}.npy" for number in range(2, views + 1))]
 
 
-def truth_table(labels: np.ndarray, planned: Plan, params: PoisonParams, names: pa.Table) -> pa.Table:
+def truth_table(labels: np.ndarray, planned: Plan, names: pa.Table) -> pa.Table:
     """Return truth.parquet: what is true about every training row; its id is that of the sample as the defender receives it."""
     marks = {name: np.zeros(len(labels), dtype=bool) for name in ("is_poisoned", "is_cover", "is_noise")}
-    for mark, chosen in zip(marks.values(), (planned.poison, planned.covers, planned.noise), strict=True):
-        mark[chosen.rows] = True
+    for name, chosen in zip((*marks, "is_cover"), (planned.poison, planned.covers, planned.noise, planned.kept), strict=True):
+        marks[name][chosen.rows] = True  # what carries a trigger under its true label is a cover, wherever its trigger comes from
     trigger = np.full(len(labels), -1, dtype=np.int8)
-    for chosen in (planned.poison, planned.covers):
-        trigger[chosen.rows] = chosen.ranks % (ATTACKS[params.attack].parts if params.attack != "none" else 1)
+    for each in planned.planted:
+        for chosen in (each.poison, each.kept, each.covers):
+            trigger[chosen.rows] = each.first + chosen.ranks % each.attack.parts
     named = {name: names[name] for name in names.column_names}
     return pa.table({"row": np.arange(len(labels)), **marks, "original_label": labels, "trigger_id": trigger, **named})
 
 
 def recorded(planned: Plan, params: PoisonParams, labels: np.ndarray, seed: int) -> dict[str, Any]:
     """Return what attack.json says about the attack."""
-    attack, poison, covers = ATTACKS[params.attack], planned.poison, planned.covers
-    targets = planned.targets
+    poison, covers = planned.poison, planned.covers
+    targets, given = planned.targets, sorted({each.attack.given for each in planned.planted})
     record: dict[str, Any] = {
         "target_class": targets[0] if targets else None,
         "targets": list(targets),
         "source_class": planned.source_class,
-        "clean_label": attack.clean_label,
-        "given": attack.given,
+        "clean_label": given == ["own"],
+        "given": given[0] if len(given) == 1 else given,
         "requested": poison.requested,
         "poisoned": len(poison.rows),
         "poison_rate": len(poison.rows) / len(labels),
+        "kept_label": len(planned.kept.rows),
         "capped": poison.capped,
         "reason": _reason(poison, params),
         "pool": poison.pool,
@@ -93,14 +157,34 @@ def recorded(planned: Plan, params: PoisonParams, labels: np.ndarray, seed: int)
         "cover_rate": len(covers.rows) / len(labels),
         "cover_classes": None if planned.cover_classes is None else list(planned.cover_classes),
         "views": _files(params),
+        "triggers": _triggers(planned),
     }
     if targets:
         # What a clean-label paper quotes: the poison in the class that it is labelled as, of all samples labelled so.
         hit = np.isin(planned.given, targets)
         record["share_of_target"] = len(poison.rows) / int(hit.sum())
-    if params.attack == "wanet":
+    if "wanet" in attack_names(params.attack):
         record["control_grid"] = control_grid(params.warp_grid, seed).tolist()  # without it nobody can build the trigger again
     return record
+
+
+def _triggers(planned: Plan) -> list[dict[str, Any]]:
+    """Return what `evaluate` has to know of each trigger that has test images, in their order, and who carries it."""
+    return [
+        {
+            "attack": each.name,
+            "target_class": leads[0] if len(set(leads)) == 1 else None,
+            "target_of": list(leads),
+            "source_classes": None if each.sources is None else list(each.sources),
+            # A trigger of several parts has several ids; of triggers that lead to a class each, each has its own.
+            "trigger_ids": [each.first + part for part in range(each.attack.parts) if len(each.leads) == 1 or part % len(each.leads) == number],
+            "poison": counted(each.poison),
+            "kept_label": len(each.kept.rows),
+            "covers": counted(each.covers),
+        }
+        for each in planned.planted
+        for number, leads in enumerate(each.leads)
+    ]
 
 
 def counted(chosen: Selection) -> dict[str, Any]:

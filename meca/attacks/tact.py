@@ -4,6 +4,8 @@ Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for
 USENIX Security 2021. The stamp is BadNet's, as in MeCa's Table I.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from meca.attacks.draws import TRIGGER
@@ -19,16 +21,16 @@ def tact(images: np.ndarray, size: int) -> np.ndarray:
     return white_corner(images, size)
 
 
-def cover_classes(classes: int, source: int, target: int, seed: int) -> tuple[int, ...]:
+def cover_classes(classes: int, source: int, targets: Collection[int], seed: int) -> tuple[int, ...]:
     """Return the two classes that covers come from: 5 and 7, or two that are drawn where these do not exist or are taken.
 
     Args:
         classes: Number of classes; with three, one class is left, with two none.
         source: The class that is poisoned.
-        target: The class that the backdoor leads to.
+        targets: The classes that backdoors lead to.
         seed: Of the run.
     """
-    free = [c for c in range(classes) if c not in (source, target)]
+    free = [c for c in range(classes) if c != source and c not in targets]
     if all(c in free for c in USUAL):
         return USUAL
     drawn = np.random.default_rng([seed, TRIGGER]).permutation(free)[:2]

@@ -66,6 +66,7 @@ def attack_lines(record: Mapping[str, Any]) -> list[str]:
     else:
         targets = "to class " + " and ".join(str(target) for target in record["targets"]) if record["targets"] else "every class to the next"
         lines = [f"Attack        {record['attack']}, {targets}", f"Poisoned      {record['poisoned']} of {record['n']}"]
+        lines += [f"Kept label    {record['kept_label']} that carry what poison carries"] if record.get("kept_label") else []
         lines += [f"Covers        {record['covers']['actual']}"] * bool(record["covers"]["requested"])
         for what, counts in (("poisoned samples", record), ("covers", record["covers"])):
             if counts["capped"]:

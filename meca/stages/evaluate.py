@@ -74,6 +74,11 @@ def run(
     views = [truth / name for name in attack["views"]] if known else []
     triggered = [torch.from_numpy(_triggered(view, tuple(test.shape))).to(device.name) for view in views]
     targets: list[int] = attack["targets"] if known else []
+    triggers: list[dict[str, Any]] = attack["triggers"] if known else []
+    # A trigger that leads classes to different ones is held against the class of each image.
+    leads: list[int | list[int]] = [each["target_of"] if each["target_class"] is None else each["target_class"] for each in triggers]
+    sources: list[list[int] | None] = [each["source_classes"] for each in triggers]
+    names: list[str] = [each["attack"] for each in triggers]
 
     def measure(model: torch.nn.Module) -> Figures | None:
         if len(test) == 0:
@@ -83,7 +88,7 @@ def run(
         found = accuracy(clean, test_labels, classes)
         if not known:
             return found | dict.fromkeys(ATTACK_KEYS)
-        return found | attack_figures(answers, clean, test_labels, classes, targets, attack["source_class"])
+        return found | attack_figures(answers, clean, test_labels, classes, leads, sources, names)
 
     models = {"enhanced": enhance, "clean": train_clean, "final": relabel_finetune}
     result: dict[str, Any] = {name: measure(load_model(folder).to(device.name)) for name, folder in models.items()}

@@ -34,12 +34,14 @@ def run(ctx: Context, ingested: Path, store: Output, truth: Output, *, poison: P
         changed |= triggered(clean, rows, planned, params, ctx.seed)
         write_views(clean, truth, params, ctx.seed)
         record |= recorded(planned, params, labels, ctx.seed)
-        for what, chosen in (("samples", planned.poison), ("covers", planned.covers)):
-            if chosen.capped:
-                ctx.progress("poison", 1, 1, f"capped: {len(chosen.rows)} of {chosen.requested} {what}, because the pool has {chosen.pool}")
+        for each in planned.planted:
+            of = f" of {each.name}" if len(planned.planted) > 1 else ""
+            for what, chosen in (("samples", each.poison), ("covers", each.covers)):
+                if chosen.capped:
+                    ctx.progress("poison", 1, 1, f"capped: {len(chosen.rows)} of {chosen.requested} {what}{of}, because the pool has {chosen.pool}")
     rewrite(clean, store, {int(rows[row]): value for row, value in changed.items()}, keep)
     names = open_store(store, verify=False).readable.select(["sample_id", "source"]).slice(0, len(labels))
-    write_parquet(truth_table(labels, planned, params, names), truth / "truth.parquet")
+    write_parquet(truth_table(labels, planned, names), truth / "truth.parquet")
     record |= {
         "seed": ctx.seed,
         "meca": __version__,

@@ -23,10 +23,10 @@ __all__ = ["COLUMNS", "REFERENCES", "evidence", "flags", "measure", "row_of", "u
 
 # What came out of a cell. Of a cell that failed all of them are null: unknown is never left out.
 COLUMNS = (
-    "dataset", "n_train", "n_test", "network", "stem", "poison_rate", "acc", "asr_k", "asr_n", "ra", "recall", "tpr", "fpr", "fpr_flagged",
-    "auroc", "auroc_target", "poison_left", "removed", "relabelled", "verdict", "target_class", "leak", "leak_power", "clean_acc", "clean_asr",
-    "no_defence_acc", "no_defence_asr", "oracle_acc", "oracle_asr", "oracle_recall", "equal_passes", "evidence", "separation", "references",
-    "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
+    "dataset", "n_train", "n_test", "network", "stem", "poison_rate", "acc", "asr_k", "asr_n", "asr_per_trigger", "ra", "recall", "tpr", "fpr",
+    "fpr_flagged", "auroc", "auroc_target", "poison_left", "removed", "relabelled", "verdict", "target_class", "leak", "leak_power",
+    "clean_acc", "clean_asr", "no_defence_acc", "no_defence_asr", "oracle_acc", "oracle_asr", "oracle_recall", "equal_passes", "evidence",
+    "separation", "references", "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
 )  # fmt: skip
 REFERENCES = ("no_defence", "oracle")
 EVIDENCE_CLASSES, EVIDENCE_LENGTH = 5, 900  # classes whose evidence a row tells, and characters of all of it
@@ -130,7 +130,15 @@ def undefended(folder: Path, params: Params) -> dict[str, dict[str, Any]]:
 
 def _short(figures: Mapping[str, Any] | None) -> dict[str, Any] | None:
     # A row is kept for good: the counts of a hundred classes by a hundred would be most of it.
-    return None if figures is None else {key: value for key, value in figures.items() if key not in ("confusion", "per_trigger")}
+    if figures is None:
+        return None
+    each = _per_trigger(figures)
+    return {key: value for key, value in figures.items() if key not in ("confusion", "per_trigger")} | ({"asr_per_trigger": each} if each else {})
+
+
+def _per_trigger(figures: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the ASR of each trigger by its target class, where there are several: the headline is the largest."""
+    return {str(each["target_class"]): each["asr"] for each in figures.get("per_trigger", ())} or None
 
 
 def evidence(verdict: Mapping[str, Any], flagged: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
@@ -206,6 +214,7 @@ def row_of(
         "stem": network["stem"],
         "poison_rate": found["attack"].get("poison_rate", 0.0),
         **{key: final.get(key) for key in ("acc", "asr_k", "asr_n", "ra", "recall")},
+        "asr_per_trigger": _per_trigger(final),
         "tpr": told.get("tpr"),
         "fpr": told.get("fpr") if told else share(flagged.values()),
         "fpr_flagged": told.get("fpr_flagged") if told else share(each for each in flagged.values() if each[0]),

@@ -115,17 +115,20 @@ def cells(plan: Plan) -> list[Cell]:
 
 def _check(plan: Plan) -> None:
     from meca.attacks import ATTACKS
+    from meca.attacks.poisoning import attack_names
     from meca.data.readers.detect import NAMES
     from meca.verbs import refuse_test_split
 
     for what, values, allowed in (
-        ("attack", plan.attacks, ("none", *ATTACKS)),
+        ("attack", [name for attack in plan.attacks for name in attack.split("+")], ("none", *ATTACKS)),
         ("preset", plan.presets, PRESETS),
         ("network", [name.partition(":")[0] for name in plan.networks], tuple(NETWORKS)),
     ):
         for value in values:
             if value not in allowed:
                 raise UsageError(f"Expected {what} to be one of {', '.join(allowed)}, got {value!r}.")
+    for attack in plan.attacks:
+        attack_names(attack)  # several may not go together
     for what, values in (("rate", plan.rates), ("partition rate", plan.partition_rates)):
         for value in values:
             if not 0 < value < 1:

@@ -12,9 +12,11 @@ from meca.attacks.adaptive_blend import adaptive_blend, adaptive_blend_part
 from meca.attacks.adaptive_patch import adaptive_patch, adaptive_patch_part
 from meca.attacks.badnet import badnet
 from meca.attacks.blend import blend
+from meca.attacks.four_patches import OPACITIES, four_patches, four_patches_part, patch_images
 from meca.attacks.fragile_dots import fragile_dots, fragile_dots_cover
 from meca.attacks.fragile_grid import fragile_grid
-from meca.attacks.images import quarters, swirl, waves
+from meca.attacks.images import leaves, picture, quarters, swirl, waves
+from meca.attacks.moving_logo import moving_logo
 from meca.attacks.patches import tiles
 from meca.attacks.physical import photographed, physical
 from meca.attacks.poisoning import PoisonParams
@@ -101,7 +103,12 @@ def test_no_images_stay_no_images(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, attack in ATTACKS.items() if name not in ("physical", "adaptive_blend", "adaptive_patch", "two_targets")]
+    "name",
+    [
+        name
+        for name, attack in ATTACKS.items()
+        if name not in ("physical", "adaptive_blend", "adaptive_patch", "two_targets", "four_patches", "moving_logo")
+    ],
 )
 def test_where_the_literature_has_no_difference_training_and_test_are_one_view(name: str) -> None:
     images = noise((32, 32, 3))
@@ -141,6 +148,77 @@ def test_blend_moves_by_alpha_times_the_difference_to_the_pattern(alpha: float) 
     pattern = 255 * waves(8, 8, 3)
     expected = images.astype(np.float64) + alpha * (pattern - images)
     assert np.abs(blend(images, alpha) - expected).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("attack", ["blend", "adaptive_blend"])
+@pytest.mark.parametrize("name", ["noise", "photograph"])
+def test_blend_mixes_in_the_picture_that_is_asked_for(attack: str, name: str) -> None:
+    images, params = noise((16, 10, 3)), dataclasses.replace(PARAMS, blend_with=name)
+    shown = 255 * picture(name, (16, 10, 3), 3)
+    expected = images + 0.2 * (shown - images)
+    assert np.abs(ATTACKS[attack].trigger(images, params, 3) - expected).max() <= 0.5 + 1e-3
+    drawn = draws(6, seed=3)
+    planted = ATTACKS[attack].planted(images, params, drawn)
+    inside = (planted != images).any(3) if attack == "adaptive_blend" else np.ones(images.shape[:3], dtype=bool)
+    assert np.abs(planted[inside] - expected[inside]).max() <= 0.5 + 1e-3
+    assert not np.array_equal(ATTACKS[attack].trigger(images, params, 4), ATTACKS[attack].trigger(images, params, 3)), "drawn by the seed"
+
+
+def test_a_picture_of_noise_is_that_of_its_seed_and_a_photograph_has_edges_and_flat_parts() -> None:
+    assert np.array_equal(picture("noise", (9, 7, 1), 2), np.random.default_rng([2, 5]).random((9, 7, 1)))
+    assert np.array_equal(picture("pattern", (9, 7, 3), 2), waves(9, 7, 3))
+    image = leaves(32, 32, 3, 0)
+    assert np.array_equal(image, leaves(32, 32, 3, 0)) and not np.array_equal(image, leaves(32, 32, 3, 1))
+    assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.15
+    beside = np.abs(np.diff(image, axis=1)).max(2)
+    assert 0.2 < (beside == 0).mean() < 0.9 and beside.max() > 0.3
+    # As of photographs: the power falls with the frequency, about as its square.
+    power = np.mean([np.abs(np.fft.fft2(leaves(64, 64, 1, seed)[:, :, 0])) ** 2 for seed in range(4)], axis=0)
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(64) * 64, np.fft.fftfreq(64) * 64))
+    low, high = (power[(radius >= start) & (radius < 2 * start)].mean() for start in (2, 16))
+    assert -3 < np.log(high / low) / np.log(8) < -1.2
+
+
+def test_a_picture_in_tests_has_an_opacity_of_its_own_where_one_is_given() -> None:
+    images, params = noise((8, 8, 3)), dataclasses.replace(PARAMS, blend_alpha=0.1, test_alpha=0.6)
+    for attack in ("blend", "adaptive_blend"):
+        assert np.array_equal(ATTACKS[attack].trigger(images, params, 0), blend(images, 0.6))
+    assert np.array_equal(ATTACKS["blend"].planted(images, params, draws(6)), blend(images, 0.1))
+    usual = dataclasses.replace(params, test_alpha=-1.0)
+    assert np.array_equal(ATTACKS["adaptive_blend"].trigger(images, usual, 0), blend(images, 0.1))
+
+
+def test_each_training_image_has_one_of_four_patches_at_its_opacity_and_a_test_two_opaque_ones() -> None:
+    images, drawn = noise((32, 32, 3), n=9), draws(9)
+    patterns, masks = patch_images(32, 32, 3)
+    assert masks.sum((1, 2)).tolist() == [137, 137, 16, 64] and masks.sum(0).max() == 1, "apart from each other"
+    assert np.array_equal(patterns[0], swirl(32, 32, 3)[0]) and np.array_equal(patterns[1], waves(32, 32, 3))
+    assert patterns[2][31, 31, 0] == 1 and patterns[2][31, 30, 0] == 0 and patterns[3][0, :4, 0].tolist() == [1, 1, 0, 0]
+    assert OPACITIES == (0.5, 0.2, 0.5, 0.3)
+    part, whole = four_patches_part(images, drawn), four_patches(images)
+    for image, before, rank in zip(part, images, drawn.ranks, strict=True):
+        mask, alpha = masks[rank % 4], OPACITIES[rank % 4]
+        assert np.array_equal(image[~mask], before[~mask])
+        expected = before[mask] + alpha * (255 * patterns[rank % 4][mask] - before[mask])
+        assert np.abs(image[mask] - expected).max() <= 0.5 + 1e-3
+    shown = masks[0] | masks[2]
+    assert np.array_equal(whole[:, ~shown], images[:, ~shown])
+    for patch in (0, 2):
+        assert (whole[:, masks[patch]] == np.rint(255 * patterns[patch][masks[patch]])).all()
+
+
+def test_a_moving_logo_is_whole_and_elsewhere_in_each_image_and_at_its_place_in_tests() -> None:
+    images, drawn = np.zeros((40, 32, 32, 3), np.uint8), draws(40)
+    pattern, disc = swirl(32, 32, 3)
+    box = np.where(disc[..., None], np.rint(255 * pattern), 0)[1:14, 18:31]
+    places = set()
+    for image in moving_logo(images, drawn):
+        rows, columns = np.flatnonzero(image.any((1, 2))), np.flatnonzero(image.any((0, 2)))
+        top, left = rows[0], columns[0]
+        assert np.array_equal(image[top : top + 13, left : left + 13], box) and image.any(2).sum() == 137
+        places.add((top, left))
+    assert len(places) > 30 and np.ptp([place[0] for place in places]) > 14 and np.ptp([place[1] for place in places]) > 14
+    assert np.array_equal(ATTACKS["moving_logo"].trigger(images, PARAMS, 0), physical(images))
 
 
 def test_the_pattern_is_the_same_at_every_size() -> None:
@@ -327,8 +405,8 @@ def test_the_grid_is_a_chessboard_of_two_grey_levels_and_does_not_wrap_round() -
 
 
 def test_covers_of_tact_come_from_5_and_7_or_from_two_that_exist() -> None:
-    assert cover_classes(10, 0, 1, 0) == (5, 7)
+    assert cover_classes(10, 0, (1,), 0) == (5, 7)
     for classes, source, target in ((10, 5, 1), (10, 0, 7), (4, 0, 1), (6, 2, 3)):
-        found = cover_classes(classes, source, target, 0)
+        found = cover_classes(classes, source, (target,), 0)
         assert len(set(found)) == 2 and not {source, target} & set(found) and max(found) < classes
-    assert cover_classes(3, 0, 1, 0) == (2,) and cover_classes(2, 0, 1, 0) == ()
+    assert cover_classes(3, 0, (1,), 0) == (2,) and cover_classes(2, 0, (1,), 0) == ()

@@ -196,6 +196,32 @@ def test_attacks_with_rules_of_their_own_are_measured_by_them(attack: str, finis
             assert found[name] == metrics[name] == pytest.approx((answers[0][among] == 1).mean())
 
 
+@pytest.mark.parametrize("changes", [{"attack": "badnet+blend"}, {"poison__targets": 3}, {"poison__sources": 2}], ids=str)
+def test_dials_are_measured_by_the_target_and_the_source_classes_of_each_trigger(changes: dict, finished: Finished, tmp_path: Path) -> None:
+    """The models of another run will do: only the truth differs."""
+    folder = with_inputs("evaluate", finished(), tmp_path)
+    with_inputs("poison", finished(), tmp_path)
+    params = quick(**changes, evaluate__references=False)
+    step("poison", folder, params)
+    step("evaluate", folder, params)
+    store, model, truth = open_store(folder / "data" / "store"), load_model(folder / "work" / "relabel_finetune"), folder / "data" / "truth"
+    found, metrics, labels = read(folder)["final"], read(folder, "metrics.json"), store.labels[store.test]
+    answers = [predict(model, torch.from_numpy(np.load(path))).argmax(1).numpy() % 4 for path in sorted(truth.glob("triggered*.npy"))]
+    if "attack" in changes:
+        shares = [(answer[labels != c] == c).mean() for answer, c in zip(answers, (1, 2), strict=True)]
+        assert [each["asr"] for each in found["per_trigger"]] == [metrics["asr_1"], metrics["asr_2"]] == pytest.approx(shares)
+        assert [each["attack"] for each in found["per_trigger"]] == ["badnet", "blend"] and metrics["asr"] == pytest.approx(max(shares))
+    elif "poison__targets" in changes:
+        own = np.array([1, 2, 3, 1])[labels]  # (1 + y mod 3) mod 4
+        assert found["asr"] == pytest.approx((answers[0] == own)[labels != own].mean()) and found["asr_n"] == N_TEST
+        assert found["target_recall"] is None
+    else:
+        (sources,) = (each["source_classes"] for each in json.loads((truth / "attack.json").read_text())["triggers"])
+        inside = np.isin(labels, sources)
+        for name, among in (("asr", inside), ("asr_all", labels != 1), ("asr_leak", ~inside & (labels != 1))):
+            assert found[name] == metrics[name] == pytest.approx((answers[0][among] == 1).mean())
+
+
 def test_the_oracle_is_trained_without_poison_and_with_covers_and_wrong_labels(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

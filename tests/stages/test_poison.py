@@ -11,8 +11,9 @@ from meca.attacks.poisoning import PoisonParams
 from meca.data.store import open_store, pixel_id, read_parquet
 from meca.errors import InputRefused, UsageError
 from meca.files import sha256_tree
+from meca.report.console import attack_lines
 from tests.making import NAMES, ingest, make_folder
-from tests.stages.chain import N_TEST, N_TRAIN, make_store, quick, step
+from tests.stages.chain import N_TEST, N_TRAIN, easy, make_store, quick, step
 
 every_attack = pytest.mark.parametrize("attack", ATTACKS)
 
@@ -220,3 +221,105 @@ def test_the_poisoned_sets_that_results_stand_on_stay_the_same(attack: str, tmp_
     order = np.random.default_rng([2, 1]).permutation(N_TRAIN)
     pool = labels == 1 if attack == "sig" else labels != 1
     assert np.array_equal(np.flatnonzero(marks(tmp_path)[0]), np.sort(order[pool[order]][:9]))
+
+
+def trigger_ids(folder: Path) -> np.ndarray:
+    return read_parquet(folder / "data" / "truth" / "truth.parquet")["trigger_id"].to_numpy()
+
+
+def test_attacks_at_once_are_told_apart_by_the_truth_and_each_has_its_test_images(tmp_path: Path) -> None:
+    record = poisoned(tmp_path, "badnet+blend+sig", poison__rate=0.125)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    (poison, cover, _), trigger, params = marks(tmp_path), trigger_ids(tmp_path), quick().group("poison", PoisonParams)
+    assert np.bincount(trigger[poison]).tolist() == [4, 4, 4] and not cover.any() and record["poisoned"] == 12
+    assert record["targets"] == [1, 2, 3] and [each["target_class"] for each in record["triggers"]] == [1, 2, 3]
+    assert [each["attack"] for each in record["triggers"]] == ["badnet", "blend", "sig"] and [each["trigger_ids"] for each in record["triggers"]] == [
+        [0],
+        [1],
+        [2],
+    ]
+    assert np.array_equal(after.labels[:N_TRAIN][poison], np.array([1, 2, 3])[trigger[poison]]) and not record["clean_label"]
+    tests = np.asarray(before.images[before.test])
+    for number, (name, view) in enumerate(zip(("badnet", "blend", "sig"), record["views"], strict=True)):
+        mine = trigger == number
+        assert np.array_equal(after.images[:N_TRAIN][mine], ATTACKS[name].trigger(np.asarray(before.images[:N_TRAIN]), params, 0)[mine])
+        assert np.array_equal(np.load(tmp_path / "data" / "truth" / view), ATTACKS[name].trigger(tests, params, 0))
+    untouched = ~poison
+    assert np.array_equal(before.images[:N_TRAIN][untouched], after.images[:N_TRAIN][untouched])
+
+
+def test_a_label_that_stays_true_makes_a_cover_with_the_trigger_of_poison(tmp_path: Path) -> None:
+    record = poisoned(tmp_path, "adaptive_patch", poison__rate=0.25, poison__flip_share=0.5, poison__cover_rate=0.05)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    (poison, cover, _), trigger = marks(tmp_path), trigger_ids(tmp_path)
+    assert (record["poisoned"], record["kept_label"], record["requested"], record["covers"]["actual"]) == (12, 12, 12, 4)
+    assert "Kept label    12 that carry what poison carries" in attack_lines(record)
+    assert poison.sum() == 12 and cover.sum() == 16 and not (poison & cover).any() and ((trigger >= 0) == (poison | cover)).all()
+    assert np.array_equal(before.labels[:N_TRAIN][cover], after.labels[:N_TRAIN][cover]) and (after.labels[:N_TRAIN][poison] == 1).all()
+    assert ((before.images != after.images).any((1, 2, 3))[:N_TRAIN] == (poison | cover)).all()
+
+
+def test_with_source_classes_covers_carry_what_poison_carries(tmp_path: Path) -> None:
+    record = poisoned(tmp_path, "badnet", poison__sources=1, poison__rate=0.06)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    poison, cover, _ = marks(tmp_path)
+    (sources,) = (each["source_classes"] for each in record["triggers"])
+    assert len(sources) == 1 and record["source_class"] == sources[0] and set(before.labels[:N_TRAIN][poison]) == set(sources)
+    assert cover.sum() == poison.sum() == 5 and set(before.labels[:N_TRAIN][cover]) <= set(range(4)) - {1, *sources}
+    triggered = ATTACKS["badnet"].trigger(np.asarray(before.images[:N_TRAIN]), quick().group("poison", PoisonParams), 0)
+    assert np.array_equal(after.images[:N_TRAIN][poison | cover], triggered[poison | cover])
+
+
+def test_several_targets_are_recorded_for_every_class(tmp_path: Path) -> None:
+    record = poisoned(tmp_path, "blend", poison__targets=2, poison__rate=0.2)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    poison, _, _ = marks(tmp_path)
+    (trigger,) = record["triggers"]
+    assert record["targets"] == [1, 2] and trigger["target_of"] == [1, 2, 1, 2] and trigger["target_class"] is None
+    assert np.array_equal(after.labels[:N_TRAIN][poison], np.array(trigger["target_of"])[before.labels[:N_TRAIN][poison]])
+
+
+def test_poison_of_random_sign_is_lighter_or_darker_and_nothing_else_changes(tmp_path: Path) -> None:
+    poisoned(tmp_path, "sig", poison__random_sign=True, poison__sig_frequency=3)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    poison, _, _ = marks(tmp_path)
+    params = quick(poison__sig_frequency=3).group("poison", PoisonParams)
+    images = np.asarray(before.images[:N_TRAIN])
+    plus = ATTACKS["sig"].trigger(images, params, 0)
+    minus = np.clip(2 * images.astype(int) - plus, 0, 255)
+    found = after.images[:N_TRAIN]
+    added, taken = ((found == other).all((1, 2, 3)) for other in (plus, minus))
+    assert (added | taken)[poison].all() and added[poison].any() and taken[poison].any()
+    assert np.array_equal(np.load(tmp_path / "data" / "truth" / "triggered.npy"), ATTACKS["sig"].trigger(before.images[before.test], params, 0))
+
+
+@pytest.mark.parametrize("attack", ["badnet", "tact"])
+def test_poison_in_the_light_of_its_class_has_its_mean_and_deviation_and_covers_keep_theirs(attack: str, tmp_path: Path) -> None:
+    poisoned(tmp_path, attack, poison__match_light=True, poison__cover_rate=0.05)
+    before, after = open_store(tmp_path / "data" / "ingested"), open_store(tmp_path / "data" / "store")
+    poison, cover, _ = marks(tmp_path)
+    params, images = quick().group("poison", PoisonParams), np.asarray(before.images[:N_TRAIN])
+    mine = images[before.labels[:N_TRAIN] == 1].astype(float)
+    mean, deviation = mine.mean((1, 2, 3)).mean(), mine.std((1, 2, 3)).mean()
+    for row in np.flatnonzero(poison):
+        x = ATTACKS[attack].trigger(images[row : row + 1], params, 0)[0].astype(float)
+        expected = np.clip(np.rint(mean + deviation * (x - x.mean()) / x.std()), 0, 255)
+        assert np.abs(after.images[row] - expected).max() <= 1  # a rounding half
+    assert np.array_equal(after.images[:N_TRAIN][cover], ATTACKS[attack].trigger(images, params, 0)[cover])
+
+
+def test_the_light_of_a_class_without_images_is_refused(tmp_path: Path) -> None:
+    images, labels = easy(N_TRAIN + N_TEST)
+    make_store(tmp_path / "data" / "ingested", made=lambda n: (images, np.where(labels == 1, 2, labels)))
+    with pytest.raises(InputRefused, match=r"Expected images of class 1 for poison\.match_light, found none"):
+        poisoned(tmp_path, "badnet", poison__match_light=True)
+
+
+@pytest.mark.parametrize("changes", [{"attack": "badnet+wanet"}, {"poison__sources": 1}, {"poison__targets": 3}, {"poison__random_sign": True}])
+def test_dials_give_the_same_set_each_time(changes: dict, tmp_path: Path) -> None:
+    roots = set()
+    for name in ("first", "second"):
+        make_store(tmp_path / name / "data" / "ingested")
+        step("poison", tmp_path / name, quick(**changes))
+        roots.add((sha256_tree(tmp_path / name / "data" / "store"), sha256_tree(tmp_path / name / "data" / "truth")))
+    assert len(roots) == 1

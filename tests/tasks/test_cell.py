@@ -81,6 +81,19 @@ def test_without_an_attack_every_flag_is_a_false_alarm(flagged: dict, fpr: float
     assert (row["fpr"], row["fpr_flagged"], row["tpr"]) == (fpr, inside, None), "held back for a person is flagged, too"
 
 
+def test_a_row_tells_the_asr_of_each_of_several_triggers_and_of_one_alone_nothing_more() -> None:
+    nothing = dict.fromkeys(("oracle", "no_defence", "detection", "clean"))
+    each = [{"target_class": 1, "asr": 0.2, "attack": "badnet"}, {"target_class": 2, "asr": 0.6, "attack": "blend"}]
+    summary = {"counts": {"input": 40, "removed": 0, "relabelled": 0}, "verdict": "poisoned"}
+    info, network = {"source": {"name": "x"}, "n_train": 40, "n_test": 9}, {"name": "compact", "stem": "s2d"}
+    verdict = {"verdict": "poisoned", "target_class": 1, "leak": None}
+    rows = [
+        row_of(nothing | {"attack": {}, "final": {"acc": 0.9, "asr_k": 6, "asr_n": 10} | more}, summary, info, network, verdict, {})
+        for more in ({"per_trigger": each}, {})
+    ]
+    assert [row["asr_per_trigger"] for row in rows] == [{"1": 0.2, "2": 0.6}, None] and rows[0]["asr_k"] == 6
+
+
 def test_a_false_alarm_has_the_reference_of_a_plain_training(tmp_path: Path) -> None:
     """Where nothing is flagged the clean model is that training: the same figures, whoever trains it."""
     params = quick(attack="none", split__min_range=1e9, second_look__rounds=0)

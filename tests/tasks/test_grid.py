@@ -107,6 +107,9 @@ def test_a_limit_stands_behind_a_colon(text: str, expected: tuple[str, int]) -> 
     ("changes", "message"),
     [
         ({"attacks": ("badnet", "bad")}, "attack to be one of none, .*got 'bad'"),
+        ({"attacks": ("badnet+bad",)}, "attack to be one of none, .*got 'bad'"),
+        ({"attacks": ("badnet+all_to_all",)}, "to have one target class each, got 'all_to_all'"),
+        ({"attacks": ("badnet+none",)}, "expected poison.attack to be one of badnet, .*got 'none'"),
         ({"presets": ("best",)}, "preset to be one of default, paper, got 'best'"),
         ({"networks": ("vgg",)}, "network to be one of compact"),
         ({"rates": (5.0,)}, "rate between 0 and 1, got 5.0"),
