@@ -19,6 +19,8 @@ from meca.training.trainer import as_input
 __all__ = ["clusters", "isolation", "rotated", "scaling", "spectral", "transforms"]
 
 BATCH = 128  # samples a step, in ABL and in D-BR
+MOMENTUM = 0.9  # what the isolating stages of these methods train with
+SHIFT = 0.4  # in coordinates that run from -1 to 1: a fifth of the side
 BLOCK = 1024  # images that are changed at a time
 
 Floats = NDArray[np.float64]
@@ -130,7 +132,7 @@ def rotated(images: Tensor, rng: torch.Generator) -> Tensor:
     """Return each image turned by up to 180 degrees and shifted by up to a fifth of its side, uint8 [n h w c]; black comes in."""
     n = len(images)
     angle = (2 * torch.rand(n, generator=rng) - 1) * torch.pi
-    shift = (2 * torch.rand(n, 2, generator=rng) - 1) * 0.4  # coordinates run from -1 to 1
+    shift = (2 * torch.rand(n, 2, generator=rng) - 1) * SHIFT
     cos, sin = angle.cos(), angle.sin()
     turns = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1).to(images.device)
     grid = F.affine_grid(turns, [n, images.shape[3], *images.shape[1:3]], align_corners=False)
@@ -163,7 +165,7 @@ def _trained(
     nesterov: bool = False,
 ) -> nn.Module:
     """Train in place by plain SGD without augmentation, as the isolating stages of these methods do."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=weight_decay, nesterov=nesterov)
     model.train()
     for number in range(passes):
         order = torch.randperm(len(scene.train.labels), generator=scene.draws("order", number)).to(scene.train.labels.device)
