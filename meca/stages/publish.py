@@ -28,7 +28,7 @@ def run(
     publish: PublishParams,
     # The summary names the numbers behind the result, so all of them are read.
     behind: Groups = Groups(  # noqa: B008 - a tuple
-        "ingest", "network", "detector", "engine", "partition", "enhance", "split", "second_look", "train_clean", "relabel_finetune", "publish"
+        "ingest", "network", "detector", "engine", "partition", "enhance", "split", "train_clean", "relabel_finetune", "publish"
     ),
 ) -> None:
     """Write the published folder. Where no answer can be defended, it holds the verdicts and no sample and no model."""

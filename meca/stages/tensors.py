@@ -15,10 +15,11 @@ from meca.models import Description, NetworkParams
 from meca.stages.runtime import Context
 from meca.training.device import Device
 
-__all__ = ["EVERYTHING", "column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table"]
+__all__ = ["EVERYTHING", "KEPT", "column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table"]
 
 FLAT = 1e-6  # least variance of a channel, of pixels in [0, 1]: where all are alike, a network would divide by zero
-EVERYTHING = "everything"  # below the folder of `split`: a network that was trained fully on everything, where the second look asked one
+EVERYTHING = "everything"  # below the folder of `split`: a network that was trained fully on everything
+KEPT = "kept"  # likewise: one that was trained fully on what is not flagged, where it has been asked and nothing was found in it
 
 
 def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
