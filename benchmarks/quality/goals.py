@@ -1,22 +1,32 @@
 """What the default preset must show at the scale of a CPU, beside what its rows say. The limits are the project's, set before the rows."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from benchmarks.quality.measures import (
+    How,
+    Measure,
+    acc_below,
+    acc_lost,
+    asr_over,
+    inside_flagged,
+    mean,
+    number_of,
+    percent_of,
+    recall_below,
+    removed,
+    seconds_cost,
+    unanswered,
+    working,
+    worst,
+)
 from benchmarks.quality.seeds import read_seeds
 from meca.report.numbers import UNKNOWN
-from tasks.benchmark.rows import ENOUGH, SMALL, Row, known, table
-from tasks.benchmark.tables import WEAK
+from tasks.benchmark.rows import ENOUGH, SMALL, Row, table
 
 WHOLE = ("cifar10-10k", "fashion-mnist-20k")
 SEEDS = 3
-DEFENCE = ("partition", "enhance", "split", "train_clean", "relabel_finetune")
-
 POINTS = " points"
-
-Measure = Callable[[Row], float | None]  # None: the row does not say it
-How = Callable[[Sequence[Row], Measure], float | None]
 
 
 @dataclass(frozen=True)
@@ -109,36 +119,36 @@ def goals(rows: Sequence[Row]) -> Iterator[Goal]:
 
     for name in WHOLE:
         every = [row for row in mine if row["experiment"] == name]
-        attacked, untouched = _working(every), [row for row in every if row["attack"] == "none"]
+        attacked, untouched = working(every), [row for row in every if row["attack"] == "none"]
         attacks = {row["attack"] for row in attacked}
         yield Goal(name, "attacks that work without a defence", False, 6, len(attacks) if attacked else None, " of 8", attacked)
         yield Goal(name, f"of these, attacks with {SEEDS} seeds", False, 6, _repeated(attacked) if attacked else None, "", attacked)
-        yield held(name, "ASR above the oracle's, mean", 1.5, attacked, _mean, _asr_over, POINTS)
-        yield held(name, "the same, worst run", 4, attacked, _worst, _asr_over, POINTS)
-        yield held(name, "ACC below the oracle's, mean", 2, attacked, _mean, _acc_below, POINTS)
-        yield held(name, "the same, worst run", 4, attacked, _worst, _acc_below, POINTS)
-        yield held(name, "recall that a class loses, worst class of all runs", 8, attacked, _worst, _recall_below, POINTS)
-        yield held(name, "poison found (TPR), mean", 97, attacked, _mean, _percent_of("tpr"), " %", most=False)
-        yield held(name, "false alarms (FPR), mean", 8, attacked, _mean, _percent_of("fpr"), " %")
-        yield held(name, "false alarms inside flagged classes, mean", 10, attacked, _mean, _inside_flagged, " %")
-        yield held(name, "AUROC, mean", 0.98, attacked, _mean, _of("auroc"), "", most=False)
+        yield held(name, "ASR above the oracle's, mean", 1.5, attacked, mean, asr_over, POINTS)
+        yield held(name, "the same, worst run", 4, attacked, worst, asr_over, POINTS)
+        yield held(name, "ACC below the oracle's, mean", 2, attacked, mean, acc_below, POINTS)
+        yield held(name, "the same, worst run", 4, attacked, worst, acc_below, POINTS)
+        yield held(name, "recall that a class loses, worst class of all runs", 8, attacked, worst, recall_below, POINTS)
+        yield held(name, "poison found (TPR), mean", 97, attacked, mean, percent_of("tpr"), " %", most=False)
+        yield held(name, "false alarms (FPR), mean", 8, attacked, mean, percent_of("fpr"), " %")
+        yield held(name, "false alarms inside flagged classes, mean", 10, attacked, mean, inside_flagged, " %")
+        yield held(name, "AUROC, mean", 0.98, attacked, mean, number_of("auroc"), "", most=False)
         answers = [*attacked, *untouched]
-        yield Goal(name, "runs without an answer (inconclusive)", True, 0, _unanswered(answers), " runs", answers)
-        yield held(name, "no attack: ACC below a plain training, worst", 1.5, untouched, _worst, _acc_lost, POINTS)
-        yield held(name, "no attack: removed, worst", 2, untouched, _worst, _removed, " %")
-        yield held(name, "cost in plain trainings, worst run", 6, every, _worst, _cost, "")
+        yield Goal(name, "runs without an answer (inconclusive)", True, 0, unanswered(answers), " runs", answers)
+        yield held(name, "no attack: ACC below a plain training, worst", 1.5, untouched, worst, acc_lost, POINTS)
+        yield held(name, "no attack: removed, worst", 2, untouched, worst, removed, " %")
+        yield held(name, "cost in plain trainings, worst run", 6, every, worst, seconds_cost, "")
     noisy = [row for row in mine if row["experiment"] == "cifar10-10k, 10 % wrong labels"]
-    name, weak = "cifar10-10k, 10 % wrong labels", bool(noisy) and not _working(noisy)
-    yield held(name, "ASR above the oracle's, worst", 3, noisy, _worst, _asr_over, POINTS, weak=weak)
-    yield held(name, "ACC below no defence, worst", 0, noisy, _worst, _acc_lost, POINTS, weak=weak)
+    name, weak = "cifar10-10k, 10 % wrong labels", bool(noisy) and not working(noisy)
+    yield held(name, "ASR above the oracle's, worst", 3, noisy, worst, asr_over, POINTS, weak=weak)
+    yield held(name, "ACC below no defence, worst", 0, noisy, worst, acc_lost, POINTS, weak=weak)
     for name in (f"{whole}, 1 % poison" for whole in WHOLE):
         for attack in ("badnet", "blend"):
             found = [row for row in mine if (row["experiment"], row["attack"]) == (name, attack)]
-            weak = bool(found) and not _working(found)
-            yield held(name, f"{attack}: ASR above the oracle's, worst", 5, found, _worst, _asr_over, POINTS, weak=weak)
-    easy = _working([row for row in mine if row["experiment"] == "digits" and (row["verdict"] != "inconclusive" or row["removed"])])
-    yield held("digits", "ASR above the oracle's, worst", 3, easy, _worst, _asr_over, POINTS)
-    yield held("digits", "ACC below the oracle's, worst", 2, easy, _worst, _acc_below, POINTS)
+            weak = bool(found) and not working(found)
+            yield held(name, f"{attack}: ASR above the oracle's, worst", 5, found, worst, asr_over, POINTS, weak=weak)
+    easy = working([row for row in mine if row["experiment"] == "digits" and (row["verdict"] != "inconclusive" or row["removed"])])
+    yield held("digits", "ASR above the oracle's, worst", 3, easy, worst, asr_over, POINTS)
+    yield held("digits", "ACC below the oracle's, worst", 2, easy, worst, acc_below, POINTS)
 
 
 def _fewest(rows: Sequence[Row]) -> int:
@@ -148,75 +158,8 @@ def _fewest(rows: Sequence[Row]) -> int:
     return min((len(each) for each in seeds.values()), default=0)
 
 
-def _working(rows: Sequence[Row]) -> list[Row]:
-    """Return the runs of the attacks that work: without a defence, in the mean over seeds, at least half of the time."""
-    undefended = {row["attack"]: known([each for each in rows if each["attack"] == row["attack"]], "no_defence_asr") for row in rows}
-    works = {attack for attack, values in undefended.items() if attack != "none" and values and sum(values) / len(values) >= WEAK}
-    return [row for row in rows if row["attack"] in works]
-
-
 def _repeated(rows: Sequence[Row]) -> int:
     return sum(len({row["seed"] for row in rows if row["attack"] == attack}) >= SEEDS for attack in {row["attack"] for row in rows})
-
-
-def _asr_over(row: Row) -> float | None:
-    if not row["asr_n"] or row["oracle_asr"] is None:
-        return None
-    return float(100 * (row["asr_k"] / row["asr_n"] - row["oracle_asr"]))
-
-
-def _acc_below(row: Row) -> float | None:
-    return None if row["oracle_acc"] is None else float(100 * (row["oracle_acc"] - row["acc"]))
-
-
-def _acc_lost(row: Row) -> float | None:
-    return None if row["no_defence_acc"] is None else float(100 * (row["no_defence_acc"] - row["acc"]))
-
-
-def _recall_below(row: Row) -> float | None:
-    pairs = [(a, b) for a, b in zip(row["oracle_recall"] or (), row["recall"] or (), strict=False) if a is not None and b is not None]
-    return 100 * max(a - b for a, b in pairs) if pairs else None
-
-
-def _removed(row: Row) -> float:
-    # Where no answer can be defended nothing goes out, which costs a user with clean data as much as removing all.
-    return 100.0 if row["verdict"] == "inconclusive" else float(100 * row["removed"] / row["n_train"])
-
-
-def _unanswered(rows: Sequence[Row]) -> float | None:
-    return float(sum(row["verdict"] == "inconclusive" for row in rows)) if rows else None
-
-
-def _cost(row: Row) -> float | None:
-    seconds = row.get("stage_seconds") or {}
-    return sum(seconds[stage] for stage in DEFENCE) / seconds["train_clean"] if all(seconds.get(stage) for stage in DEFENCE) else None
-
-
-def _of(key: str) -> Measure:
-    return lambda row: None if row[key] is None else float(row[key])
-
-
-def _percent_of(key: str) -> Measure:
-    return lambda row: None if row[key] is None else 100 * float(row[key])
-
-
-def _inside_flagged(row: Row) -> float | None:
-    # Where nothing is flagged there is no such share, and that is known.
-    return None if "fpr_flagged" not in row else math.nan if row["fpr_flagged"] is None else 100 * float(row["fpr_flagged"])
-
-
-def _values(rows: Iterable[Row], measure: Measure) -> list[float]:
-    return [value for row in rows if (value := measure(row)) is not None and not math.isnan(value)]
-
-
-def _worst(rows: Sequence[Row], measure: Measure) -> float | None:
-    return max(_values(rows, measure), default=None)
-
-
-def _mean(rows: Sequence[Row], measure: Measure) -> float | None:
-    each = [_values((row for row in rows if row["attack"] == attack), measure) for attack in sorted({str(row["attack"]) for row in rows})]
-    means = [sum(values) / len(values) for values in each if values]
-    return sum(means) / len(means) if means else None
 
 
 def _written(goal: Goal) -> str:
