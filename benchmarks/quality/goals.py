@@ -3,30 +3,46 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from benchmarks.quality.campaign import CAMPAIGN, OF_ITS_CLASS
+from benchmarks.quality.campaign import WHOLE as SETS
 from benchmarks.quality.measures import (
+    FLAGGED,
     How,
     Measure,
     acc_below,
     acc_lost,
+    apart,
     asr_over,
+    by_unit,
+    clean_cost,
+    counted,
+    fairly,
+    flags_many,
     inside_flagged,
     mean,
+    missed,
     number_of,
     percent_of,
     recall_below,
     removed,
     seconds_cost,
+    silent,
     unanswered,
+    uniform,
+    unit_mean,
+    verdict_is,
     working,
     worst,
 )
 from benchmarks.quality.seeds import read_seeds
 from meca.report.numbers import UNKNOWN
-from tasks.benchmark.rows import ENOUGH, SMALL, Row, table
+from tasks.benchmark.rows import ENOUGH, SMALL, Row, t_interval, table
 
 WHOLE = ("cifar10-10k", "fashion-mnist-20k")
 SEEDS = 3
 POINTS = " points"
+CLEAN_RUNS = 100
+UNIFORM = 0.01  # p-value of the test of Kolmogorov and Smirnov, below which p-values are called not uniform
 
 
 @dataclass(frozen=True)
@@ -58,8 +74,14 @@ class Goal:
 
     @property
     def too_few(self) -> bool:
-        """Whether it says of less than two points what takes five seeds of each attack to show."""
-        return self.unit == POINTS and self.limit < 100 * SMALL and _fewest(self.rows) < ENOUGH
+        """Whether there are fewer seeds or runs than it takes to say it."""
+        return bool(self.lacking)
+
+    @property
+    def lacking(self) -> str:
+        """What it lacks: of less than two points is told what five seeds of each attack show."""
+        below = self.unit == POINTS and self.limit < 100 * SMALL
+        return f"fewer than {ENOUGH} seeds" if below and _fewest(self.rows) < ENOUGH else ""
 
     @property
     def word(self) -> str:
@@ -68,7 +90,7 @@ class Goal:
         more = [
             *(["weak attack"] * self.weak),
             *([f"not recorded in {self.unknown}"] * (self.value is not None and bool(self.unknown))),
-            *([f"fewer than {ENOUGH} seeds"] * (self.met is None and self.value is not None and self.too_few)),
+            *([self.lacking] * (self.met is None and self.value is not None and self.too_few)),
         ]
         return ", ".join([told, *more])
 
@@ -79,6 +101,104 @@ class Goal:
             return ""
         equal = sum(bool(row.get("equal_passes")) for row in self.rows)
         return "equal passes" if equal == self.runs else f"equal passes in {equal}" if equal else "not recorded"
+
+
+@dataclass(frozen=True)
+class Aim(Goal):
+    """A goal of the campaign: over several data sets, each of which with a seed is a set of its own."""
+
+    interval: tuple[float, float] | None = None  # t, of the mean over data sets and seeds
+    units: int = 0  # data sets and seeds that a mean is made of
+    least: int = 1  # runs that it takes
+
+    @property
+    def lacking(self) -> str:
+        """What it lacks."""
+        if self.runs < self.least:
+            return f"fewer than {self.least} runs"
+        below = self.unit == POINTS and self.limit < 100 * SMALL
+        return f"fewer than {ENOUGH} sets" if below and 0 < self.units < ENOUGH else ""
+
+
+def aims(detection: Sequence[Row], quality: Sequence[Row]) -> Iterator[Aim]:
+    """Yield the goals of the campaign with their values.
+
+    Args:
+        detection: Rows of detection alone, on clean sets.
+        quality: Rows of whole runs.
+    """
+    clean = [row for row in detection if row["experiment"] in CAMPAIGN and row["attack"] == "none"]
+    mine = [row for row in quality if row["experiment"] in CAMPAIGN]
+    attacked = apart([row for row in mine if is_at_five(row)])[0]
+    shares = apart([row for row in mine if str(row["experiment"]).endswith(OF_ITS_CLASS)])[0]
+
+    def aim(data: str, what: str, limit: float, of: Sequence[Row], how: How, measure: Measure, unit: str, most: bool = True, least: int = 1) -> Aim:
+        each = by_unit(of, measure) if how is unit_mean else []
+        unknown = sum(measure(row) is None for row in of)
+        bounds = t_interval(each) if len(each) > 1 else None
+        return Aim(data, what, most, limit, how(of, measure), unit, of, unknown, interval=bounds, units=len(each), least=least)
+
+    data = "clean sets"
+    yield Aim(data, "runs", False, CLEAN_RUNS, float(len(clean)) if clean else None, " runs", clean)
+    yield aim(data, "called poisoned", 2, clean, counted, verdict_is("poisoned"), " runs", least=CLEAN_RUNS)
+    yield aim(data, f"more than {100 * FLAGGED:g} % of the samples flagged", 0, clean, counted, flags_many, " runs", least=CLEAN_RUNS)
+    unknown = sum(not row.get("p_values") for row in clean)
+    yield Aim(
+        data,
+        "p-values of the classes are uniform (p of Kolmogorov and Smirnov)",
+        False,
+        UNIFORM,
+        uniform(clean)["p"],
+        "",
+        clean,
+        unknown,
+        least=CLEAN_RUNS,
+    )
+    yield aim(data, "cost in plain trainings, worst run", 3.5, clean, worst, clean_cost, "", least=CLEAN_RUNS)
+    data = "attacks at 5 %"
+    yield aim(data, "poison not found", 0, attacked, counted, missed, " runs")
+    yield aim(data, "poison found (TPR), mean", 97, attacked, unit_mean, percent_of("tpr"), " %", most=False)
+    yield aim(data, "false alarms inside flagged classes, mean", 10, attacked, unit_mean, inside_flagged, " %")
+    for name, measure, of_all in (("ASR above the oracle's", asr_over, 1), ("ACC below the oracle's", acc_below, 1.5)):
+        yield aim(data, f"{name}, mean", of_all, attacked, unit_mean, fairly(measure), POINTS)
+        yield aim(data, "the same, worst run", 4, attacked, worst, fairly(measure), POINTS)
+    yield aim(data, "recall that a class loses, worst class of all runs", 8, attacked, worst, fairly(recall_below), POINTS)
+    data = "poison by its share of the class"
+    yield aim(data, "called free of evidence", 0, shares, counted, verdict_is("no_evidence"), " runs")
+    yield aim(data, "neither found nor called a weak test", 0, shares, counted, silent, " runs")
+
+
+def is_at_five(row: Row) -> bool:
+    """Tell whether a row of the campaign is of the attacks at 5 %."""
+    name = str(row["experiment"])
+    return name in SETS or name.endswith(", further attacks")
+
+
+def campaign(detection: Sequence[Row], quality: Sequence[Row]) -> str:
+    """Return the goals of the campaign for docs/results.md, empty where none of its rows is there.
+
+    Args:
+        detection: Rows of detection.jsonl of which a summary may be made (`benchmarks.quality.seeds.headline`).
+        quality: Likewise, of quality.jsonl.
+    """
+    found = list(aims(detection, quality))
+    if not any(each.runs for each in found):
+        return ""
+    lines = [
+        [
+            *(each.data, each.what, f"{'≤' if each.most else '≥'} {each.limit:g}{each.unit}", _written(each)),
+            *(UNKNOWN if each.interval is None else f"{each.interval[0]:.1f} to {each.interval[1]:.1f}", str(each.runs), each.word),
+        ]
+        for each in found
+    ]
+    return (
+        "## Goals of the campaign\n\nPreset `default`, the plans of `benchmarks/quality/campaign.py`. A mean is over data sets and seeds, of the "
+        "means over attacks; its interval of 95 % (t) is over these. Attacks that succeed in less than half of the cases without a defence stand "
+        "apart, and count nowhere. Points are against the oracle with as many passes. *Found*: the verdict says so, and at least half of the poison "
+        "is flagged. The cost is counted in samples that networks saw (a training step 1, a pass with a gradient of the input 2/3, one forward 1/3) "
+        "over those of a plain training of everything: that of detection, and one plain training after it.\n\n"
+        + table(("of", "what", "goal", "measured", "interval", "runs", ""), lines, "llrrrrl")
+    )
 
 
 def section(rows: Sequence[Row]) -> str:
@@ -168,6 +288,8 @@ def _written(goal: Goal) -> str:
     value = (
         f"{goal.value:.3f}"
         if goal.limit < 1 and not goal.unit
+        else f"{goal.value:.2f}"
+        if isinstance(goal, Aim) and not goal.unit
         else f"{goal.value:.0f}"
         if goal.unit == " runs" or (goal.limit == 6 and not goal.most)
         else f"{goal.value:.1f}"

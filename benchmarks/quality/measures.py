@@ -1,7 +1,9 @@
 """What a row says of a defence: each measure of one row, and how those of several runs become one figure."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from tasks.benchmark.rows import Row, known
 from tasks.benchmark.tables import WEAK
@@ -10,6 +12,9 @@ DEFENCE = ("partition", "enhance", "split", "train_clean", "relabel_finetune")
 
 Measure = Callable[[Row], float | None]  # None: the row does not say it
 How = Callable[[Sequence[Row], Measure], float | None]
+FOUND = 0.5  # share of the poison that is flagged, from which poison was found, where the verdict says so, too
+FLAGGED = 0.01  # share of a clean set that is flagged, above which somebody loses more than he would notice
+WEAK_TEST = "weak"  # the verdict on a set in which a trigger would not have been seen
 
 
 def working(rows: Sequence[Row]) -> list[Row]:
@@ -90,3 +95,92 @@ def mean(rows: Sequence[Row], measure: Measure) -> float | None:
     each = [known_values((row for row in rows if row["attack"] == attack), measure) for attack in sorted({str(row["attack"]) for row in rows})]
     means = [sum(values) / len(values) for values in each if values]
     return sum(means) / len(means) if means else None
+
+
+# Of the campaign: runs on several data sets, of which each with a seed is a set of its own.
+
+
+def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the runs of the attacks that work on their data set, and those of the others; nobody can say it of a run without its reference."""
+    strong: list[Row] = []
+    for name in dict.fromkeys(str(row["experiment"]) for row in rows):
+        strong += working([row for row in rows if row["experiment"] == name])
+    return strong, [row for row in rows if row not in strong]
+
+
+def by_unit(rows: Sequence[Row], measure: Measure) -> list[float]:
+    """Return for each data set and seed the mean over attacks, of those of which there is a figure: what an interval over seeds is made of."""
+    units: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        units.setdefault((str(row["experiment"]), int(row["seed"])), []).extend(known_values([row], measure))
+    return [statistics.mean(each) for each in units.values() if each]
+
+
+def unit_mean(rows: Sequence[Row], measure: Measure) -> float | None:
+    """Return the mean over data sets and seeds of the means over attacks."""
+    each = by_unit(rows, measure)
+    return statistics.mean(each) if each else None
+
+
+def counted(rows: Sequence[Row], measure: Measure) -> float | None:
+    """Return how many runs a measure is true of."""
+    return float(sum(known_values(rows, measure))) if rows else None
+
+
+def is_found(row: Row) -> bool:
+    """Tell whether the poison of a run was found: the verdict says so, and half of it is flagged at least."""
+    return row["verdict"] == "poisoned" and (row["tpr"] or 0.0) >= FOUND
+
+
+def missed(row: Row) -> float:
+    """Return 1 where poison was not found."""
+    return float(not is_found(row))
+
+
+def silent(row: Row) -> float:
+    """Return 1 where poison was not found and the verdict does not say that the test was weak."""
+    return float(not is_found(row) and row["verdict"] != WEAK_TEST)
+
+
+def verdict_is(word: str) -> Measure:
+    """Return the measure that is 1 for one verdict, else 0."""
+    return lambda row: float(row["verdict"] == word)
+
+
+def flags_many(row: Row) -> float:
+    """Return 1 where more than a hundredth of the samples is flagged."""
+    return float(row["flagged_share"] > FLAGGED)
+
+
+def fairly(measure: Measure) -> Measure:
+    """Return a measure against the oracle that is known only where that had as many passes as what goes out."""
+    return lambda row: measure(row) if row.get("equal_passes") else None
+
+
+def clean_cost(row: Row) -> float | None:
+    """Return what a clean set costs in plain trainings, by samples: its detection, and the training after it where the row ends before that."""
+    found = row.get("cost")
+    return None if found is None else float(found) + bool(row.get("until"))
+
+
+def p_values_of(rows: Sequence[Row]) -> list[float]:
+    """Return the p-values of all classes of all runs."""
+    return [float(value) for row in rows for value in row.get("p_values") or () if value is not None]
+
+
+def uniform(rows: Sequence[Row]) -> Mapping[str, Any]:
+    """Return how far the p-values of the classes are from uniform: `n`, `statistic` and `p` of the test of Kolmogorov and Smirnov, `below`.
+
+    Args:
+        rows: Of sets without a trigger.
+
+    Returns:
+        `below`: the share of p-values up to 0.05. All None but `n` where there is no p-value.
+    """
+    found = p_values_of(rows)
+    if not found:
+        return {"n": 0, "statistic": None, "p": None, "below": None}
+    from scipy.stats import kstest  # only here: it takes a second
+
+    test = kstest(found, "uniform")
+    return {"n": len(found), "statistic": float(test.statistic), "p": float(test.pvalue), "below": sum(p <= 0.05 for p in found) / len(found)}
