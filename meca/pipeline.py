@@ -42,14 +42,14 @@ Told = Callable[[str, float | None], None]  # stage, seconds; None where it was 
 
 
 def run(folder: Path, params: Params, progress: Progress | None = None, told: Told | None = None, until: str = "") -> dict[str, Any]:
-    """Run every stage that is not finished, in `folder`, and return the summary, or nothing where it is not to be written.
+    """Run every stage that is not finished, in `folder`, and return the summary; nothing with `until`.
 
     Args:
         folder: Gets `data/`, `work/`, `published/` and `report/`.
         params: The parameters.
         progress: Told what is going on inside a stage.
         told: Called after each stage.
-        until: A stage that is run with those that it needs, and no other; empty for all.
+        until: Name of a stage that is run with those that it needs, and no other; empty for all.
 
     Raises:
         UsageError: The folder, or something in it, is a link or another user's.
