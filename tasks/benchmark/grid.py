@@ -201,7 +201,7 @@ def _cell(
     code = code_digest(plan.until)
     return Cell(
         name=" ".join(told),
-        key=_hash([numbers, code, *([plan.until] if plan.until else [])]),
+        key=_hash([numbers, code]),
         recipe=_hash([{group: numbers[group] for group in RECIPE}, numbers["relabel_finetune"]["recipe"], code]),
         params=params,
         given={

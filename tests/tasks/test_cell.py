@@ -1,6 +1,7 @@
 """The row of a cell: how near its decision was, in a few words, and no false alarm without what it cost."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from meca.data.store import read_parquet, write_parquet
 from meca.files import canonical_json, read_json
+from meca.training import engine
 from tasks.benchmark.cell import COLUMNS, DETECTED, EVIDENCE_CLASSES, detected, evidence, flags, measure, p_values, row_of, undefended
 from tests.making import settings as settings_of
 from tests.stages.chain import quick, run
@@ -166,6 +168,22 @@ def test_detection_alone_says_what_the_whole_pipeline_says_and_trains_no_more(tm
         poisoned = read_parquet(tmp_path / "alone" / "data" / "truth" / "truth.parquet")["is_poisoned"].to_numpy(zero_copy_only=False)
         labels = read_parquet(tmp_path / "alone" / "work" / "split" / "decisions.parquet")["label"].to_numpy()
         assert poisoned.sum() == 12 and row["poison_share"] == 12 / (labels == 1).sum()
+
+
+def test_a_killed_detection_costs_what_one_that_was_not_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, save = settings_of(**TINY, poison__attack="none"), engine.save_checkpoint
+    with monkeypatch.context() as patched:
+
+        def killed(*given: Any) -> None:
+            save(*given)
+            raise KeyboardInterrupt("killed")
+
+        patched.setattr(engine, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            detected(tmp_path / "killed", params)
+    assert list((tmp_path / "killed" / ".meca" / "checkpoints").rglob("*.safetensors")), "or this test says nothing"
+    rows = [detected(tmp_path / name, params) for name in ("killed", "whole")]
+    assert rows[0]["samples"] == rows[1]["samples"] and rows[0]["cost"] == rows[1]["cost"] is not None
 
 
 def test_wrong_labels_are_no_false_alarms_of_detection_alone(tmp_path: Path) -> None:
