@@ -196,7 +196,8 @@ def campaign(detection: Sequence[Row], quality: Sequence[Row]) -> str:
         "means over attacks; its interval of 95 % (t) is over these. Attacks that succeed in less than half of the cases without a defence stand "
         "apart, and count nowhere. Points are against the oracle with as many passes. *Found*: the verdict says so, and at least half of the poison "
         "is flagged. The cost is counted in samples that networks saw (a training step 1, a pass with a gradient of the input 2/3, one forward 1/3) "
-        "over those of a plain training of everything: that of detection, and one plain training after it.\n\n"
+        "over those of a plain training of everything: that of detection, and one plain training after it. Classes of one run share "
+        "networks, so the p of their p-values is smaller than it would be of independent ones.\n\n"
         + table(("of", "what", "goal", "measured", "interval", "runs", ""), lines, "llrrrrl")
     )
 

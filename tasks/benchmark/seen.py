@@ -1,5 +1,6 @@
 """What a run costs in samples: how many each stage showed to networks, whatever the machine and whoever else used it."""
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from meca.files import atomic_write, canonical_json, read_json
 from meca.params import Params
+from tasks import environment
 
 __all__ = ["UNCOUNTED", "WEIGHTS", "Seen", "cost", "plain_training"]
 
@@ -25,7 +27,8 @@ class Seen:
 
     Every network of meca begins with `Normalize`, once, so its calls are the passes. Counts stand beside the run, in seen.json: of a run that is
     started again its finished stages are not counted anew. Where a stage goes on from a checkpoint, its count is unknown. So it is on a GPU, where
-    a recorded step calls no module, and of the scores of a network whose BatchNorm is folded away for them (not `compact`).
+    a recorded step calls no module and a counter would be in the way of a compiled one. The scores of a network whose BatchNorm is folded away for
+    them (not `compact`) are left out.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +41,7 @@ class Seen:
         self.stages: dict[str, dict[str, int] | None] = read_json(self.file) if self.file.is_file() else {}
         self._resumed = {path.name.partition("-")[0] for path in (folder / ".meca" / "checkpoints").glob("*")}
         self._now = dict.fromkeys(KINDS, 0)
-        self._unknown = False
+        self._on_gpu = environment.has_gpu() and os.environ.get("MECA_DEVICE") != "cpu"
         self._lock = threading.Lock()  # trainings run side by side
         self._hook: Any = None
 
@@ -46,12 +49,14 @@ class Seen:
         """Begin to count."""
         from torch.nn.modules.module import register_module_forward_pre_hook
 
-        self._hook = register_module_forward_pre_hook(self._count)
+        if not self._on_gpu:
+            self._hook = register_module_forward_pre_hook(self._count)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop counting."""
-        self._hook.remove()
+        if self._hook is not None:
+            self._hook.remove()
 
     def finished(self, stage: str, seconds: float | None) -> None:
         """Write down what a stage has shown; see `told` of `meca.pipeline.run`.
@@ -65,7 +70,7 @@ class Seen:
         if seconds is None:
             self.stages.setdefault(stage, None)  # killed between its end and this line
         else:
-            self.stages[stage] = None if self._unknown or stage in self._resumed else counted
+            self.stages[stage] = None if self._on_gpu or stage in self._resumed else counted
         atomic_write(self.file, canonical_json(self.stages))
 
     def _count(self, module: Any, inputs: tuple[Any, ...]) -> None:
@@ -79,7 +84,6 @@ class Seen:
         kind = "trained" if module.training else "graded" if images.requires_grad else "forward"
         with self._lock:
             self._now[kind] += len(images)
-            self._unknown |= images.is_cuda
 
 
 def plain_training(params: Params, n: int) -> int:

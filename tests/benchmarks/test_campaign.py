@@ -1,5 +1,6 @@
 """The campaign asks for what its names say: clean sets until `split`, seeds that may be reported, and a share of the class that is really reached."""
 
+import json
 from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.quality import campaign, experiments
 from benchmarks.quality.campaign import ALONE, CAMPAIGN, CLEAN, FURTHER, OF_ITS_CLASS, TARGETS, WHOLE, located, rate_for
-from benchmarks.quality.seeds import read_seeds, refuse
+from benchmarks.quality.seeds import LOOKED_AT, read_seeds, refuse
 from meca.attacks import ATTACKS
 from meca.attacks.poisoning import PoisonParams, plan
 from meca.errors import UsageError
@@ -125,6 +126,17 @@ def test_a_list_names_what_is_due_and_runs_nothing(
     wanted = len([cell for cell in named(every, "gtsrb-5k*") if cell.given["seed"] in (101, 102)])
     assert told[0].startswith(f"{wanted} cells, {wanted - 1} to run") and len(told) == wanted
     assert told[1] == "gtsrb-5k, detection alone none default seed 102" and not work_folder(tmp_path / "detection.jsonl").exists()
+
+
+def test_a_seed_whose_detection_was_looked_at_is_reported_by_no_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "FILE", tmp_path / "quality.jsonl")
+    monkeypatch.setattr(experiments, "DETECTION_FILE", tmp_path / "detection.jsonl")
+    whole = experiments.chosen(experiments.EXPERIMENTS, ["digits"], ["badnet"], ["default"])
+    assert experiments.grid(whole).missing() == whole
+    row = {"experiment": f"digits{ALONE}{LOOKED_AT}", "dataset": "digits", "attack": "none", "preset": "default", "seed": 102}
+    (tmp_path / "detection.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match="that were never looked at, got 102; choose others"):
+        experiments.grid(whole)
 
 
 def test_rows_of_both_kinds_go_to_files_of_their_own_and_a_second_start_measures_what_is_missing(

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.modules import module
 
 from meca.method.scoring import consistency, folded, patch_masks
 from meca.training.engine import features, predict
+from tasks import environment
 from tasks.benchmark.seen import KINDS, UNCOUNTED, WEIGHTS, Seen, cost, plain_training
 from tests.making import settings
 from tests.method.tiny import network, recipe, samples, train
@@ -47,6 +49,17 @@ def test_what_was_not_counted_is_unknown(tmp_path: Path) -> None:
             predict(network(), IMAGES)
             seen.finished(name, 1.0)
     assert seen.stages == {"partition": None, "enhance": {"trained": 0, "graded": 0, "forward": 40}, "split": None}, "it goes on from a checkpoint"
+
+
+def test_on_a_gpu_nothing_is_counted_and_nothing_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "has_gpu", lambda: True)
+    for device, counted in (("cpu", {"trained": 0, "graded": 0, "forward": 40}), ("", None)):
+        monkeypatch.setenv("MECA_DEVICE", device)
+        with Seen(tmp_path / device) as seen:
+            assert bool(module._global_forward_pre_hooks) == (device == "cpu")
+            predict(network(), IMAGES)
+            seen.finished("partition", 1.0)
+        assert seen.stages == {"partition": counted} and not module._global_forward_pre_hooks
 
 
 def test_a_stage_that_was_finished_before_keeps_its_count(tmp_path: Path) -> None:
