@@ -227,19 +227,29 @@ def _cell(
 
 
 @cache
-def code_digest(until: str = "") -> str:
-    """Return the SHA-256 over the files that the measured stages import, as they were when it was asked first.
+def code_files(until: str = "") -> frozenset[Path]:
+    """Return the files that the measured stages import.
 
     Args:
         until: The last of them, see `Plan.until`.
     """
-    return code_now(until)
-
-
-def code_now(until: str = "") -> str:
-    """Return the same of the files as they are."""
     stages = MEASURED[: MEASURED.index(until) + 1] if until else MEASURED
-    return files_digest(ROOT, {ROOT / file for stage in stages for file in closure(ROOT, f"meca.stages.{stage}")})
+    return frozenset(ROOT / file for stage in stages for file in closure(ROOT, f"meca.stages.{stage}"))
+
+
+@cache
+def code_digest(until: str = "") -> str:
+    """Return the SHA-256 over these files, as they were when it was asked first."""
+    return files_digest(ROOT, code_files(until))
+
+
+def is_edited(until: str = "") -> bool:
+    """Tell whether one of these files is another one since, or gone."""
+    # What they import is not looked for anew: to import more, one of them changes; and threads that parse at once break Python 3.11's parser.
+    try:
+        return files_digest(ROOT, code_files(until)) != code_digest(until)
+    except OSError:
+        return True
 
 
 def _absolute(item: str) -> str:
@@ -381,7 +391,7 @@ class Grid:
         cell = next(cell for cell in self.cells if cell.key == key)
         if self._stopped:
             raise CellFailed(f"{cell.name} was not started, because the run was interrupted.")
-        if code_now(cell.until) != cell.given["code_sha256"]:
+        if is_edited(cell.until):
             raise MecaError(
                 f"The code was edited while the grid was running, so {cell.name} was not started; the same command goes on with the new code."
             )

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_cell_that_ends_with_split_is_another_one_and_depends_on_no_later_code
     assert (alone.given["until"], whole.given["until"]) == ("split", None) and alone.given["params_sha256"] == whole.given["params_sha256"]
     asked: list[str] = []
     monkeypatch.setattr(grid, "closure", lambda root, module: (asked.append(module.rpartition(".")[2]), [])[1])
-    grid.code_now("split")
+    grid.code_files.__wrapped__("split")
     assert asked == ["ingest", "poison", "partition", "enhance", "split"]
     Grid(ALONE, tmp_path / "rows.jsonl").save()
     assert [cell.key for cell in Grid.load(tmp_path / "rows.jsonl").cells] == [alone.key]
@@ -91,20 +92,26 @@ def test_cells_that_end_with_split_train_no_references_and_wait_for_none(tmp_pat
     assert all(set(DETECTED) <= set(row) and "acc" not in row for row in rows) and {cell.params.seed for cell in mine.missing()} == {2}
 
 
-def test_a_grid_whose_code_is_edited_starts_no_further_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Grid(Plan(attacks=("badnet", "blend"), presets=("default",)), tmp_path / "rows.jsonl")
+@pytest.mark.parametrize("how", ["edited", "deleted"])
+def test_a_grid_whose_code_is_edited_starts_no_further_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    (tmp_path / "stage.py").write_text("one")
+    monkeypatch.setattr(grid, "ROOT", tmp_path)
+    for name, value in (("code_files", lambda *_: [tmp_path / "stage.py"]), ("code_digest", cache(grid.code_digest.__wrapped__))):
+        monkeypatch.setattr(grid, name, value)
+    mine = Grid(Plan(attacks=("badnet", "blend", "sig"), presets=("default",)), tmp_path / "rows.jsonl")
     started: list[str] = []
 
     def pretend(cell, folder):
         started.append(cell.given["attack"])
         (folder / "row.json").write_text(json.dumps(dict.fromkeys(COLUMNS)))
-        monkeypatch.setattr(grid, "code_now", lambda until="": "of an edit")
+        if len(started) == 2:
+            (tmp_path / "stage.py").write_text("two") if how == "edited" else (tmp_path / "stage.py").unlink()
         return 0, []
 
     monkeypatch.setattr(mine, "_subprocess", pretend)
     with pytest.raises(MecaError, match=r"The code was edited while the grid was running, so shapes .* was not started"):
         mine.measure(mine.missing(), 1, lambda *_: None)
-    assert started == ["badnet"] == [row["attack"] for row in read_rows(tmp_path / "rows.jsonl")], "and what was measured before stays"
+    assert started == ["badnet", "blend"] == [row["attack"] for row in read_rows(tmp_path / "rows.jsonl")], "and what was measured before stays"
 
 
 def test_the_code_of_a_key_is_the_method_and_not_the_report() -> None:
