@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import detector_tables, goals
+from benchmarks.quality import campaign_tables, detector_tables, goals
 from benchmarks.quality.experiments import ABLATIONS, CUTS
 from benchmarks.quality.seeds import headline, read_seeds
 from benchmarks.reliability import hostile
@@ -36,6 +36,7 @@ MARKS = {
 def render(rows: Mapping[str, Sequence[Row]]) -> str:
     """Return docs/results.md."""
     reports = [row for row in rows["quality"] if read_seeds().is_report(row)]
+    campaign = headline(rows["detection"]), headline(rows["quality"])
     parts = [
         "# Results\n",
         "Rendered by `python -m benchmarks.render` from the rows in `benchmarks/results/`. ACC and ASR are on the full test set; "
@@ -43,7 +44,9 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
         "*oracle*: trained on the truly clean ones. Values are means over seeds with min..max and standard deviation (s.d.). Intervals of 95 % are "
         "of the mean over seeds (t), since the images of one run are no independent trials; of a single run it is Wilson's. A difference below "
         f"two points is told on at least {ENOUGH} seeds or not at all.\n",
+        goals.campaign(*campaign),
         goals.section(headline(rows["quality"])),
+        campaign_tables.section(*campaign),
         quality(reports),
         performance.ablations(rows["quality"]),
         detector_tables.section(headline(rows["detectors"]), rows["quality"]),

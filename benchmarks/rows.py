@@ -26,6 +26,7 @@ PACKAGES = ("meca", "tasks", "flows", "infra", "benchmarks", "tests")  # a campa
 PROVENANCE = ("command", "commit", "date", "hardware", "torch", "seed", "seconds")  # of every row; newer ones say more
 KEYS = {
     "quality": ("experiment", "dataset", "n_train", "attack", "preset", "acc", "asr_k", "asr_n", "no_defence_acc", "no_defence_asr", "verdict"),
+    "detection": ("experiment", "dataset", "n_train", "attack", "preset", "until", "verdict", "flagged_share", "p_values"),
     "benchmark": ("key", "status", "experiment", "dataset", "attack", "rate", "preset", "acc", "asr_k", "asr_n"),
     "detectors": ("name", "experiment", "attack", "tpr", "fpr", "auroc", "auroc_target", "tpr_at"),
     "speed": ("name", "unit", "value"),
@@ -36,6 +37,7 @@ CELL = ("experiment", "attack", "preset", "seed")  # what names the cell of a ro
 # What makes a row the same measurement as another one.
 IDENTITY = {
     "quality": ("experiment", "dataset", "n_train", "network", "stem", "attack", "poison_rate", "preset", "seed"),
+    "detection": CELL,
     "benchmark": ("command",),  # one cell; measured with other code it is still the same
     "detectors": ("name", "experiment", "attack", "seed"),
 }
@@ -67,6 +69,8 @@ def read(folder: Path, every: bool = False) -> dict[str, list[Row]]:
             measured = newest(done, *CELL)
             found["failed"] = [row for name, row in newest(rows, *CELL).items() if name not in measured]
             rows = done
+        elif kind == "detection":
+            rows = [row for row in rows if row.get("status", "done") == "done"]
         names = IDENTITY.get(kind, ("name", "unit", "hardware", "ratio_to"))
         latest: dict[str, Row] = {}
         for row in rows:

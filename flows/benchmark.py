@@ -64,7 +64,7 @@ def benchmark(results: str) -> dict[str, int]:
         first: dict[str, Any] = {}  # of the cells that share their references: the one that trains them
         submit: Any = cell.submit  # its overloads know no wait_for
         for chosen in (missing := grid.missing()):
-            before = [allow_failure(first[chosen.recipe])] if chosen.recipe in first else []
+            before = [allow_failure(first[chosen.recipe])] if chosen.recipe in first and not chosen.until else []
             futures[chosen.key] = submit(chosen.name, chosen.key, grid, wait_for=before)
             first.setdefault(chosen.recipe, futures[chosen.key])
         try:

@@ -41,14 +41,15 @@ JUDGES = "partition"  # the first stage that looks at the images to judge them
 Told = Callable[[str, float | None], None]  # stage, seconds; None where it was finished already
 
 
-def run(folder: Path, params: Params, progress: Progress | None = None, told: Told | None = None) -> dict[str, Any]:
-    """Run every stage that is not finished, in `folder`, and return the summary.
+def run(folder: Path, params: Params, progress: Progress | None = None, told: Told | None = None, until: str = "") -> dict[str, Any]:
+    """Run every stage that is not finished, in `folder`, and return the summary; nothing with `until`.
 
     Args:
         folder: Gets `data/`, `work/`, `published/` and `report/`.
         params: The parameters.
         progress: Told what is going on inside a stage.
         told: Called after each stage.
+        until: Name of a stage that is run with those that it needs, and no other; empty for all.
 
     Raises:
         UsageError: The folder, or something in it, is a link or another user's.
@@ -66,7 +67,8 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
         # same whether the stages before it ran in this process or in an earlier one.
         modules = {name: importlib.import_module(f"meca.stages.{name}") for name in graph()}
         importlib.import_module("meca.stages.parameters").validate(params, modules.values())  # a number that a late stage refuses shows now, too
-        for name, module in modules.items():
+        for name in _needed(until):
+            module = modules[name]
             paths, receipt = paths_of(module, name, folder), _receipt(folder, name)
             if name == JUDGES and progress:
                 _say_size(folder / STORE, progress)
@@ -78,7 +80,20 @@ def run(folder: Path, params: Params, progress: Progress | None = None, told: To
                 seconds = record["seconds"]
             if told:
                 told(name, seconds)
-    return read_json(folder / "published" / "summary.json")
+    return {} if until else read_json(folder / "published" / "summary.json")
+
+
+def _needed(until: str) -> list[str]:
+    """Return the names of the stages in order; where `until` names one, it and those whose outputs it needs."""
+    steps = graph()
+    if not until:
+        return list(steps)
+    needed, reads = [until], set(steps[until].reads)
+    for name, step in reversed(steps.items()):
+        if reads & set(step.writes):
+            needed.append(name)
+            reads |= set(step.reads)
+    return needed[::-1]
 
 
 def _say_size(store: Path, progress: Progress) -> None:

@@ -146,6 +146,16 @@ def test_again_on_the_same_input_nothing_runs(tmp_path, stages, images):
     assert (tmp_path / "out/data/x.txt").read_bytes() == before
 
 
+def test_a_run_until_a_stage_runs_what_that_needs_and_a_whole_run_goes_on_from_there(tmp_path, stages, images, monkeypatch):
+    steps = {**pipeline.graph(), "report": Step(("work/first",), ("report",))}  # reads nothing of the two before it
+    monkeypatch.setattr(pipeline, "graph", lambda: steps)
+    stages["report"].run = stage("second", (), lambda ctx, first, out: (out / "report.html").write_text("")).run
+    params, told = with_settings(read_params(), {"ingest.source": str(images)}), []
+    assert pipeline.run(tmp_path / "run", params, told=lambda name, seconds: told.append(name), until="report") == {}
+    assert told == ["first", "report"] and not (tmp_path / "run" / "work" / "second").exists()
+    assert pipeline.run(tmp_path / "run", params)["verdict"] == "no_evidence" and counts(stages)[:3] == [1, 1, 1]
+
+
 def test_a_changed_input_is_read_again(tmp_path, stages, images):
     clean(images, tmp_path / "out")
     (images / "2").write_text("six")  # same name, same size

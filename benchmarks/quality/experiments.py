@@ -1,10 +1,13 @@
-"""The quality rows: data sets x attacks x presets x seeds, each a whole run of the pipeline, into results/quality.jsonl.
+"""The quality rows: data sets x attacks x presets x seeds, each a whole run of the pipeline, into results/quality.jsonl, or its detection alone, into
+results/detection.jsonl.
 
     python -m benchmarks.quality                            all of `EXPERIMENTS` that has no row yet
     python -m benchmarks.quality --only shapes --seeds 104  a part of it
     python -m benchmarks.quality --only shapes --seeds 1 --looked-at    while a number is set: rows that are no report
     python -m benchmarks.quality --again                    measure anew; the newest row counts
     python -m benchmarks.quality --cuts                     what each saving of work, and each departure from the paper, does
+    python -m benchmarks.quality --campaign                 false alarms, every attack, rare poison: benchmarks/quality/campaign.py
+    python -m benchmarks.quality --campaign --list          what has no row yet, one a line; nothing is run
 
 Here stand plans; `tasks.benchmark.grid` runs them. What has a row is not run again, with whatever code it was measured: `code_sha256` says it.
 Nothing here sees the truth; `evaluate` does. Which seeds may be reported is written down in seeds.toml before a report runs, and one that was looked
@@ -17,16 +20,21 @@ import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.campaign import CAMPAIGN, data_folder, located
 from benchmarks.quality.seeds import LOOKED_AT, refuse
-from benchmarks.rows import CELL, RESULTS, ROOT
+from benchmarks.rows import CELL, RESULTS
+from meca.errors import UsageError
 from meca.params import PRESETS
 from tasks.benchmark.grid import EIGHT, Cell, CellFailed, Grid, Plan, cells
 from tasks.benchmark.rows import Row, read_rows
 from tasks.benchmark.tables import line
 
 FILE = RESULTS / "quality.jsonl"
+DETECTION_FILE = RESULTS / "detection.jsonl"
 TWO, PAPER = ("badnet", "blend"), ("paper",)
 SEEDS = (101, 102, 103)
 FIRST = SEEDS[0]
@@ -72,7 +80,7 @@ DIALS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...], float]] = {
         0.05,
     ),
     **{f"{sources} source classes": ({"poison.sources": sources}, TWO, 0.05) for sources in (1, 2, 4, 8)},
-    **{f"{targets} targets, 10 % poison": ({**PATCH, "poison.targets": targets}, ("badnet",), 0.1) for targets in (2, 3, 5)},
+    **{f"{targets} targets, 10 % poison": ({**PATCH, "poison.targets": targets}, ("badnet",), 0.1) for targets in (2, 3, 4, 5)},
     "half of the labels stay": ({"poison.flip_share": 0.5}, TWO, 0.1),
     "three attacks at once": ({}, ("badnet+blend+sig",), 0.08),
     "three other attacks at once": ({}, ("tact+adaptive_blend+physical",), 0.09),
@@ -160,6 +168,8 @@ FULL = Plan(
 )
 ON_GPU: Experiments = {"cifar10": (FULL,), "cifar10, torchvision stem": (replace(FULL, networks=("resnet18:imagenet",)),)}
 
+TABLES: Mapping[str, Experiments] = {"": EXPERIMENTS, "--cuts": LESS, "--gpu": ON_GPU, "--campaign": CAMPAIGN}  # by the option that asks for them
+
 
 def chosen(
     experiments: Experiments,
@@ -169,25 +179,37 @@ def chosen(
     seeds: Sequence[int] = (),
     command: str = "",
     looked_at: bool = False,
+    sets: Path | None = None,
 ) -> list[Cell]:
     """Return the cells of experiments under the names of their rows, those of preset `default` first.
 
     Args:
         experiments: The plans of each.
-        only: Names of experiments; empty for all.
+        only: Names of experiments, or patterns of them (`*`); empty for all.
         attacks: Likewise.
         presets: Likewise.
         seeds: In place of those of the plans.
         command: Of the rows; empty for the one that measures the row alone.
         looked_at: The rows are for setting numbers, which the names of their experiments say: they are never reported.
+        sets: See `benchmarks.quality.campaign.located`.
+
+    Raises:
+        UsageError: A data set is not where it should be, or a name of `only` is none of theirs.
     """
     found: list[Cell] = []
+    if unknown := [wanted for wanted in only if not any(fnmatchcase(name, wanted) for name in experiments)]:
+        other = {flag: name for flag, table in TABLES.items() for name in table if table is not experiments and fnmatchcase(name, unknown[0])}
+        hint = f"{next(iter(other.values()))!r} is there with {next(iter(other))}" if other else "--list names them"
+        raise UsageError(f"Expected --only to name an experiment, or to be a pattern of their names, got {unknown[0]!r}; {hint}.")
     for name, plans in experiments.items():
-        for cell in (each for plan in plans for each in cells(replace(plan, seeds=tuple(seeds) or plan.seeds))):
+        if only and not any(fnmatchcase(name, wanted) for wanted in only):
+            continue
+        here = [replace(plan, seeds=tuple(seeds) or plan.seeds, data=tuple(located(data, sets) for data in plan.data)) for plan in plans]
+        for cell in (each for plan in here for each in cells(plan)):
             attack, preset, seed = (cell.given[key] for key in ("attack", "preset", "seed"))
-            if all(not wanted or value in wanted for value, wanted in ((name, only), (attack, attacks), (preset, presets))):
+            if all(not wanted or value in wanted for value, wanted in ((attack, attacks), (preset, presets))):
                 alone = f"python -m benchmarks.quality --only {shlex.quote(name)} --attack {attack} --preset {preset} --seeds {seed}"
-                alone += " --cuts" * (name in LESS) + " --gpu" * (name in ON_GPU) + " --looked-at" * looked_at
+                alone += "".join(f" {flag}" for flag, table in TABLES.items() if flag and name in table) + " --looked-at" * looked_at
                 given = {**cell.given, "experiment": name + LOOKED_AT * looked_at, "command": command or alone}
                 found.append(replace(cell, name=f"{name} {attack} {preset} seed {seed}", given=given))
     return sorted(found, key=lambda cell: PRESETS.index(cell.given["preset"]))
@@ -196,18 +218,23 @@ def chosen(
 def grid(wanted: Sequence[Cell], threads: int = 1, keep: bool = False) -> Grid:
     """Return the grid of these cells, over the rows that there are.
 
+    Args:
+        wanted: All to the end of the pipeline, or all until `split`: the rows of one are no rows of the other.
+        threads: Of torch, in each cell.
+        keep: Do not delete the folder of a run that is finished.
+
     Raises:
         UsageError: A report with a seed that is not listed for one, or that was looked at (`benchmarks.quality.seeds`).
     """
-    refuse((cell.given for cell in wanted), read_rows(FILE))
-    os.environ.setdefault("MECA_DATA", str(ROOT.parent / "shared" / "data"))
-    return Grid(wanted, FILE, threads, keep, CELL)
+    refuse((cell.given for cell in wanted), [*read_rows(FILE), *read_rows(DETECTION_FILE)])
+    os.environ.setdefault("MECA_DATA", str(data_folder()))
+    return Grid(wanted, DETECTION_FILE if any(cell.until for cell in wanted) else FILE, threads, keep, CELL)
 
 
 def main() -> None:
-    """Measure the cells that have no row yet, as many at a time as there are cores."""
+    """Measure the cells that have no row yet, as many at a time as there are cores: first those that detect alone."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", action="append", default=[], help="an experiment")
+    parser.add_argument("--only", action="append", default=[], help="an experiment, or a pattern of names: '*, detection alone*'")
     parser.add_argument("--attack", action="append", default=[])
     parser.add_argument("--preset", action="append", default=[], choices=PRESETS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
@@ -215,28 +242,40 @@ def main() -> None:
         "--looked-at", action="store_true", help="while numbers or rules are set, on the seeds listed for that: rows that are no report"
     )
     parser.add_argument("--again", action="store_true", help="measure cells that have a row already")
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--cuts", action="store_true", help="the runs with less work, and those with a departure from the paper taken back; preset default"
     )
-    parser.add_argument("--gpu", action="store_true", help="the full data sets with ResNet18")
+    which.add_argument("--gpu", action="store_true", help="the full data sets with ResNet18")
+    which.add_argument("--campaign", action="store_true", help="clean sets until `split`, every attack, rare poison; preset default")
+    parser.add_argument("--sets", type=Path, help="a folder with data sets that are not in MECA_DATA, see benchmarks.quality.merged")
     parser.add_argument("--workers", type=int, default=0, help="runs at a time, one thread each; 0: one per core")
     parser.add_argument("--keep", action="store_true", help="keep the run folders, in a folder beside the rows")
+    parser.add_argument("--list", action="store_true", help="name the cells that are due, and run nothing")
     arguments = parser.parse_args()
     cores = os.cpu_count() or 1
     workers = arguments.workers or (1 if arguments.gpu else cores)
-    experiments = ON_GPU if arguments.gpu else LESS if arguments.cuts else EXPERIMENTS
-    wanted = chosen(experiments, arguments.only, arguments.attack, arguments.preset, arguments.seeds, looked_at=arguments.looked_at)
-    mine = grid(wanted, max(1, cores // workers) if arguments.gpu else 1, arguments.keep)
+    experiments = next((table for flag, table in TABLES.items() if flag and getattr(arguments, flag.strip("-"))), EXPERIMENTS)
+    wanted = chosen(
+        experiments, arguments.only, arguments.attack, arguments.preset, arguments.seeds, looked_at=arguments.looked_at, sets=arguments.sets
+    )
+    parts = [[cell for cell in wanted if bool(cell.until) == alone] for alone in (True, False)]
+    grids = [grid(part, max(1, cores // workers) if arguments.gpu else 1, arguments.keep) for part in parts if part]
+    due = {id(mine): mine.cells if arguments.again else mine.missing() for mine in grids}
+    print(f"{len(wanted)} cells, {sum(map(len, due.values()))} to run, {workers} at a time.", flush=True)
+    if arguments.list:
+        print("".join(f"{cell.name}\n" for mine in grids for cell in due[id(mine)]), end="")
+        return
 
     def tell(cell: Cell, row: Row | CellFailed) -> None:
         if isinstance(row, CellFailed):
             print(row, file=sys.stderr, flush=True)
         else:
-            print(f"{cell.name}: {line(row)}; oracle {row['oracle_acc']} {row['oracle_asr']}", flush=True)
+            print(f"{cell.name}: {line(row)}" + ("" if cell.until else f"; oracle {row['oracle_acc']} {row['oracle_asr']}"), flush=True)
 
-    due = mine.cells if arguments.again else mine.missing()
-    print(f"{len(wanted)} cells, {len(due)} to run, {workers} at a time.", flush=True)
-    with mine.locked():
-        failed = mine.measure(due, workers, tell)
-        mine.tidy()
+    failed = 0
+    for mine in grids:
+        with mine.locked():
+            failed += mine.measure(due[id(mine)], workers, tell)
+            mine.tidy()
     sys.exit(1 if failed else 0)

@@ -1,4 +1,4 @@
-"""One cell of a benchmark: a planted attack, the bare pipeline, and the row of figures that comes out of it.
+"""One cell of a benchmark: a planted attack, the bare pipeline or its detection alone, and the row of figures that comes out of it.
 
     python -m tasks.benchmark.cell FOLDER     reads FOLDER/cell.json, runs in FOLDER/run, writes FOLDER/row.json
 
@@ -9,6 +9,7 @@ Started again in the same folder it resumes where it was, stage by stage.
 import argparse
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -18,19 +19,41 @@ from typing import Any
 from meca.errors import MecaError
 from meca.files import atomic_write, canonical_json, read_json
 from meca.params import Params
+from tasks.benchmark.seen import Seen, cost, plain_training
 
-__all__ = ["COLUMNS", "REFERENCES", "evidence", "flags", "measure", "row_of", "undefended"]
+__all__ = [
+    "COLUMNS",
+    "DETECTED",
+    "DETECTION",
+    "REFERENCES",
+    "detected",
+    "evidence",
+    "flags",
+    "measure",
+    "p_values",
+    "poison_share",
+    "row_of",
+    "undefended",
+]
 
 # What came out of a cell. Of a cell that failed all of them are null: unknown is never left out.
 COLUMNS = (
     "dataset", "n_train", "n_test", "network", "stem", "poison_rate", "acc", "asr_k", "asr_n", "asr_per_trigger", "ra", "recall", "tpr", "fpr",
     "fpr_flagged", "auroc", "auroc_target", "poison_left", "removed", "relabelled", "verdict", "target_class", "leak", "leak_power",
     "clean_acc", "clean_asr", "no_defence_acc", "no_defence_asr", "oracle_acc", "oracle_asr", "oracle_recall", "equal_passes", "evidence",
-    "separation", "references", "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
+    "separation", "references", "p_values", "poison_share", "samples", "cost", "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
+)  # fmt: skip
+DETECTION = "split"  # the last stage of a cell that detects alone
+# What comes out of one.
+DETECTED = (
+    "dataset", "n_train", "poison_rate", "tpr", "fpr", "fpr_flagged", "flagged", "flagged_share", "flagged_classes", "verdict", "target_class",
+    "evidence", "p_values", "poison_share", "samples", "cost", "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
 )  # fmt: skip
 REFERENCES = ("no_defence", "oracle")
 EVIDENCE_CLASSES, EVIDENCE_LENGTH = 5, 900  # classes whose evidence a row tells, and characters of all of it
+DIGITS = 3  # of a p-value in a row
 WEAKER = ("valley", "p", "p_value", "q", "q_value")  # evidence that is the stronger the smaller it is
+P_OF_VIEW = ": p"  # ends the name of a view: its p-value, which is the stronger the smaller it is
 NO_SHARES = ("range", "separation", "spread", "foreign_spread")  # all other evidence is a share, and classes are told in its order
 NO_EVIDENCE = ("label", "n", "suspects", "middle", "threshold")  # numbers of an entry that say where, not how much
 
@@ -53,7 +76,8 @@ def measure(folder: Path, params: Params, references: Mapping[str, Any] | None =
     started = time.perf_counter()
     if references is not None:
         params = with_settings(params, {"evaluate.references": False})
-    summary = run(folder, params)
+    with Seen(folder) as seen:
+        summary = run(folder, params, told=seen.finished)
     work = folder / "work"
     found = read_json(work / "evaluate" / "evaluation.json")
     receipts = {path.stem: read_json(path) for path in sorted((work / "receipts").glob("*.json"))}
@@ -66,26 +90,113 @@ def measure(folder: Path, params: Params, references: Mapping[str, Any] | None =
         references = undefended(folder, params)  # a false alarm must not go without what it cost
     references = {way: {name: _short(of[name]) for name in REFERENCES} for way, of in references.items() if of}
     found |= references.get(found["passes"]) or dict.fromkeys(REFERENCES)
-    seconds = {name: receipt["seconds"] for name, receipt in receipts.items()}
+    info, verdict = read_json(folder / "data" / "store" / "store.json"), read_json(work / "relabel_finetune" / "verdict.json")
     return {
-        **row_of(
-            found,
-            summary,
-            read_json(folder / "data" / "store" / "store.json"),
-            read_json(work / "train_clean" / "model.json")["network"],
-            read_json(work / "relabel_finetune" / "verdict.json"),
-            split,
-        ),
+        **row_of(found, summary, info, read_json(work / "train_clean" / "model.json")["network"], verdict, split),
         "equal_passes": True if found["passes"] in references else None,
         "references": references,
+        "p_values": p_values(verdict, len(info["class_names"])),
+        "poison_share": poison_share(folder),
+        **_spent(params, receipts, seen, info["n_train"], started),
+    }
+
+
+def detected(folder: Path, params: Params) -> dict[str, Any]:
+    """Run the pipeline in `folder` until `split`, in this process, and return the keys of `DETECTED`.
+
+    Args:
+        folder: Gets what the stages write; what is finished there is not run again, what was begun begins anew, so that its cost is known.
+        params: Every parameter of the run; `poison.attack: none` plants nothing.
+
+    Raises:
+        MecaError: A stage failed; what is finished stays in `folder`.
+    """
+    from meca.data.store import read_parquet
+    from meca.metrics import detection
+    from meca.pipeline import run
+
+    started = time.perf_counter()
+    shutil.rmtree(folder / ".meca" / "checkpoints", ignore_errors=True)
+    with Seen(folder) as seen:
+        run(folder, params, told=seen.finished, until=DETECTION)
+    info, split = read_json(folder / "data" / "store" / "store.json"), folder / "work" / DETECTION
+    receipts = {path.stem: read_json(path) for path in sorted((folder / "work" / "receipts").glob("*.json"))}
+    verdict, attack = read_json(split / "verdict.json"), read_json(folder / "data" / "truth" / "attack.json")
+    decisions, by_class = read_parquet(split / "decisions.parquet"), flags(split)
+    flagged, n = sum(count for count, _ in by_class.values()), info["n_train"]
+    if (marks := _marks(folder)) is None:  # nothing was planted: every flag is a false alarm
+        told: dict[str, Any] = {"tpr": None, "fpr": flagged / n, "fpr_flagged": _share(each for each in by_class.values() if each[0])}
+    else:
+        words, suspicion = decisions["verdict"].to_numpy(zero_copy_only=False), decisions["suspicion"].to_numpy()
+        labels = decisions["label"].to_numpy()
+        told = detection(words != "clean", suspicion, marks["is_poisoned"], marks["is_cover"], labels, attack.get("targets"), marks["is_noise"])
+    return {
+        "dataset": info["source"].get("name"),
+        "n_train": n,
+        "poison_rate": attack.get("poison_rate", 0.0),
+        **{key: told[key] for key in ("tpr", "fpr", "fpr_flagged")},
+        "flagged": flagged,
+        "flagged_share": flagged / n,
+        "flagged_classes": [label for label, (count, _) in by_class.items() if count],
+        "verdict": verdict["verdict"],
+        "target_class": verdict["target_class"],
+        "evidence": evidence(verdict, by_class),
+        "p_values": p_values(verdict, len(info["class_names"])),
+        "poison_share": poison_share(folder),
+        **_spent(params, receipts, seen, n, started),
+    }
+
+
+def _spent(params: Params, receipts: Mapping[str, Any], seen: Seen, n: int, started: float) -> dict[str, Any]:
+    seconds, first = {name: receipt["seconds"] for name, receipt in receipts.items()}, receipts["partition"]
+    counted, plain = {name: seen.stages.get(name) for name in receipts}, plain_training(params, n)
+    return {
+        "samples": {"plain_training": plain, **counted},
+        "cost": cost(counted, plain),
         "peak_mib": max(receipt["peak_mib"] for receipt in receipts.values()),
         "stage_seconds": seconds,
-        "hardware": hardware(params, receipts["train_clean"]["hardware"]["processor"]),
-        "torch": receipts["train_clean"]["versions"]["torch"],
+        "hardware": hardware(params, first["hardware"]["processor"]),
+        "torch": first["versions"]["torch"],
         "python": platform.python_version(),
         # Of a run that was resumed the stages say more than our clock.
         "seconds": round(max(time.perf_counter() - started, sum(seconds.values())), 1),
     }
+
+
+def _marks(folder: Path) -> dict[str, Any] | None:
+    """Return which samples the truth marks as poison, cover or wrong label, bool [n] each; None where nothing was planted."""
+    from meca.data.store import read_parquet
+
+    file = folder / "data" / "truth" / "truth.parquet"
+    if not file.is_file():
+        return None
+    table = read_parquet(file)
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in ("is_poisoned", "is_cover", "is_noise")}
+
+
+def poison_share(folder: Path) -> float | None:
+    """Return the largest share of a class, as its labels are given, that is poison; None where nothing was planted."""
+    from meca.data.store import read_parquet
+
+    marks = _marks(folder)
+    if marks is None or not marks["is_poisoned"].any():
+        return None
+    labels = read_parquet(folder / "work" / DETECTION / "decisions.parquet")["label"].to_numpy()
+    return max(float(marks["is_poisoned"][labels == label].mean()) for label in set(labels.tolist()))
+
+
+def p_values(verdict: Mapping[str, Any], classes: int) -> list[float | None] | None:
+    """Return for each class the p-value that it holds no trigger, to three digits; None where a class, or all of the verdict, has none.
+
+    Args:
+        verdict: verdict.json; in older ones no entry of its evidence has a p-value.
+        classes: Number of classes.
+    """
+    found: list[float | None] = [None] * classes
+    for entry in verdict.get("evidence", ()):
+        if isinstance(value := entry.get("p"), int | float) and not isinstance(value, bool):
+            found[int(entry["label"])] = float(f"{value:.{DIGITS}g}")
+    return None if all(value is None for value in found) else found
 
 
 def flags(split: Path) -> dict[int, tuple[int, int]]:
@@ -155,13 +266,13 @@ def evidence(verdict: Mapping[str, Any], flagged: Mapping[int, tuple[int, int]])
     strongest: dict[int, dict[str, float]] = {label: {} for label, (count, _) in flagged.items() if count}
     for entry in (*verdict.get("evidence", ()), *verdict.get("second_look", ())):
         of = strongest.setdefault(int(entry["label"]), {})
-        for key, value in entry.items():
+        for key, value in (*entry.items(), *_of_views(entry.get("views") or {})):
             if isinstance(value, int | float) and not isinstance(value, bool) and key not in NO_EVIDENCE:
-                of[key] = (min if key in WEAKER else max)(of.get(key, value), value)
+                of[key] = (min if key in WEAKER or key.endswith(P_OF_VIEW) else max)(of.get(key, value), value)
 
     def near(label: int) -> tuple[bool, bool, float, float]:
         values = strongest[label]
-        shares = [value for key, value in values.items() if key not in WEAKER and key not in NO_SHARES]
+        shares = [value for key, value in values.items() if key not in WEAKER and key not in NO_SHARES and not key.endswith(P_OF_VIEW)]
         p = [value for key, value in values.items() if key in WEAKER[1:]]
         return bool(flagged.get(label, (0,))[0]), label in verdict.get("doubtful", ()), -min(p, default=1.0), max(shares, default=0.0)
 
@@ -179,6 +290,13 @@ def evidence(verdict: Mapping[str, Any], flagged: Mapping[int, tuple[int, int]])
 
     every = (told(shown) for shown in range(EVIDENCE_CLASSES, 0, -1))
     return next((each for each in every if len(canonical_json(each, indent=None)) <= EVIDENCE_LENGTH), told(0))
+
+
+def _of_views(views: Mapping[str, Mapping[str, float | None]]) -> Iterable[tuple[str, float | None]]:
+    """Return the values of the views of a class, and their p-values, under names of their own."""
+    for name, of in views.items():
+        yield name, of.get("value")
+        yield f"{name}{P_OF_VIEW}", of.get("p")
 
 
 def row_of(
@@ -202,10 +320,6 @@ def row_of(
     final, oracle, bare, told = found["final"] or {}, found["oracle"] or {}, found["no_defence"] or {}, found["detection"] or {}
     clean, counts = found["clean"] or {}, summary["counts"]
 
-    def share(classes: Iterable[tuple[int, int]]) -> float | None:
-        sums = [sum(each) for each in zip(*classes, strict=True)]
-        return sums[0] / sums[1] if sums else None
-
     return {
         "dataset": info["source"].get("name"),
         "n_train": info["n_train"],
@@ -216,8 +330,8 @@ def row_of(
         **{key: final.get(key) for key in ("acc", "asr_k", "asr_n", "ra", "recall")},
         "asr_per_trigger": _per_trigger(final),
         "tpr": told.get("tpr"),
-        "fpr": told.get("fpr") if told else share(flagged.values()),
-        "fpr_flagged": told.get("fpr_flagged") if told else share(each for each in flagged.values() if each[0]),
+        "fpr": told.get("fpr") if told else _share(flagged.values()),
+        "fpr_flagged": told.get("fpr_flagged") if told else _share(each for each in flagged.values() if each[0]),
         **{key: told.get(key) for key in ("auroc", "auroc_target", "poison_left")},
         "removed": counts["removed"],
         "relabelled": counts["relabelled"],
@@ -235,6 +349,11 @@ def row_of(
         "evidence": evidence(verdict, flagged),
         "separation": found.get("separation"),
     }
+
+
+def _share(classes: Iterable[tuple[int, int]]) -> float | None:
+    sums = [sum(each) for each in zip(*classes, strict=True)]
+    return sums[0] / sums[1] if sums else None
 
 
 def hardware(params: Params, processor: str) -> str:
@@ -259,7 +378,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     try:
         given = read_json(folder / "cell.json")
-        row = measure(folder / "run", Params(given["params"], "params.yaml"), given["references"])
+        params = Params(given["params"], "params.yaml")
+        row = detected(folder / "run", params) if given["until"] else measure(folder / "run", params, given["references"])
         atomic_write(folder / "row.json", canonical_json(row))
     except MecaError as error:
         print(error, file=sys.stderr)

@@ -26,7 +26,7 @@ from meca.files import atomic_write, canonical_json, lock, read_json, refuse_for
 from meca.files import code_digest as files_digest
 from meca.params import PRESETS, Params, read_params, with_settings
 from tasks import environment
-from tasks.benchmark.cell import COLUMNS, REFERENCES
+from tasks.benchmark.cell import COLUMNS, DETECTED, DETECTION, REFERENCES
 from tasks.benchmark.rows import Row, append, identity, newest, provenance, read_rows, revision
 from tasks.dvc.closure import closure
 from tasks.dvc.stage import end_group
@@ -50,7 +50,7 @@ class CellFailed(MecaError):  # noqa: N818 - the name says what happened
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured: the product of all fields but the last two."""
+    """What is to be measured: the product of all fields but the last three."""
 
     data: tuple[str, ...] = ("shapes",)  # a name that meca knows or a path; `:n` behind it takes n training samples
     attacks: tuple[str, ...] = (*EIGHT, "none")
@@ -61,6 +61,7 @@ class Plan:
     partition_rates: tuple[float, ...] = ()  # share of the samples taken for clean by `enhance`; empty: what params.yaml says
     settings: Mapping[str, Any] = field(default_factory=dict)  # dotted keys of params.yaml, in force in every cell
     tree: Mapping[str, Any] = field(default_factory=lambda: read_params().tree)  # params.yaml
+    until: str = ""  # the last stage of every cell: `split`, where detection alone is measured; empty for the whole pipeline
 
     @staticmethod
     def of(value: Mapping[str, Any]) -> "Plan":
@@ -77,6 +78,11 @@ class Cell:
     recipe: str  # likewise, over what its references depend on: cells with the same one share them
     params: Params
     given: Mapping[str, Any]  # the keys of its row that say what was asked for
+
+    @property
+    def until(self) -> str:
+        """The last stage, see `Plan.until`."""
+        return self.given["until"] or ""
 
 
 def data_of(text: str) -> tuple[str, int]:
@@ -129,6 +135,8 @@ def _check(plan: Plan) -> None:
                 raise UsageError(f"Expected {what} to be one of {', '.join(allowed)}, got {value!r}.")
     for attack in plan.attacks:
         attack_names(attack)  # several may not go together
+    if plan.until not in ("", DETECTION):
+        raise UsageError(f"Expected a plan to go until {DETECTION!r}, or to the end (''), got {plan.until!r}.")
     for what, values in (("rate", plan.rates), ("partition rate", plan.partition_rates)):
         for value in values:
             if not 0 < value < 1:
@@ -189,11 +197,12 @@ def _cell(
     words = [word for option, value in options.items() if value is not None for word in (f"--{option}", str(value))]
     words += [word for key, value in plan.settings.items() for word in ("--set", f"{key}={value}")]
     told = [data, network, attack, *([f"{100 * rate:g} %"] if rate is not None else [])]
-    told += [preset, *([f"partition rate {share:g}"] if share is not None else []), f"seed {seed}"]
+    told += [preset, *([f"partition rate {share:g}"] if share is not None else []), *([f"until {plan.until}"] if plan.until else []), f"seed {seed}"]
+    code = code_digest(plan.until)
     return Cell(
         name=" ".join(told),
-        key=_hash([numbers, code_digest()]),
-        recipe=_hash([{group: numbers[group] for group in RECIPE}, numbers["relabel_finetune"]["recipe"], code_digest()]),
+        key=_hash([numbers, code]),
+        recipe=_hash([{group: numbers[group] for group in RECIPE}, numbers["relabel_finetune"]["recipe"], code]),
         params=params,
         given={
             "experiment": label + (f"-{limit}" if limit else ""),
@@ -209,7 +218,8 @@ def _cell(
             "partition_rate_given": share,
             "command": shlex.join(["meca", "benchmark", *words]),
             "settings": {key: str(value) for key, value in plan.settings.items()},
-            "code_sha256": code_digest(),
+            "code_sha256": code,
+            "until": plan.until or None,
             "data_sha256": digest,
             "params_sha256": _hash(numbers),
         },
@@ -217,9 +227,29 @@ def _cell(
 
 
 @cache
-def code_digest() -> str:
-    """Return the SHA-256 over the files that the measured stages import."""
-    return files_digest(ROOT, {ROOT / file for stage in MEASURED for file in closure(ROOT, f"meca.stages.{stage}")})
+def code_files(until: str = "") -> frozenset[Path]:
+    """Return the files that the measured stages import.
+
+    Args:
+        until: The last of them, see `Plan.until`.
+    """
+    stages = MEASURED[: MEASURED.index(until) + 1] if until else MEASURED
+    return frozenset(ROOT / file for stage in stages for file in closure(ROOT, f"meca.stages.{stage}"))
+
+
+@cache
+def code_digest(until: str = "") -> str:
+    """Return the SHA-256 over these files, as they were when it was asked first."""
+    return files_digest(ROOT, code_files(until))
+
+
+def is_edited(until: str = "") -> bool:
+    """Tell whether one of these files is another one since, or gone."""
+    # What they import is not looked for anew: to import more, one of them changes; and threads that parse at once break Python 3.11's parser.
+    try:
+        return files_digest(ROOT, code_files(until)) != code_digest(until)
+    except OSError:
+        return True
 
 
 def _absolute(item: str) -> str:
@@ -329,7 +359,7 @@ class Grid:
         """
         first: dict[str, Cell] = {}
         for cell in chosen:
-            if self._references(cell) is None:
+            if not cell.until and self._references(cell) is None:
                 first.setdefault(cell.recipe, cell)
         trained = {cell.key for cell in first.values()}
         failed = 0
@@ -356,21 +386,26 @@ class Grid:
 
         Raises:
             CellFailed: It has no figures. That is recorded too, unless the grid was stopped.
+            MecaError: The code was edited since the cells were made: their rows would name another one than they ran.
         """
         cell = next(cell for cell in self.cells if cell.key == key)
         if self._stopped:
             raise CellFailed(f"{cell.name} was not started, because the run was interrupted.")
+        if is_edited(cell.until):
+            raise MecaError(
+                f"The code was edited while the grid was running, so {cell.name} was not started; the same command goes on with the new code."
+            )
         folder = work_folder(self.output) / cell.key[:24]
-        references = self._references(cell)
-        atomic_write(folder / "cell.json", canonical_json({"params": cell.params.tree, "references": references}))
+        references = None if cell.until else self._references(cell)
+        atomic_write(folder / "cell.json", canonical_json({"params": cell.params.tree, "references": references, "until": cell.until}))
         (folder / "row.json").unlink(missing_ok=True)
         code, said = self._subprocess(cell, folder)
         if self._stopped:
             raise CellFailed(f"{cell.name} was interrupted; the same command continues.")
         failed = code != 0 or not (folder / "row.json").is_file()
         error = _reason(code, said) if failed else None
-        found = dict.fromkeys(COLUMNS) if failed else read_json(folder / "row.json")
-        row = self._record(cell, {**found, "references_trained": references is None}, error)
+        found = dict.fromkeys(DETECTED if cell.until else COLUMNS) if failed else read_json(folder / "row.json")
+        row = self._record(cell, {**found, "references_trained": references is None and not cell.until}, error)
         if error is not None:
             raise CellFailed(f"{cell.name}: {error}")
         if not self.keep:

@@ -15,7 +15,7 @@ from meca.files import atomic_write
 from meca.metrics import BINS, ROC_AT
 from meca.report.numbers import UNKNOWN, percent
 from tasks.benchmark.grid import EIGHT
-from tasks.benchmark.rows import Row, cell, known, newest, origins, read_rows, table
+from tasks.benchmark.rows import Row, cell, known, newest, number, origins, read_rows, table
 from tasks.mlflow.figures import PIXELS, drawn
 
 __all__ = ["FIGURES", "figures", "line", "render", "unequal", "write"]
@@ -54,6 +54,10 @@ def oracle(row: Row) -> tuple[float | None, float | None]:
 
 def line(row: Row) -> str:
     """Return a row in a few words."""
+    if row.get("until"):
+        where = ", ".join(map(str, row["flagged_classes"])) or "no class"
+        found = f"{row['verdict']}, {percent(row['flagged_share'], 2)} flagged in {where}, TPR {percent(row['tpr'])}, FPR {percent(row['fpr'], 2)}"
+        return f"{found}, {number(row['cost'])} plain trainings, {row['seconds']} s"
     return f"{row['verdict']}, ACC/ASR {_pair([row], final)}, TPR {percent(row['tpr'])}, FPR {percent(row['fpr'], 2)}, {row['seconds']} s"
 
 
@@ -136,7 +140,8 @@ def write(results: Path) -> list[Path]:
 
 
 def _done(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row.get("status", "done") == "done"]
+    # What goes until `split` alone has nothing to say in a table of the paper.
+    return [row for row in rows if row.get("status", "done") == "done" and not row.get("until")]
 
 
 def _setting(row: Row) -> Setting:

@@ -1,15 +1,18 @@
 """The row of a cell: how near its decision was, in a few words, and no false alarm without what it cost."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from meca.data.store import write_parquet
+from meca.data.store import read_parquet, write_parquet
 from meca.files import canonical_json, read_json
-from tasks.benchmark.cell import EVIDENCE_CLASSES, evidence, flags, row_of, undefended
+from meca.training import engine
+from tasks.benchmark.cell import COLUMNS, DETECTED, EVIDENCE_CLASSES, detected, evidence, flags, measure, p_values, row_of, undefended
+from tests.making import settings as settings_of
 from tests.stages.chain import quick, run
 
 ENTRY = st.fixed_dictionaries(
@@ -103,3 +106,91 @@ def test_a_false_alarm_has_the_reference_of_a_plain_training(tmp_path: Path) -> 
     assert found["tuned"]["no_defence"] == found["tuned"]["oracle"] and 0 <= found["tuned"]["oracle"]["acc"] <= 1
     counted = flags(tmp_path / "work" / "split")
     assert counted.keys() == {0, 1, 2, 3} and not any(flagged for flagged, _ in counted.values())
+
+
+NEW = {
+    "verdict": "weak",
+    "evidence": [
+        {"label": 2, "n": 30, "p": 0.0123456, "q": 0.05, "proven": True}
+        | {"views": {"foreign": {"value": 0.5, "p": 0.02}, "flips": {"value": None, "p": None}}},
+        {"label": 0, "n": 30, "p": 1.0, "q": 1.0, "proven": False}
+        | {"views": {"foreign": {"value": 7.25, "p": 0.001}, "flips": {"value": 0.1, "p": 0.9}}},
+    ],
+}
+
+
+def test_p_values_stand_by_class_and_an_older_verdict_has_none() -> None:
+    assert p_values(NEW, 4) == [1.0, None, 0.0123, None]
+    assert p_values({"evidence": [{"label": 1, "flips": 0.5, "p": None}, {"label": 2, "flips": 0.5}]}, 4) is None and p_values({}, 2) is None
+
+
+def test_views_are_told_with_their_p_values_and_the_class_with_the_smallest_p_comes_first() -> None:
+    found = evidence(NEW, {0: (0, 30), 2: (0, 30)})
+    assert found["verdict"] == "weak" and found["strongest"] == [
+        {"label": 2, "p": 0.01235, "q": 0.05, "foreign": 0.5, "foreign: p": 0.02},
+        {"label": 0, "p": 1.0, "q": 1.0, "foreign": 7.25, "foreign: p": 0.001, "flips": 0.1, "flips: p": 0.9},
+    ]
+
+
+def test_evidence_with_views_of_a_hundred_classes_is_less_than_a_kilobyte() -> None:
+    views = {f"a view with a long name {i}": {"value": i / 7, "p": 1 / (i + 3)} for i in range(9)}
+    entries = [{"label": label, "n": 9, "p": 1 / (label + 3), "q": 1.0, "proven": False, "views": views} for label in range(100)]
+    found = evidence({"verdict": "no_evidence", "evidence": entries}, {label: (label, 9) for label in range(100)})
+    assert len(canonical_json(found, indent=None)) < 1000 and found["left_out"]["strongest"] >= 95
+
+
+TINY = {
+    "ingest.shapes_train": 120, "ingest.shapes_test": 20, "ingest.size": 16, "network.width": 4, "detector.width": 4, "train_clean.min_steps": 0,
+    "train_clean.epochs": 2, "partition.recipe.min_steps": 2, "partition.recipe.epochs": 1, "enhance.rounds": 1, "enhance.recipe.epochs": 1,
+    "enhance.recipe.min_steps": 0, "second_look.rounds": 1, "second_look.recipe.epochs": 1, "second_look.recipe.min_steps": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ["badnet", "none"])
+def test_detection_alone_says_what_the_whole_pipeline_says_and_trains_no_more(tmp_path: Path, attack: str) -> None:
+    params = settings_of(**TINY, poison__attack=attack, poison__rate=0.1)
+    row = detected(tmp_path / "alone", params)
+    ran = {path.stem for path in (tmp_path / "alone" / "work" / "receipts").iterdir()}
+    assert set(row) == set(DETECTED) and ran == {"ingest", "poison", "partition", "enhance", "split"} == row["stage_seconds"].keys()
+    again = detected(tmp_path / "alone", params)
+    assert {**again, "seconds": 0} == {**row, "seconds": 0}, "what is finished is not run again, and its cost is still known"
+    whole = measure(tmp_path / "whole", params)
+    same = ("dataset", "n_train", "poison_rate", "tpr", "fpr", "fpr_flagged", "verdict", "p_values", "poison_share")
+    assert {key: row[key] for key in same} == {key: whole[key] for key in same} and set(whole) == set(COLUMNS)
+    assert row["flagged_classes"] == [int(label) for label in sorted(whole["evidence"]["flagged"], key=int)]
+    assert row["flagged"] == sum(whole["evidence"]["flagged"].values()) and row["flagged_share"] == row["flagged"] / 120
+    counted = ("ingest", "poison", "partition", "enhance", "split", "plain_training")
+    assert {name: row["samples"][name] for name in counted} == {name: whole["samples"][name] for name in counted}
+    assert row["samples"]["plain_training"] == 2 * 64 and row["samples"]["partition"]["trained"] >= 64
+    assert 0 < row["cost"] < whole["cost"]
+    assert (row["tpr"] is None) == (attack == "none") == (row["poison_share"] is None)
+    if attack == "badnet":
+        poisoned = read_parquet(tmp_path / "alone" / "data" / "truth" / "truth.parquet")["is_poisoned"].to_numpy(zero_copy_only=False)
+        labels = read_parquet(tmp_path / "alone" / "work" / "split" / "decisions.parquet")["label"].to_numpy()
+        assert poisoned.sum() == 12 and row["poison_share"] == 12 / (labels == 1).sum()
+
+
+def test_a_killed_detection_costs_what_one_that_was_not_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, save = settings_of(**TINY, poison__attack="none"), engine.save_checkpoint
+    with monkeypatch.context() as patched:
+
+        def killed(*given: Any) -> None:
+            save(*given)
+            raise KeyboardInterrupt("killed")
+
+        patched.setattr(engine, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            detected(tmp_path / "killed", params)
+    assert list((tmp_path / "killed" / ".meca" / "checkpoints").rglob("*.safetensors")), "or this test says nothing"
+    rows = [detected(tmp_path / name, params) for name in ("killed", "whole")]
+    assert rows[0]["samples"] == rows[1]["samples"] and rows[0]["cost"] == rows[1]["cost"] is not None
+
+
+def test_wrong_labels_are_no_false_alarms_of_detection_alone(tmp_path: Path) -> None:
+    flagging = {"split.min_range": 0.0, "split.max_valley": 1.0, "split.min_separation": 0.0, "split.min_flips": 0.0, "split.cap_flagged": 1.0}
+    params = settings_of(**TINY, **flagging, split__cap_left=0.0, poison__attack="none", poison__label_noise=0.2)
+    row = detected(tmp_path, params)
+    truth = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")["is_noise"].to_numpy(zero_copy_only=False)
+    told = read_parquet(tmp_path / "work" / "split" / "decisions.parquet")["verdict"].to_numpy(zero_copy_only=False) != "clean"
+    assert truth.sum() == 24 and told.any(), "or this test says nothing"
+    assert (row["tpr"], row["poison_share"]) == (None, None) and row["fpr"] == told[~truth].mean() != told.mean() == row["flagged_share"]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from meca.errors import MecaError, UsageError
 from tasks import environment
 from tasks.benchmark import grid
-from tasks.benchmark.cell import COLUMNS
+from tasks.benchmark.cell import COLUMNS, DETECTED
 from tasks.benchmark.grid import CellFailed, Grid, Plan, cells, data_of, work_folder
 from tasks.benchmark.rows import read_rows
 from tests.making import make_folder
@@ -54,8 +55,63 @@ def test_a_key_follows_what_the_figures_depend_on_and_nothing_else(monkeypatch: 
     tree = json.loads(json.dumps(ONE.tree))
     tree["paper"]["split"]["min_flips"] = 0.9
     assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, tree=tree)) == before, "the block of the other preset is not in force"
-    monkeypatch.setattr(grid, "code_digest", lambda: "other code")
+    monkeypatch.setattr(grid, "code_digest", lambda *_: "other code")
     assert key(ONE) != before
+
+
+ALONE = Plan(attacks=("badnet",), presets=("default",), until="split")
+
+
+def test_a_cell_that_ends_with_split_is_another_one_and_depends_on_no_later_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (alone,), (whole,) = cells(ALONE), cells(ONE)
+    assert alone.key != whole.key and alone.name != whole.name and (alone.until, whole.until) == ("split", "")
+    assert (alone.given["until"], whole.given["until"]) == ("split", None) and alone.given["params_sha256"] == whole.given["params_sha256"]
+    asked: list[str] = []
+    monkeypatch.setattr(grid, "closure", lambda root, module: (asked.append(module.rpartition(".")[2]), [])[1])
+    grid.code_files.__wrapped__("split")
+    assert asked == ["ingest", "poison", "partition", "enhance", "split"]
+    Grid(ALONE, tmp_path / "rows.jsonl").save()
+    assert [cell.key for cell in Grid.load(tmp_path / "rows.jsonl").cells] == [alone.key]
+
+
+def test_cells_that_end_with_split_train_no_references_and_wait_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Grid(Plan(attacks=("badnet",), seeds=(1, 2), until="split"), tmp_path / "rows.jsonl")
+    together = threading.Barrier(len(mine.cells))
+
+    def pretend(cell, folder):
+        together.wait(60)  # all of them at once, or this breaks
+        given = json.loads((folder / "cell.json").read_text())
+        assert (given["references"], given["until"]) == (None, "split")
+        (folder / "row.json").write_text(json.dumps(dict.fromkeys(DETECTED)))
+        return (0, []) if cell.params.seed == 1 else (2, ["no luck"])
+
+    monkeypatch.setattr(mine, "_subprocess", pretend)
+    assert mine.measure(mine.missing(), len(mine.cells), lambda *_: None) == 2
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert {(row["status"], row["references_trained"], row["until"]) for row in rows} == {("done", False, "split"), ("failed", False, "split")}
+    assert all(set(DETECTED) <= set(row) and "acc" not in row for row in rows) and {cell.params.seed for cell in mine.missing()} == {2}
+
+
+@pytest.mark.parametrize("how", ["edited", "deleted"])
+def test_a_grid_whose_code_is_edited_starts_no_further_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    (tmp_path / "stage.py").write_text("one")
+    monkeypatch.setattr(grid, "ROOT", tmp_path)
+    for name, value in (("code_files", lambda *_: [tmp_path / "stage.py"]), ("code_digest", cache(grid.code_digest.__wrapped__))):
+        monkeypatch.setattr(grid, name, value)
+    mine = Grid(Plan(attacks=("badnet", "blend", "sig"), presets=("default",)), tmp_path / "rows.jsonl")
+    started: list[str] = []
+
+    def pretend(cell, folder):
+        started.append(cell.given["attack"])
+        (folder / "row.json").write_text(json.dumps(dict.fromkeys(COLUMNS)))
+        if len(started) == 2:
+            (tmp_path / "stage.py").write_text("two") if how == "edited" else (tmp_path / "stage.py").unlink()
+        return 0, []
+
+    monkeypatch.setattr(mine, "_subprocess", pretend)
+    with pytest.raises(MecaError, match=r"The code was edited while the grid was running, so shapes .* was not started"):
+        mine.measure(mine.missing(), 1, lambda *_: None)
+    assert started == ["badnet", "blend"] == [row["attack"] for row in read_rows(tmp_path / "rows.jsonl")], "and what was measured before stays"
 
 
 def test_the_code_of_a_key_is_the_method_and_not_the_report() -> None:
@@ -118,6 +174,7 @@ def test_a_limit_stands_behind_a_colon(text: str, expected: tuple[str, int]) -> 
         ({"data": ("nowhere",)}, "found nothing at 'nowhere'"),
         ({"settings": {"split.min_flip": "1"}}, "did you mean 'split.min_flips'"),
         ({"settings": {"poison.rate": "0.2"}}, "leave the axes of the grid alone, got poison.rate"),
+        ({"until": "enhance"}, r"go until 'split', or to the end \(''\), got 'enhance'"),
         ({"settings": {"relabel_finetune.probe": "0"}}, r"\[relabel_finetune\] expected probe >= 1, got 0"),
     ],
 )

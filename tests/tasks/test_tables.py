@@ -192,3 +192,12 @@ def test_rows_of_older_code_do_not_count_beside_newer_ones(tmp_path):
 def test_nothing_known_is_no_number(rows):
     text = tables.render(rows)
     assert "nan" not in text and "None" not in text
+
+
+def test_a_row_of_detection_alone_is_told_in_a_line_and_is_in_no_table_of_the_paper():
+    alone = {"until": "split", "flagged_classes": [3, 7], "flagged_share": 0.0125, "cost": 1.504, "seconds": 61.0}
+    row_of_it = {**grid_row(attack="none", tpr=None, fpr=0.0125, verdict="poisoned"), **alone}
+    assert tables.line(row_of_it) == "poisoned, 1.25 % flagged in 3, 7, TPR –, FPR 1.25 %, 1.504 plain trainings, 61.0 s"
+    quiet = {**row_of_it, "flagged_classes": [], "cost": None, "verdict": "no_evidence", "flagged_share": 0.0, "fpr": 0.0}
+    assert tables.line(quiet) == "no_evidence, 0.00 % flagged in no class, TPR –, FPR 0.00 %, – plain trainings, 61.0 s"
+    assert tables.render([row_of_it]) == tables.render([])
