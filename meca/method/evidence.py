@@ -3,8 +3,8 @@
 Each view gives every class one number, high where it looks poisoned. What a clean class would give depends on the data: how alike classes
 are, how images are lit, how many there are. So the other classes of the same data say it. Beyond their median a clean class's value is
 taken to fall off exponentially, with the mean excess of the others; where all others are alike, with a least mean that is a number of
-params.yaml. That gives a p-value for each view, the smallest of them times their number (Bonferroni) one for the class, and the false
-discovery rate over the classes is controlled by the procedure of Benjamini and Hochberg (1995).
+params.yaml. That gives a p-value for each view, their Cauchy combination one for the class, and the false discovery rate over the classes is
+controlled by the procedure of Benjamini and Hochberg (1995).
 
 Poisoned classes among the others would hide each other. So the excess is measured below the 80 % quantile, and scaled to what an
 exponential has there; and what is proven leaves the others, until nothing more is proven.
@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Finding", "adjusted", "findings", "tail"]
+__all__ = ["Finding", "adjusted", "combined", "findings", "tail"]
 
 HIGH = 0.8  # quantile of the other classes, beyond which their values do not count: they may be poisoned
 SCALE = 0.6  # mean excess over the median of an exponential that is cut at its 80 % quantile, over its own mean: 1 - 0.2 / 0.5
+
+SMALL = 1e-6  # p-values that are not combined, but counted
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -51,7 +53,20 @@ def tail(value: float, others: Floats, least: float) -> float:
     mean = max(least, float(above.mean()) / SCALE)
     if value > median:
         return float(0.5 * np.exp(-(value - median) / mean))
-    return (1 + int((others >= value).sum())) / (1 + len(others))
+    # Where all are alike, as where no class looks like any other, a class is in the middle of them, and the view says nothing.
+    return (int((others > value).sum()) + 0.5 * (int((others == value).sum()) + 1)) / (1 + len(others))
+
+
+def combined(ps: Floats) -> float:
+    """Return one p-value of several that may depend on each other, NaN left out: the Cauchy combination (Liu and Xie, 2020)."""
+    ps = ps[np.isfinite(ps)]
+    if len(ps) == 0:
+        return 1.0
+    smallest = float(ps.min())
+    if smallest < SMALL:  # the tangent of so near a half turn is rounding: the smallest alone decides, as with Bonferroni
+        return min(1.0, len(ps) * smallest)
+    mean = float(np.tan((0.5 - np.minimum(ps, 1 - SMALL)) * np.pi).mean())
+    return float(np.clip(0.5 - np.arctan(mean) / np.pi, 0.0, 1.0))
 
 
 def adjusted(p: Floats) -> Floats:
@@ -77,9 +92,8 @@ def findings(views: Mapping[str, Floats], least: Mapping[str, float], rate: floa
     proven = again.copy()
     while True:
         ps = {name: _of_view(values, proven, least[name]) for name, values in views.items()}
-        smallest = np.nanmin(np.stack([np.where(np.isnan(p), 1.0, p) for p in ps.values()]), axis=0)
         asked = np.any([~np.isnan(values) for values in views.values()], axis=0)
-        p = np.where(asked, np.minimum(1.0, len(views) * smallest), 1.0)
+        p = np.array([combined(np.array([of[c] for of in ps.values()])) for c in range(classes)])
         q = np.ones(classes)
         for family in (asked & again, asked & ~again):
             q[family] = adjusted(p[family])

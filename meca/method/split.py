@@ -126,6 +126,7 @@ class Found:
     decision: Decision
     everything: nn.Module  # trained on all samples
     kept: nn.Module | None  # trained on the samples that are not flagged, as `train_clean` says; None where that has not been done
+    curve: list[tuple[int, float, float]]  # of its training: epoch, loss, accuracy
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,11 @@ def detect(asked: Asked) -> Found:
     proofs: dict[int, Proof] = {}
     everything: nn.Module | None = None
     model: nn.Module | None = None
+    curve: list[tuple[int, float, float]] = []
     for number in range(params.rounds):
         asked.say("split: what is left" if number else "split: everything", number + 1, params.rounds, f"{int((~flagged).sum())} samples")
-        model = _train(asked, ~flagged, number)
+        curve = []
+        model = _train(asked, ~flagged, number, curve)
         everything = everything or model
         round_ = _Round(asked, model, content, light, ~flagged, np.isin(np.arange(classes), list(proofs)), number)
         seen = round_.classes()
@@ -181,13 +184,18 @@ def detect(asked: Asked) -> Found:
         if rounds[-1]["flagged"] == 0:
             break
     assert everything is not None
-    return Found(_decide(labels, classes, flagged, suspicion, proofs, first, rounds, params), everything, model)
+    return Found(_decide(labels, classes, flagged, suspicion, proofs, first, rounds, params), everything, model, curve)
 
 
-def _train(asked: Asked, kept: Bools, number: int) -> nn.Module:
+def _train(asked: Asked, kept: Bools, number: int, curve: list[tuple[int, float, float]]) -> nn.Module:
     """Train a network on what is kept, from the draws of `train_clean`: where that stage trains the same network, it takes this one."""
     device = asked.data.images.device
-    session = dataclasses.replace(asked.session, name=f"split round {number} ")
+
+    def note(epoch: int, loss: float, accuracy: float) -> None:
+        curve.append((epoch, loss, accuracy))
+        asked.say("split: what is left" if number else "split: everything", epoch, asked.full.passes(int(kept.sum())), f"loss {loss:.3f}")
+
+    session = dataclasses.replace(asked.session, name=f"split round {number} ", note=note)
     model = build(asked.network.description, session.draws("train_clean", "init")).to(device)
     return session.train(model, asked.data, asked.full, "train_clean", torch.from_numpy(kept).to(device)) if kept.sum() >= 2 else model.eval()
 

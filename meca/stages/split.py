@@ -54,6 +54,8 @@ def run(
         save_model(found.everything, network.description, out / EVERYTHING)
         if found.kept is not None:
             save_model(found.kept, network.description, out / KEPT)
+            lines = [canonical_json({"epoch": e, "loss": round(loss, 6), "accuracy": round(a, 6)}, indent=None) for e, loss, a in found.curve]
+            (out / KEPT / "curve.jsonl").write_text("".join(lines), encoding="utf-8")
     else:
         predicted = column(scores, "predicted", len(labels)).astype(np.int64)
         confidence = column(scores, "suspicion", len(labels)).astype(np.float64)

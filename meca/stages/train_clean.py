@@ -1,5 +1,6 @@
 """Train a model from scratch on the samples that are not flagged."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def run(ctx: Context, store: Path, split: Path, out: Output, *, engine: EnginePa
     if (split / KEPT).is_dir() and read_description(split / KEPT) == description:
         # Detection ends with a network that was trained on just these samples, from these draws: the same one would come out.
         ctx.progress("train_clean", 1, 1, "taken over from split")
+        for line in (split / KEPT / "curve.jsonl").read_text(encoding="utf-8").splitlines():
+            ctx.curve(phase="train", **json.loads(line))
         model = load_model(split / KEPT)
     else:
         with ctx.timed("train"):
