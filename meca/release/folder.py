@@ -16,6 +16,7 @@ from meca.data.store import Store, write_parquet
 from meca.data.writers import Entries, format_of, write_sanitized
 from meca.errors import MecaError, UsageError
 from meca.files import canonical_json
+from meca.power import found_lines
 from meca.release.decisions import DECISIONS, describe
 from meca.release.manifest import listing, root_of
 from meca.release.verdicts import summarize
@@ -143,6 +144,14 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
     lines += ["| class | input | kept | relabelled in | relabelled out | removed | quarantined |", "|---|---|---|---|---|---|---|"]
     keys = ("input", "kept", "relabelled_in", "relabelled_out", "removed", "quarantined")
     lines += [f"| {_escape(line['name'])} | " + " | ".join(str(line[key]) for key in keys) + " |" for line in summary["classes"]]
+    if rows := found_lines(summary.get("control")):
+        lines += ["", "## What the test could find here", ""]
+        lines += [
+            "Known triggers were planted into copies of this set, and the same detection was run on them. Nothing of the copies is published.",
+            "",
+        ]
+        lines += ["| trigger | of all samples | planted | found | learnt | outcome |", "|---|---|---|---|---|---|"]
+        lines += ["| " + " | ".join(_escape(row[key]) for key in ("kind", "rate", "planted", "found", "learnt", "state")) + " |" for row in rows]
     lines += ["", *(f"* {_escape(warning)}" for warning in summary["warnings"]), ""]
     lines += [
         f"`verdicts.parquet` has a row for each of the {counts['input']} training samples. `meca verify` checks this folder against `manifest.json`."

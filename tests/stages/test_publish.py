@@ -21,7 +21,7 @@ from meca.files import sha256_tree
 from meca.release.folder import PublishParams
 from meca.release.verdicts import SCHEMA, build, count
 from meca.release.verification import verify
-from meca.stages import enhance, partition, publish, relabel_finetune, split, train_clean
+from meca.stages import control, enhance, partition, publish, relabel_finetune, split, train_clean
 from meca.stages import ingest as ingest_stage
 from meca.stages.runtime import describe, execute
 from tests.data.readers.test_readers import make_batches, make_idx
@@ -36,10 +36,12 @@ def read_json(path: Path) -> dict:
 
 def test_the_stage_reads_what_it_says() -> None:
     stage = describe(publish)
-    assert stage.inputs == ("store", "partition", "enhance", "split", "relabel_finetune")
+    assert stage.inputs == ("store", "partition", "enhance", "split", "control", "relabel_finetune")
     assert stage.outputs == ("out",)
     # The summary names the digest of the numbers behind the result, so publish depends on all that decide about the set.
-    deciding = {group for module in (ingest_stage, partition, enhance, split, train_clean, relabel_finetune) for group in describe(module).groups}
+    deciding = {
+        group for module in (ingest_stage, partition, enhance, split, control, train_clean, relabel_finetune) for group in describe(module).groups
+    }
     assert set(stage.groups) == {"publish"} | deciding
 
 
