@@ -91,8 +91,10 @@ def found_lines(control: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 def _told(lines: Iterable[Mapping[str, Any]]) -> str:
     kinds: dict[str, list[str]] = {}
+    first = True
     for each in sorted(lines, key=lambda each: -each["rate"]):
-        kinds.setdefault(each["kind"], []).append(f"at {_percent(each)}{' of all samples' if not kinds else ''} {_outcome(each)}")
+        kinds.setdefault(each["kind"], []).append(f"at {_percent(each)}{' of all samples' if first else ''} {_outcome(each, first)}")
+        first = False
     return "; ".join(f"of a planted {KINDS.get(kind, kind)} {', '.join(told)}" for kind, told in kinds.items())
 
 
@@ -102,13 +104,16 @@ def _percent(each: Mapping[str, Any]) -> str:
     return f"{100 * (asked if not each['tries'] or achieved > 0.95 * asked else achieved):.2g} %"
 
 
-def _outcome(each: Mapping[str, Any]) -> str:
-    tries, found, learnt = each["tries"], each["found"], each["learnt"]
+def _outcome(each: Mapping[str, Any], first: bool) -> str:
+    tries, learnt = each["tries"], each["learnt"]
+    it, works = ("it", "works") if tries == 1 else ("them", "work")
     if not tries:
         return "nothing could be planted"
-    said = f"{found} of {tries} {'was' if tries == 1 else 'were'} found"
+    said = f"{each['found']} of {tries}" + (f" {'was' if tries == 1 else 'were'} found" if first else "")
     if each["missed"]:
-        return f"{said} although {'it works' if tries == 1 else 'they work' if learnt == tries else f'{learnt} of them work'}"
+        return f"{said} although {'it' if tries == 1 else 'they' if learnt == tries else f'{learnt} of them'} {works}"
     if each["state"] == "not measured":
-        return f"{said}, and nobody knows whether {'it works' if tries == 1 else 'they work'}"
-    return said if learnt == tries else f"{said}, and a network learnt {'none' if learnt == 0 else f'only {learnt}'} of them"
+        return f"{said}, and whether {'it' if tries == 1 else 'they'} {works} was not measured"
+    if learnt == tries:
+        return said
+    return f"{said}, {f'since the network did not learn {it}' if learnt == 0 else f'since the network learnt only {learnt} of {it}'}"
