@@ -26,6 +26,7 @@ __all__ = ["MODEL", "PublishParams", "card", "entries", "write"]
 
 
 MODEL = ("model.json", "model.safetensors")
+SENTENCE = 2000  # characters of the card's; it names every trigger of the control
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
     # JSON in one line is YAML too, and no name can break out of its quotes.
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "", f"# {_escape(params.name)}", ""]
     counts, source = summary["counts"], summary["source"]
-    lines += [_escape(summary["sentence"]), "", _escape(summary["reason"]), ""]
+    lines += [_escape(summary["sentence"], SENTENCE), "", _escape(summary["reason"]), ""]
     lines += ["## What was done to the data", ""]
     origin = f", fetched from {_escape(source['options']['origin'])}" if "origin" in source["options"] else ""
     lines += [f"Source: {_escape(source['name'])} ({_escape(source['format'])}){origin}, SHA-256 of the input `{summary['input_sha256']}`."]
@@ -162,6 +163,6 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
     return "\n".join(lines) + "\n"
 
 
-def _escape(value: Any) -> str:
+def _escape(value: Any, length: int = 500) -> str:
     """Return text that Markdown shows and does not obey."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$:@-])", r"\\\1", plain(value, 500)) if value else ""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$:@-])", r"\\\1", plain(value, length)) if value else ""

@@ -51,7 +51,7 @@ def markdown(summary: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
     """Return the sentence of the verdict, the counts, what the control found and what each stage did."""
     counts = summary["counts"]
     lines = [
-        f"**{text(summary['sentence'], 600)}**",
+        f"**{text(summary['sentence'], 2000)}**",
         "",
         "| " + " | ".join(counts) + " |",
         "|" + " --: |" * len(counts),

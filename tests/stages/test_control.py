@@ -24,7 +24,13 @@ from tests.stages.chain import settings as shipped
 from tests.workspaces import colours
 
 N = 96
-QUICKLY = {"control__when": "always", "control__kinds": ["badnet"], "control__rates": [0.1], "control__min_planted": 2}
+QUICKLY = {
+    "enhance__recipe__min_steps": 0,
+    "control__when": "always",
+    "control__kinds": ["badnet"],
+    "control__rates": [0.1],
+    "control__min_planted": 2,
+}
 TWO = QUICKLY | {"control__rates": [0.1, 0.05]}  # in a copy each
 # No evidence reaches these, and all of it is asked for, so that a network is trained on everything.
 BLIND = {
@@ -78,7 +84,7 @@ def controlled(folder: Path, params: Any, name: str = "control", **options: Any)
 
 
 def test_a_planted_patch_is_found_by_the_detection_that_ships(tmp_path: Path) -> None:
-    found = controlled(judged(tmp_path, n=200), shipped(**SHORT, **QUICKLY))
+    found = controlled(judged(tmp_path, n=200), shipped(**QUICKLY | SHORT))
     (tried,), (line,), (copy,) = found["tries"], found["lines"], found["copies"]
     assert (line["state"], line["planted"], line["achieved"], copy["verdict"]) == ("found", [20], 0.1, "poisoned")
     assert tried["found"] and tried["flagged"] >= 18 and copy["proven_without_trigger"] == []

@@ -13,7 +13,7 @@ from meca.errors import MecaError, UsageError
 from tasks import environment
 from tasks.benchmark import grid
 from tasks.benchmark.cell import COLUMNS
-from tasks.benchmark.grid import CellFailed, Grid, Plan, cells, data_of, work_folder
+from tasks.benchmark.grid import Cell, CellFailed, Grid, Plan, cells, data_of, work_folder
 from tasks.benchmark.rows import read_rows
 from tests.making import make_folder
 
@@ -56,6 +56,16 @@ def test_a_key_follows_what_the_figures_depend_on_and_nothing_else(monkeypatch: 
     assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, tree=tree)) == before, "the block of the other preset is not in force"
     monkeypatch.setattr(grid, "code_digest", lambda: "other code")
     assert key(ONE) != before
+
+
+def test_a_cell_has_no_control_unless_the_grid_asks_for_one() -> None:
+    def only(**settings: str) -> Cell:
+        (cell,) = cells(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={key.replace("__", "."): value for key, value in settings.items()}))
+        return cell
+
+    quiet, asked = only(), only(control__when="always")
+    assert (quiet.params.raw("control")["when"], asked.params.raw("control")["when"]) == ("never", "always") and quiet.key != asked.key
+    assert only(control__rates="[0.05]").params.raw("control")["when"] == "no_evidence"
 
 
 def test_the_code_of_a_key_is_the_method_and_not_the_report() -> None:
