@@ -16,7 +16,7 @@ from meca import state
 from meca.attacks.control import ControlParams, Drawn, Planting, draw, held_out, packed, planted, shown
 from meca.data.columns import pc
 from meca.data.store import Store, open_store, rewrite
-from meca.files import canonical_json, fresh_folder, own_folder, read_json, sha256_tree
+from meca.files import canonical_json, fresh_folder, need_room, own_folder, read_json, sha256_tree
 from meca.models import load_model
 from meca.power import line, not_run
 from meca.stages import enhance, partition
@@ -123,6 +123,7 @@ def _looked_for(ctx: Context, folder: Path, drawn: Sequence[Drawn], images: Sequ
             given[each.chosen.rows], carries[each.chosen.rows] = each.target, True
             changed |= {int(of.rows[row]): (image, each.target) for row, image in zip(each.chosen.rows, pixels, strict=True)}
     own_folder(folder, ctx.checkpoints)
+    need_room(folder, 2 * len(of.rows) * of.store.images[0].nbytes, "A copy of the set for the control (control.when: never goes without)")
     rewrite(of.store, fresh_folder(folder / STORE), changed, np.isin(np.arange(of.store.info.n), of.rows), encoded=False)
     del changed
     with ctx.timed("detection"):
