@@ -96,7 +96,7 @@ class Planting:
     attempt: int  # 0 .. tries - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawn:
     """One trigger in one copy: where it leads, and who carries it."""
 

@@ -53,8 +53,8 @@ def run(
     reason = _reason(control, verdict, data, rows)
     record: dict[str, Any] = not_run(reason) if reason else _measured(ctx, data, rows, control, prepare(engine))
     (out / "control.json").write_text(canonical_json({"schema": "meca.control/1", **record}), encoding="utf-8")
-    tried = [each for each in record["lines"] if each["tries"]]
-    ctx.metrics = {name: sum(each[name] for each in tried) for name in ("tries", "found", "learnt", "missed")} if record["ran"] else {}
+    ctx.metrics = {"ran": int(record["ran"])}
+    ctx.metrics |= {name: sum(each[name] for each in record["lines"]) for name in ("tries", "found", "learnt", "missed")}
 
 
 def _reason(control: ControlParams, verdict: str, data: Store, rows: np.ndarray) -> str:
@@ -102,46 +102,50 @@ def _copy(ctx: Context, name: str, which: str, drawn: Sequence[Drawn], of: _Set)
     sealed = ("control", ctx.checkpoints.name, file.name)
     if (known := state.read(file, *sealed)) is not None:
         return json.loads(known)
-    images = [planted(of.store, of.rows, each, of.control, ctx.seed) if len(each.chosen.rows) >= of.control.min_planted else None for each in drawn]
-    there = [each for each, pixels in zip(drawn, images, strict=True) if pixels is not None]
-    words = ", ".join(f"{each.planting.kind} in {len(each.chosen.rows)} samples" for each in there)
-    ctx.progress.say(f"Control, {which}: {f'{words} planted, the detection is run on it' if words else 'nothing can be planted'}.")
-    found = (
-        _looked_for(ctx, folder, drawn, images, of) if there else {"verdict": None, "proven_without_trigger": [], "tries": [_none(e) for e in drawn]}
-    )
+    there, given = _plant(folder, drawn, of, ctx)
+    planted_in = ", ".join(f"{each.planting.kind} in {len(each.chosen.rows)} samples" for each in there)
+    ctx.progress.say(f"Control, {which}: {f'{planted_in} planted, the detection is run on it' if there else 'nothing can be planted'}.")
+    found: dict[str, Any] = {"verdict": None, "proven_without_trigger": []}
+    tries = {each: _none(each) for each in drawn}
+    if there:
+        with ctx.timed("detection"):
+            for stage in DETECTION:
+                _stage(ctx, stage, folder)
+        found["verdict"] = str(read_json(folder / "split" / "verdict.json")["verdict"])
+        words = read_rows(folder / "split" / "decisions.parquet", ["verdict"], len(given))["verdict"]
+        flagged = pc.equal(words, "poisoned").to_numpy()
+        proven = set(given[flagged].tolist()) if found["verdict"] == "poisoned" else set[int]()
+        found["proven_without_trigger"] = sorted(proven - {each.target for each in there})
+        network = folder / "split" / EVERYTHING
+        model = load_model(network).to(of.device.name) if network.is_dir() else None
+        carries = np.isin(np.arange(len(given)), np.concatenate([each.chosen.rows for each in there]))
+        for each in there:
+            tries[each] |= _tried(int(flagged[each.chosen.rows].sum()), each, _asr(ctx, model, each, carries, of), of.control)
+            tries[each] |= {"found": each.target in proven}
+    found["tries"] = list(tries.values())
     state.write(file, canonical_json(found).encode(), *sealed)
     shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
-def _looked_for(ctx: Context, folder: Path, drawn: Sequence[Drawn], images: Sequence[np.ndarray | None], of: _Set) -> dict[str, Any]:
-    """Plant, run the detection, and return what it says of each trigger."""
-    given, carries = of.labels.copy(), np.zeros(len(of.rows), dtype=bool)
+def _plant(folder: Path, drawn: Sequence[Drawn], of: _Set, ctx: Context) -> tuple[list[Drawn], np.ndarray]:
+    """Write a copy of the set, and return the triggers that are in it and its labels, int64 [n]. Without a trigger nothing is written.
+
+    What would have too few carriers is left out, and what changes no pixel, as a sine of 6 periods over 12 pixels.
+    """
+    there, given = list[Drawn](), of.labels.copy()
     changed: dict[int, tuple[np.ndarray, int]] = {}
-    for each, pixels in zip(drawn, images, strict=True):
-        if pixels is not None:
-            given[each.chosen.rows], carries[each.chosen.rows] = each.target, True
-            changed |= {int(of.rows[row]): (image, each.target) for row, image in zip(each.chosen.rows, pixels, strict=True)}
-    own_folder(folder, ctx.checkpoints)
-    need_room(folder, 2 * len(of.rows) * of.store.images[0].nbytes, "A copy of the set for the control (control.when: never goes without)")
-    rewrite(of.store, fresh_folder(folder / STORE), changed, np.isin(np.arange(of.store.info.n), of.rows), encoded=False)
-    del changed
-    with ctx.timed("detection"):
-        for stage in DETECTION:
-            _stage(ctx, stage, folder)
-    verdict = str(read_json(folder / "split" / "verdict.json")["verdict"])
-    words = read_rows(folder / "split" / "decisions.parquet", ["verdict"], len(given))["verdict"]
-    flagged = pc.equal(words, "poisoned").to_numpy()
-    proven = set(given[flagged].tolist()) if verdict == "poisoned" else set[int]()
-    network = folder / "split" / EVERYTHING
-    model = load_model(network).to(of.device.name) if network.is_dir() else None
-    tries = [
-        _none(each)
-        if pixels is None
-        else _tried(each, int(flagged[each.chosen.rows].sum()), each.target in proven, _asr(ctx, model, each, carries, of), of)
-        for each, pixels in zip(drawn, images, strict=True)
-    ]
-    return {"verdict": verdict, "proven_without_trigger": sorted(proven - {each.target for each in drawn}), "tries": tries}
+    for each in drawn:
+        images = planted(of.store, of.rows, each, of.control, ctx.seed) if len(each.chosen.rows) >= of.control.min_planted else None
+        if images is not None:
+            there.append(each)
+            given[each.chosen.rows] = each.target
+            changed |= {int(of.rows[row]): (image, each.target) for row, image in zip(each.chosen.rows, images, strict=True)}
+    if there:
+        own_folder(folder, ctx.checkpoints)
+        need_room(folder, 2 * len(of.rows) * of.store.images[0].nbytes, "A copy of the set for the control (control.when: never goes without)")
+        rewrite(of.store, fresh_folder(folder / STORE), changed, np.isin(np.arange(of.store.info.n), of.rows), encoded=False)
+    return there, given
 
 
 def _stage(ctx: Context, name: str, folder: Path) -> None:
@@ -173,11 +177,11 @@ def _asr(ctx: Context, model: torch.nn.Module | None, drawn: Drawn, carries: np.
     return int((shown_to[others] == drawn.target).sum()), int(others.sum())
 
 
-def _tried(drawn: Drawn, flagged: int, found: bool, asr: tuple[int, int], of: _Set) -> dict[str, Any]:
+def _tried(flagged: int, drawn: Drawn, asr: tuple[int, int], control: ControlParams) -> dict[str, Any]:
     k, n = asr
     rate = k / n if n else None
-    told = {"asr": rate, "asr_k": k, "asr_n": n, "learnt": None if rate is None else rate >= of.control.min_asr, "found": found}
-    return _none(drawn) | {"planted": len(drawn.chosen.rows), "flagged": flagged, **told}
+    learnt = None if rate is None else rate >= control.min_asr
+    return {"planted": len(drawn.chosen.rows), "flagged": flagged, "asr": rate, "asr_k": k, "asr_n": n, "learnt": learnt}
 
 
 def _none(drawn: Drawn) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from meca.attacks.badnet import badnet
 from meca.data.store import Store, open_store, rewrite
 from meca.files import sha256_tree
 from meca.power import is_weak
@@ -88,7 +89,18 @@ def test_a_planted_patch_is_found_by_the_detection_that_ships(tmp_path: Path) ->
     (tried,), (line,), (copy,) = found["tries"], found["lines"], found["copies"]
     assert (line["state"], line["planted"], line["achieved"], copy["verdict"]) == ("found", [20], 0.1, "poisoned")
     assert tried["found"] and tried["flagged"] >= 18 and copy["proven_without_trigger"] == []
-    assert not is_weak(found) and found["metrics"] == {"tries": 1, "found": 1, "learnt": 1, "missed": 0}
+    assert not is_weak(found) and found["metrics"] == {"ran": 1, "tries": 1, "found": 1, "learnt": 1, "missed": 0}
+
+
+def test_a_class_that_is_proven_for_another_reason_is_no_trigger_that_was_found(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "clean", 200)
+    rows = np.flatnonzero(store.labels[:200] != 2)[:20]
+    rewrite(store, tmp_path / "store", {int(row): (badnet(np.array(store.images[row : row + 1]), 3)[0], 2) for row in rows})
+    faint = {"control__kinds": ["blend"], "control__blend_alpha": 0.01}
+    found = controlled(answered(tmp_path, open_store(tmp_path / "store")), shipped(**QUICKLY | SHORT | faint))
+    (tried,), (copy,) = found["tries"], found["copies"]
+    assert tried["target_class"] != 2 and (copy["verdict"], copy["proven_without_trigger"]) == ("poisoned", [2])
+    assert not tried["found"] and is_weak(found)
 
 
 def test_what_a_network_learns_and_the_detection_does_not_prove_is_missed(tmp_path: Path) -> None:
@@ -96,7 +108,7 @@ def test_what_a_network_learns_and_the_detection_does_not_prove_is_missed(tmp_pa
     (tried,) = found["tries"]
     assert found["lines"][0]["state"] == "missed" and found["copies"][0]["verdict"] == "no_evidence" and is_weak(found)
     assert tried["asr"] >= 0.1 and tried["asr"] == tried["asr_k"] / tried["asr_n"] and tried["asr_n"] <= 32, "on the test split"
-    assert found["metrics"] == {"tries": 1, "found": 0, "learnt": 1, "missed": 1}
+    assert found["metrics"] == {"ran": 1, "tries": 1, "found": 0, "learnt": 1, "missed": 1}
 
 
 def test_what_no_network_learns_is_not_missed_but_shows_no_power_either(tmp_path: Path) -> None:
@@ -121,7 +133,7 @@ def test_where_no_network_says_what_was_learnt_it_is_not_measured(tmp_path: Path
 )
 def test_where_it_is_not_wanted_nothing_is_planted_and_the_record_says_why(when: str, verdict: str, reason: str, tmp_path: Path) -> None:
     found = controlled(judged(tmp_path, verdict), quick(**QUICKLY | {"control__when": when}))
-    assert (found["ran"], found["reason"], found["lines"], found["metrics"]) == (False, reason, [], {})
+    assert (found["ran"], found["reason"], found["lines"], set(found["metrics"].values())) == (False, reason, [], {0})
 
 
 def test_the_preset_of_the_paper_has_no_control() -> None:
