@@ -152,7 +152,7 @@ def test_of_one_class_nothing_can_be_planted(tmp_path: Path) -> None:
     assert not found["ran"] and "there are not two classes" in found["reason"]
 
 
-@pytest.mark.parametrize("n", [4, 12])
+@pytest.mark.parametrize("n", [4, 12, N])
 def test_a_set_that_is_too_small_for_a_trigger_has_a_weak_test_and_no_crash(n: int, tmp_path: Path) -> None:
     found = controlled(judged(tmp_path, n=n, n_test=0), shipped())
     assert found["ran"] and {line["state"] for line in found["lines"]} == {"not planted"} and is_weak(found)
@@ -162,17 +162,26 @@ def test_a_set_that_is_too_small_for_a_trigger_has_a_weak_test_and_no_crash(n: i
 def test_what_is_flagged_already_is_left_out_of_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flagged = list(range(0, N, 3))
     folder = judged(tmp_path, "poisoned", flagged)
-    seen: list[Any] = []
+    seen: list[tuple[list[str], np.ndarray, np.ndarray]] = []
 
     def look(module: Any, paths: Any, *rest: Any) -> dict[str, Any]:
-        if "store" in paths and module.__name__.endswith("partition"):
-            seen.append(open_store(paths["store"]).readable["source"].to_pylist())
+        if module.__name__.endswith("partition"):
+            copy = open_store(paths["store"])
+            seen.append((copy.readable["source"].to_pylist(), np.array(copy.images), copy.labels.copy()))
         return execute(module, paths, *rest)
 
     monkeypatch.setattr(control, "execute", look)
     found = controlled(folder, quick(**QUICKLY, **BRIEF))
     assert found["samples"] == N - len(flagged)
-    assert seen == [[f"tiny#{row}" for row in range(N) if row not in flagged]], "nor are test samples"
+    left, store = [row for row in range(N) if row not in flagged], open_store(folder / "store")
+    ((sources, images, labels),) = seen
+    assert sources == [f"tiny#{row}" for row in left], "nor are test samples there"
+    (tried,) = found["tries"]
+    other = labels != store.labels[left]
+    assert other.sum() == tried["planted"] and set(labels[other].tolist()) == {tried["target_class"]}
+    assert np.array_equal(images[other], badnet(np.asarray(store.images[left])[other], 3)) and np.array_equal(
+        images[~other], store.images[left][~other]
+    )
 
 
 def test_a_class_that_keeps_its_labels_gives_at_most_half_of_its_samples(tmp_path: Path) -> None:
@@ -204,6 +213,7 @@ def test_a_control_that_was_killed_goes_on_where_it_was(undisturbed: Path, tmp_p
     stop: tuple[str, str] | None = ("copy-1", "enhance")
     with pytest.raises(KeyboardInterrupt):
         controlled(folder, params)
+    assert not [path for path in (folder / "control-scratch").rglob("copy-0") if path.is_dir()], "one copy lies on the disk at a time"
     assert not (folder / "control").exists() and done == [("copy-0", s) for s in control.DETECTION] + [("copy-1", "partition"), stop]
     stop, done[:] = None, []
     controlled(folder, params)
