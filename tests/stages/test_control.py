@@ -140,6 +140,11 @@ def test_the_preset_of_the_paper_has_no_control() -> None:
     assert shipped(preset="paper").raw("control")["when"] == "never" and shipped().raw("control")["when"] == "no_evidence"
 
 
+def test_the_preset_of_the_paper_can_have_one_that_says_what_was_found_and_not_what_was_learnt(tmp_path: Path) -> None:
+    found = controlled(judged(tmp_path), quick("paper", **QUICKLY))
+    assert found["ran"] and found["lines"][0]["state"] in ("found", "not measured") and found["tries"][0]["asr"] is None
+
+
 def test_of_one_class_nothing_can_be_planted(tmp_path: Path) -> None:
     folder = judged(tmp_path)
     store = open_store(folder / "store")
