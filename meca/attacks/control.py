@@ -20,8 +20,6 @@ __all__ = ["ControlParams", "Drawn", "Planting", "Trigger", "draw", "held_out", 
 
 Kind = Literal["badnet", "blend", "sig"]
 
-TARGETS = 3  # one class in so many is the target of a trigger in a copy, at most: an attack on most classes is no attack that hides
-CARRIERS = 0.5  # of the samples that may carry a trigger, at most so many do: poison.cap, of which preset and red team keep a number of their own
 TARGET, CARRIER, PROBE = 1, 2, 3  # the role is the second word of a seed, so that no draw moves another
 
 
@@ -54,6 +52,8 @@ class ControlParams:
     min_asr: float
     min_planted: int
     max_planted_share: float
+    classes_per_target: int
+    cap: float
     probe: int
     patch_size: int
     blend_alpha: float
@@ -74,6 +74,8 @@ class ControlParams:
             ("min_asr", "in (0, 1]", 0 < self.min_asr <= 1),
             ("min_planted", ">= 1", self.min_planted >= 1),
             ("max_planted_share", "in (0, 1)", 0 < self.max_planted_share < 1),
+            ("classes_per_target", ">= 1", self.classes_per_target >= 1),
+            ("cap", "in (0, 1]", 0 < self.cap <= 1),
             ("probe", ">= 1", self.probe >= 1),
             ("patch_size", ">= 1", self.patch_size >= 1),
             ("blend_alpha", "in (0, 1]", 0 < self.blend_alpha <= 1),
@@ -112,7 +114,7 @@ def packed(params: ControlParams, classes: int) -> list[tuple[Planting, ...]]:
         params: The control.
         classes: Number of classes that have samples.
     """
-    targets = max(1, classes // TARGETS)
+    targets = max(1, classes // params.classes_per_target)
     copies: list[list[Planting]] = []
     for rate in sorted(params.rates, reverse=True):
         for attempt in range(params.tries):
@@ -131,13 +133,14 @@ def packed(params: ControlParams, classes: int) -> list[tuple[Planting, ...]]:
     return [tuple(copy) for copy in copies]
 
 
-def draw(copies: Sequence[Sequence[Planting]], labels: np.ndarray, classes: int, seed: int) -> Iterator[tuple[Drawn, ...]]:
+def draw(copies: Sequence[Sequence[Planting]], labels: np.ndarray, classes: int, params: ControlParams, seed: int) -> Iterator[tuple[Drawn, ...]]:
     """Yield for each copy where its triggers lead and who carries them; two tries of a kind and rate have targets of their own where they can.
 
     Args:
         copies: From `packed`.
         labels: int64 [n], of the samples of a copy.
         classes: Number of classes.
+        params: The control.
         seed: Of the run.
     """
     present = np.flatnonzero(np.bincount(labels, minlength=classes))
@@ -155,7 +158,7 @@ def draw(copies: Sequence[Sequence[Planting]], labels: np.ndarray, classes: int,
             # An image of the target of another trigger would show that trigger's network a second one.
             pool = free & (labels == target if ATTACKS[each.kind].clean_label else ~np.isin(labels, targets))
             requested = int(np.floor(len(labels) * each.rate + 1e-9))
-            chosen = select(pool, requested, CARRIERS, np.random.default_rng([seed, CARRIER, number, place]))
+            chosen = select(pool, requested, params.cap, np.random.default_rng([seed, CARRIER, number, place]))
             free[chosen.rows] = False
             found.append(Drawn(each, target, chosen))
         yield tuple(found)

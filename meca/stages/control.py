@@ -84,7 +84,7 @@ def _measured(ctx: Context, data: Store, rows: np.ndarray, control: ControlParam
     copies = packed(control, len(np.unique(of.labels)))
     outcomes: dict[Planting, dict[str, Any]] = {}
     told: list[dict[str, Any]] = []
-    for number, drawn in enumerate(draw(copies, of.labels, len(data.info.class_names), ctx.seed)):
+    for number, drawn in enumerate(draw(copies, of.labels, len(data.info.class_names), control, ctx.seed)):
         found = _copy(ctx, f"copy-{number}", f"copy {number + 1} of {len(copies)}", drawn, of)
         outcomes |= dict(zip(copies[number], found.pop("tries"), strict=True))
         told.append(found)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from meca.attacks.control import TARGETS, ControlParams, Drawn, Planting, draw, held_out, packed, planted, shown
+from meca.attacks.control import ControlParams, Drawn, Planting, draw, held_out, packed, planted, shown
 from meca.attacks.poisoning import Selection
 from meca.errors import UsageError
 from meca.params import PACKAGED, read_params
@@ -38,7 +38,7 @@ def test_everything_is_planted_once_and_no_copy_holds_more_than_it_may(params: C
     asked = {Planting(kind, rate, attempt) for kind in params.kinds for rate in params.rates for attempt in range(params.tries)}
     assert sorted(map(repr, asked)) == sorted(repr(each) for copy in copies for each in copy)
     for copy in copies:
-        assert len(copy) <= max(1, classes // TARGETS)
+        assert len(copy) <= max(1, classes // params.classes_per_target)
         assert len({each.kind for each in copy}) == len(copy), "one trigger that leads to two classes leads to neither"
         assert len(copy) == 1 or sum(each.rate for each in copy) <= params.max_planted_share + 1e-9
     assert len(copies) >= len(params.rates) * params.tries
@@ -54,7 +54,7 @@ def test_what_ships_takes_few_copies(classes: int, copies: int) -> None:
 def test_who_carries_a_trigger_is_drawn_and_no_trigger_is_in_the_way_of_another(params: ControlParams, given_: list[int], seed: int) -> None:
     labels = np.array(given_)
     copies = packed(params, len(set(given_)))
-    found = list(draw(copies, labels, 8, seed))
+    found = list(draw(copies, labels, 8, params, seed))
     assert [[each.planting for each in copy] for copy in found] == [list(copy) for copy in copies]
     used: dict[tuple[str, float], list[int]] = {}
     for copy in found:
@@ -68,7 +68,7 @@ def test_who_carries_a_trigger_is_drawn_and_no_trigger_is_in_the_way_of_another(
             assert len(mine) <= each.chosen.requested == int(np.floor(len(labels) * each.planting.rate + 1e-9))
             assert len(mine) <= each.chosen.pool / 2 and each.chosen.capped == (len(mine) < each.chosen.requested)
             used.setdefault((each.planting.kind, each.planting.rate), []).append(each.target)
-    again = list(draw(copies, labels, 8, seed))
+    again = list(draw(copies, labels, 8, params, seed))
     assert all(np.array_equal(a.chosen.rows, b.chosen.rows) for x, y in zip(found, again, strict=True) for a, b in zip(x, y, strict=True))
     if len({*given_}) == 8 and len(copies) and max(map(len, copies)) == 1:
         assert all(len({*targets}) == len(targets) for targets in used.values()), "each try leads to another class"
@@ -76,7 +76,7 @@ def test_who_carries_a_trigger_is_drawn_and_no_trigger_is_in_the_way_of_another(
 
 def test_another_seed_draws_other_classes_and_samples() -> None:
     labels, copies = np.arange(400) % 10, packed(control(), 10)
-    drawn = [[(each.target, each.chosen.rows.tolist()) for copy in draw(copies, labels, 10, seed) for each in copy] for seed in range(3)]
+    drawn = [[(each.target, each.chosen.rows.tolist()) for copy in draw(copies, labels, 10, control(), seed) for each in copy] for seed in range(3)]
     assert drawn[0] != drawn[1] != drawn[2]
 
 
@@ -125,6 +125,8 @@ def test_the_network_is_asked_about_images_that_it_has_not_seen_with_a_trigger(t
         ("min_asr", 0.0, r"expected min_asr in \(0, 1\]"),
         ("min_planted", 0, "expected min_planted >= 1"),
         ("max_planted_share", 1.0, r"expected max_planted_share in \(0, 1\)"),
+        ("classes_per_target", 0, "expected classes_per_target >= 1"),
+        ("cap", 0.0, r"expected cap in \(0, 1\]"),
         ("probe", 0, "expected probe >= 1"),
         ("patch_size", 0, "expected patch_size >= 1"),
         ("blend_alpha", 0.0, r"expected blend_alpha in \(0, 1\]"),
