@@ -20,7 +20,7 @@ from meca.files import copy_folder, sha256_tree
 
 WITHOUT_TORCH = ("ingest", "poison", "publish", "report")
 CLEAN = "clean"
-WITH_TORCH = ("partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate")
+WITH_TORCH = ("partition", "enhance", "split", "control", "train_clean", "relabel_finetune", "evaluate")
 VOLATILE = ("seconds", "timings", "peak_mib")  # of a receipt; all else in it is a function of input, parameters and code
 
 TRAIN, TEST, SIDE = 80, 40, 16  # images, pixels
@@ -34,7 +34,7 @@ TINY: Mapping[str, Any] = {
     "second_look.recipe.epochs": 1, "second_look.recipe.min_steps": 0,
     "train_clean.epochs": 4, "train_clean.min_steps": 0, "train_clean.batch_size": 16,
     "relabel_finetune.recipe.epochs": 1, "relabel_finetune.recipe.min_steps": 0, "relabel_finetune.recipe.batch_size": 16,
-    "relabel_finetune.confidence": 0.0,
+    "relabel_finetune.confidence": 0.0, "control.when": "never",
 }  # fmt: skip
 
 

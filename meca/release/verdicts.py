@@ -15,6 +15,7 @@ from meca.data.columns import pc
 from meca.data.judged import is_reduced, notice, of_store, pixels
 from meca.data.store import Store
 from meca.errors import MecaError
+from meca.power import FINDS, sentence
 
 __all__ = ["ACTIONS", "SCHEMA", "build", "count", "summarize"]
 
@@ -201,7 +202,7 @@ def summarize(
     Args:
         store: What was judged.
         verdicts: What `build` returned, or `meca.release.decisions.decide` made of it.
-        verdict: The final verdict.json.
+        verdict: The final verdict.json, with `control` (`meca.power`) and what it makes of the verdict.
         decisions: What `meca.release.decisions.describe` returned; None where no person decided.
         facts: `preset`, `seed`, `params_sha256`, `code_sha256` and `sanitized_sha256`.
     """
@@ -221,6 +222,7 @@ def summarize(
         "estimated_rate": verdict.get("estimated_rate"),
         "leak": verdict.get("leak"),
         "leak_power": verdict.get("leak_power"),
+        "control": verdict.get("control"),
         "caps": verdict.get("caps") or [],
         "warnings": _warnings(store, verdicts, classes, verdict, decisions, judged),
         "decisions": None if decisions is None else dict(decisions),
@@ -245,8 +247,8 @@ def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], deci
 
 def _found(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided: bool, how: str) -> str:
     n = verdicts.num_rows
-    if verdict["verdict"] == "no_evidence":
-        return f"In {n} training samples{how} no evidence of a backdoor was found; this does not prove that there is none."
+    if verdict["verdict"] in FINDS:
+        return f"In {n} training samples{how} no evidence of a backdoor was found{sentence(verdict.get('control'))}"
     if verdict["verdict"] == "inconclusive" and decided:
         return f"For these {n} training samples{how} meca found no answer that can be defended; what is published is what a person decided."
     if verdict["verdict"] == "inconclusive":

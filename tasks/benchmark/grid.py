@@ -37,7 +37,7 @@ ROOT = Path(meca.__file__).parents[1]
 EIGHT = ("badnet", "blend", "sig", "wanet", "physical", "tact", "adaptive_blend", "adaptive_patch")  # of the paper
 NETWORKS = {"compact": "s2d", "resnet18": "cifar", "resnet34": "cifar", "mobilenet_v2": "cifar"}  # with the stem for small images
 # The stages whose code makes figures; an edit of the report page must not cost a grid.
-MEASURED = ("ingest", "poison", "partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate", "publish")
+MEASURED = ("ingest", "poison", "partition", "enhance", "split", "control", "train_clean", "relabel_finetune", "evaluate", "publish")
 IGNORED = ("publish", "report", "track", "promote")  # groups of params.yaml that no figure depends on
 RECIPE = ("seed", "ingest", "poison", "engine", "network", "train_clean")  # what the two references depend on, beside the recipe of relabel_finetune
 PARTITION_RATE = {"unlearn": "enhance.alpha_end", "two_outputs": "enhance.plain"}  # the share taken for clean, by method of `enhance`
@@ -166,6 +166,8 @@ def _cell(
 ) -> Cell:
     name, _, stem = network.partition(":")
     is_path = digest is not None
+    # A cell knows what was planted: it measures the detection, and has no use for a control unless it is asked for.
+    quiet = {} if any(key.startswith("control.") for key in plan.settings) else {"control.when": "never"}
     axes: dict[str, Any] = {
         "preset": preset,
         "seed": seed,
@@ -179,7 +181,7 @@ def _cell(
         axes["poison.rate"] = rate
     if taken := sorted(set(axes) & set(plan.settings)):
         raise UsageError(f"Expected --set to leave the axes of the grid alone, got {', '.join(taken)}; give their values by their own options.")
-    params = with_settings(Params(plan.tree, "params.yaml"), axes | dict(plan.settings))
+    params = with_settings(Params(plan.tree, "params.yaml"), quiet | axes | dict(plan.settings))
     share_key = PARTITION_RATE[str(params.raw("enhance")["method"])]
     if share is not None:
         changed = {share_key: share}

@@ -24,6 +24,7 @@ SETTINGS = {
     "ingest.shapes_test": 100,
     "network.width": 8,
     "detector.width": 8,
+    "control.when": "never",
     "promote.min_acc": 0.0,
     "promote.min_recall": 0.0,
     "promote.max_leak": 1.0,

@@ -14,7 +14,7 @@ from meca.errors import MecaError, UsageError
 from tasks import environment
 from tasks.benchmark import grid
 from tasks.benchmark.cell import COLUMNS, DETECTED
-from tasks.benchmark.grid import CellFailed, Grid, Plan, cells, data_of, work_folder
+from tasks.benchmark.grid import Cell, CellFailed, Grid, Plan, cells, data_of, work_folder
 from tasks.benchmark.rows import read_rows
 from tests.making import make_folder
 
@@ -112,6 +112,14 @@ def test_a_grid_whose_code_is_edited_starts_no_further_cell(tmp_path: Path, monk
     with pytest.raises(MecaError, match=r"The code was edited while the grid was running, so shapes .* was not started"):
         mine.measure(mine.missing(), 1, lambda *_: None)
     assert started == ["badnet", "blend"] == [row["attack"] for row in read_rows(tmp_path / "rows.jsonl")], "and what was measured before stays"
+def test_a_cell_has_no_control_unless_the_grid_asks_for_one() -> None:
+    def only(**settings: str) -> Cell:
+        (cell,) = cells(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={key.replace("__", "."): value for key, value in settings.items()}))
+        return cell
+
+    quiet, asked = only(), only(control__when="always")
+    assert (quiet.params.raw("control")["when"], asked.params.raw("control")["when"]) == ("never", "always") and quiet.key != asked.key
+    assert only(control__rates="[0.05]").params.raw("control")["when"] == "no_evidence"
 
 
 def test_the_code_of_a_key_is_the_method_and_not_the_report() -> None:
