@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from meca.method.clusters import Asked, changed_pairs, smaller_clusters
 from torch import Tensor, nn
 
-from meca.method.clusters import Asked, changed_pairs, smaller_clusters
 from meca.training.engine import Data
 
 CLASSES, SIZE, PLANTED = 6, 60, 8

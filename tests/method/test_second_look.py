@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from meca.method.clusters import Pairs
-from meca.method.relabel import RelabelParams
 from meca.method.second_look import CommonFlipRates, Foreign, Pair, SecondLookParams, SecondQuestions, foreign_content, second_look
+
+from meca.method.relabel import RelabelParams
 from meca.method.split import Decision, Labelling, SplitParams
 from tests.making import settings
 

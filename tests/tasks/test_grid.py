@@ -112,6 +112,8 @@ def test_a_grid_whose_code_is_edited_starts_no_further_cell(tmp_path: Path, monk
     with pytest.raises(MecaError, match=r"The code was edited while the grid was running, so shapes .* was not started"):
         mine.measure(mine.missing(), 1, lambda *_: None)
     assert started == ["badnet", "blend"] == [row["attack"] for row in read_rows(tmp_path / "rows.jsonl")], "and what was measured before stays"
+
+
 def test_a_cell_has_no_control_unless_the_grid_asks_for_one() -> None:
     def only(**settings: str) -> Cell:
         (cell,) = cells(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={key.replace("__", "."): value for key, value in settings.items()}))
