@@ -14,7 +14,7 @@ the ends of two principal axes of the features of a network that was trained on 
 of clean classes, too. So the part is chosen on some images and measured on others, and all classes are treated alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +174,7 @@ def flips_of_parts(
     parts: Sequence[Part],
     elsewhere: Tensor,
     probes: tuple[Probes, Probes],
+    of_source: Callable[[int], Probes],
     share: float,
 ) -> Flips:
     """Return what the parts of one class do to images of other classes.
@@ -187,6 +188,7 @@ def flips_of_parts(
         parts: See `parts_of`; of `mine`.
         elsewhere: float32 [d], mean of the images of all other classes in one light.
         probes: Images that parts are chosen on, and images that the best are measured on.
+        of_source: Returns more images of one class, to measure reach `one` on.
         share: Share of the other classes, the lowest, that reach `all` is a mean over.
     """
     first, second = probes
@@ -195,20 +197,13 @@ def flips_of_parts(
     if not parts:
         return Flips(dict.fromkeys(REACHES, 0.0), dict.fromkeys(REACHES), -1)
     screened = [_profile(model, first, d, label, classes) for d in differences]
-    rate: dict[str, float] = {}
-    part: dict[str, Part | None] = {}
-    source, measured = -1, {}
-    for reach in REACHES:
-        best = max(range(len(parts)), key=lambda i: (_reach(screened[i], reach, share), -i))
-        part[reach] = parts[best]
-        if best not in measured:
-            measured[best] = _profile(model, second, differences[best], label, classes)
-        if reach == "one":
-            source = int(np.nanargmax(screened[best])) if np.isfinite(screened[best]).any() else -1
-            rate[reach] = float(measured[best][source]) if source >= 0 and np.isfinite(measured[best][source]) else 0.0
-        else:
-            rate[reach] = _reach(measured[best], reach, share)
-    return Flips(rate, part, source)
+    best = {reach: max(range(len(parts)), key=lambda i, reach=reach: (_reach(screened[i], reach, share), -i)) for reach in REACHES}
+    measured = {i: _profile(model, second, differences[i], label, classes) for i in {best["all"], best["many"]}}
+    rate = {reach: _reach(measured[best[reach]], reach, share) for reach in ("all", "many")}
+    alone = screened[best["one"]]
+    source = int(np.nanargmax(alone)) if np.isfinite(alone).any() else -1
+    rate["one"] = 0.0 if source < 0 else _reach(_profile(model, of_source(source), differences[best["one"]], label, classes), "one", share)
+    return Flips(rate, {reach: parts[i] for reach, i in best.items()}, source)
 
 
 def mean_in_light(images: Tensor, light: Light, rows: Ints, weights: Tensor) -> Tensor:

@@ -248,6 +248,14 @@ class _Round:
             probes_of(self.model, images, self.labels, drawn, few, 0),
             probes_of(self.model, images, self.labels, drawn, many, few),
         )
+        more: dict[int, Probes] = {}
+
+        def of_source(source: int) -> Probes:
+            if source not in more:
+                only = [rows if c == source else rows[:0] for c, rows in enumerate(drawn)]
+                more[source] = probes_of(self.model, images, self.labels, only, params.probe, few)
+            return more[source]
+
         for c, rows in enumerate(self.rows):
             if len(rows) < ASKED or n == len(rows):
                 continue
@@ -255,7 +263,7 @@ class _Round:
             margins = {side: margin[rows] for side, margin in self.asked.margins.items()}
             parts = parts_of(self.features[rows], margins, params.end, self.asked.session.seed)
             elsewhere = (total - sums[c]) / (n - len(rows))
-            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, probes, params.lower)
+            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, probes, of_source, params.lower)
 
     def poison(self, proven: Sequence[Class]) -> dict[int, tuple[Ints, Floats]]:
         """Return for each proven class its rows and how far on the side of the poison each lies: flagged above zero."""
