@@ -77,12 +77,12 @@ def adjusted(p: Floats) -> Floats:
     return q
 
 
-def findings(views: Mapping[str, Floats], least: Mapping[str, float], rate: float, again: Bools | None = None) -> list[Finding]:
+def findings(views: Mapping[str, Floats], least: Mapping[str, Floats], rate: float, again: Bools | None = None) -> list[Finding]:
     """Return what all views say of each class.
 
     Args:
         views: By name float64 [classes], NaN where a class could not be asked.
-        least: By name, see `tail`.
+        least: By name float64 [classes], see `tail`.
         rate: False discovery rate.
         again: bool [classes], those that were proven by an earlier round: they are a family of their own, so that what is left of a few
             poisoned classes need not stand out among all.
@@ -113,10 +113,10 @@ def findings(views: Mapping[str, Floats], least: Mapping[str, float], rate: floa
     ]
 
 
-def _of_view(values: Floats, proven: Bools, least: float) -> Floats:
+def _of_view(values: Floats, proven: Bools, least: Floats) -> Floats:
     p = np.full(len(values), np.nan)
     for c in np.flatnonzero(np.isfinite(values)):
         others = np.isfinite(values) & ~proven
         others[c] = False
-        p[c] = tail(float(values[c]), values[others], least)
+        p[c] = tail(float(values[c]), values[others], float(least[c]))
     return p

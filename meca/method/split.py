@@ -214,19 +214,20 @@ class _Round:
 
     def classes(self) -> list[Class]:
         """Return what all views say of each class."""
-        params, views = self.asked.params, {}
+        params, sizes = self.asked.params, np.array([len(rows) for rows in self.rows])
+        views: dict[str, Floats] = {}
+        least: dict[str, Floats] = {}
         for strictness in params.typical:
-            shares = foreign_share(self.content, self.labels, self.kept, strictness)
-            views[f"content {strictness:g}"] = np.array(
-                [
-                    lower_mean(shares[c], params.lower) if len(rows) >= ASKED and np.isfinite(shares[c]).any() else np.nan
-                    for c, rows in enumerate(self.rows)
-                ]
-            )
+            name, shares = f"content {strictness:g}", foreign_share(self.content, self.labels, self.kept, strictness)
+            asked = (sizes >= ASKED) & np.isfinite(shares).any(1)
+            views[name] = np.array([lower_mean(row, params.lower) if each else np.nan for each, row in zip(asked, shares, strict=True)])
+            # One sample more in the half of the classes that counts: of few samples, by chance some look typical of a far class.
+            least[name] = np.maximum(params.least_content, 1 / (params.lower * (1 - strictness) * np.maximum(sizes, 1)))
         self._measure_flips()
         for reach in REACHES:
-            views[f"flips {reach}"] = np.array([self.flips[c].rate[reach] if c in self.flips else np.nan for c in range(self.classes_)])
-        least = {name: params.least_content if name.startswith("content") else params.least_flips for name in views}
+            name = f"flips {reach}"
+            views[name] = np.array([self.flips[c].rate[reach] if c in self.flips else np.nan for c in range(self.classes_)])
+            least[name] = np.full(self.classes_, params.least_flips)
         return [self._class(each) for each in findings(views, least, params.false_discovery, self.again)]
 
     def _class(self, found: Finding) -> Class:
