@@ -1,15 +1,15 @@
 """From what is seen in a class to a decision with an error rate.
 
 Each view gives every class one number, high where it looks poisoned. What a clean class would give depends on the data: how alike classes
-are, how images are lit, how many there are. So the other classes of the same data say it. Beyond their median a clean class's value is
-taken to fall off exponentially, with the mean excess of the others; where all others are alike, with a least mean that is a number of
+are, how images are lit, how many there are. So the other classes of the same data say it: the null is empirical (Efron, "Large-Scale
+Simultaneous Hypothesis Testing", 2004). Classes differ by factors, not by steps, so the logarithm of their values is taken to be normal, with the
+median and the median absolute deviation of the others. Both are unmoved while less than half of the others are poisoned, so that poisoned
+classes do not hide each other. Where all others are alike, a least deviation is believed, and a least value is added to all: both are numbers of
 params.yaml. That gives a p-value for each view, their Cauchy combination one for the class, and the false discovery rate over the classes is
-controlled by the procedure of Benjamini and Hochberg (1995).
-
-Poisoned classes among the others would hide each other. So the excess is measured below the 80 % quantile, and scaled to what an
-exponential has there; and what is proven leaves the others, until nothing more is proven.
+controlled by the procedure of Benjamini and Hochberg (1995). What is proven leaves the others, until nothing more is proven.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Finding", "adjusted", "combined", "findings", "tail"]
 
-HIGH = 0.8  # quantile of the other classes, beyond which their values do not count: they may be poisoned
-SCALE = 0.6  # mean excess over the median of an exponential that is cut at its 80 % quantile, over its own mean: 1 - 0.2 / 0.5
-
+NORMAL = 1.4826  # deviations of a normal distribution in its median absolute deviation
 SMALL = 1e-6  # p-values that are not combined, but counted
 
 Floats = NDArray[np.float64]
@@ -38,23 +36,19 @@ class Finding:
     ps: dict[str, float]  # by view
 
 
-def tail(value: float, others: Floats, least: float) -> float:
-    """Return the probability in (0, 1] that a clean class reaches a value.
+def tail(value: float, others: Floats, least: float, spread: float) -> float:
+    """Return the probability in [0, 1] that a clean class reaches a value.
 
     Args:
-        value: Of the class.
-        others: Of the other classes; none says nothing.
-        least: Smallest mean excess that is believed.
+        value: Of the class, not negative.
+        others: Of the other classes; where there are none they are taken to be 0.
+        least: Is added to all values: smaller ones are chance.
+        spread: Least standard deviation of the logarithms.
     """
-    if len(others) == 0:
-        others = np.zeros(1)
-    median, high = np.quantile(others, (0.5, HIGH))
-    above = np.clip(others[others >= median], None, high) - median
-    mean = max(least, float(above.mean()) / SCALE)
-    if value > median:
-        return float(0.5 * np.exp(-(value - median) / mean))
-    # Where all are alike, as where no class looks like any other, a class is in the middle of them, and the view says nothing.
-    return (int((others > value).sum()) + 0.5 * (int((others == value).sum()) + 1)) / (1 + len(others))
+    logs = np.log((others if len(others) else np.zeros(1)) + least)
+    median = float(np.median(logs))
+    deviation = max(spread, NORMAL * float(np.median(np.abs(logs - median))))
+    return 0.5 * math.erfc((math.log(value + least) - median) / deviation / math.sqrt(2))
 
 
 def combined(ps: Floats) -> float:
@@ -77,13 +71,14 @@ def adjusted(p: Floats) -> Floats:
     return q
 
 
-def findings(views: Mapping[str, Floats], least: Mapping[str, Floats], rate: float, again: Bools | None = None) -> list[Finding]:
+def findings(views: Mapping[str, Floats], least: Mapping[str, Floats], rate: float, spread: float, again: Bools | None = None) -> list[Finding]:
     """Return what all views say of each class.
 
     Args:
         views: By name float64 [classes], NaN where a class could not be asked.
         least: By name float64 [classes], see `tail`.
         rate: False discovery rate.
+        spread: See `tail`.
         again: bool [classes], those that were proven by an earlier round: they are a family of their own, so that what is left of a few
             poisoned classes need not stand out among all.
     """
@@ -91,7 +86,7 @@ def findings(views: Mapping[str, Floats], least: Mapping[str, Floats], rate: flo
     again = np.zeros(classes, dtype=bool) if again is None else again
     proven = again.copy()
     while True:
-        ps = {name: _of_view(values, proven, least[name]) for name, values in views.items()}
+        ps = {name: _of_view(values, proven, least[name], spread) for name, values in views.items()}
         asked = np.any([~np.isnan(values) for values in views.values()], axis=0)
         p = np.array([combined(np.array([of[c] for of in ps.values()])) for c in range(classes)])
         q = np.ones(classes)
@@ -113,10 +108,10 @@ def findings(views: Mapping[str, Floats], least: Mapping[str, Floats], rate: flo
     ]
 
 
-def _of_view(values: Floats, proven: Bools, least: Floats) -> Floats:
+def _of_view(values: Floats, proven: Bools, least: Floats, spread: float) -> Floats:
     p = np.full(len(values), np.nan)
     for c in np.flatnonzero(np.isfinite(values)):
         others = np.isfinite(values) & ~proven
         others[c] = False
-        p[c] = tail(float(values[c]), values[others], float(least[c]))
+        p[c] = tail(float(values[c]), values[others], float(least[c]), spread)
     return p

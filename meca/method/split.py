@@ -67,8 +67,9 @@ class SplitParams:
     lower: float  # share of the other classes, those that show least, that a trigger has to work on
     end: float  # share of a class that the end of a view is
     probe: int  # images of other classes that a difference is measured on
-    least_content: float  # share of a class: mean excess of clean classes that is believed at least
+    least_content: float  # share of a class: is added to what views of content show; less is chance
     least_flips: float  # flip rate: likewise
+    spread: float  # least standard deviation of the logarithms of what clean classes show
     false_discovery: float  # share of the classes that are proven, up to which they may be clean
     rounds: int  # of asking what is left
     cap_flagged: float  # of all samples: more are not believed
@@ -85,6 +86,7 @@ class SplitParams:
             ("probe", ">= 2", self.probe >= 2),
             ("least_content", "> 0", self.least_content > 0),
             ("least_flips", "> 0", self.least_flips > 0),
+            ("spread", "> 0", self.spread > 0),
             ("false_discovery", "in (0, 1]", 0 < self.false_discovery <= 1),
             ("rounds", ">= 1", self.rounds >= 1),
         )
@@ -228,7 +230,7 @@ class _Round:
             name = f"flips {reach}"
             views[name] = np.array([self.flips[c].rate[reach] if c in self.flips else np.nan for c in range(self.classes_)])
             least[name] = np.full(self.classes_, params.least_flips)
-        return [self._class(each) for each in findings(views, least, params.false_discovery, self.again)]
+        return [self._class(each) for each in findings(views, least, params.false_discovery, params.spread, self.again)]
 
     def _class(self, found: Finding) -> Class:
         proven = found.q <= self.asked.params.false_discovery
