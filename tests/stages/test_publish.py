@@ -46,7 +46,7 @@ def test_the_stage_reads_what_it_says() -> None:
 def test_the_digest_of_the_numbers_tells_apart_what_decides_about_the_set(tmp_path: Path) -> None:
     store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
     digests = {}
-    for name, changes in (("first", {}), ("look", {"second_look__rounds": 7}), ("end", {"split__end": 0.1}), ("page", {"report__kept_pictures": 3})):
+    for name, changes in (("first", {}), ("rounds", {"split__rounds": 7}), ("end", {"split__end": 0.2}), ("page", {"report__kept_pictures": 3})):
         paths = {"store": store.path, **decide(store, tmp_path / name / "work", CHANGED), "out": tmp_path / name / "published"}
         execute(publish, paths, settings(**changes), scratch=tmp_path / name / "scratch")
         digests[name] = read_json(paths["out"] / "summary.json")["params_sha256"]
