@@ -42,3 +42,5 @@ def test_classes_that_are_small_or_all_alike_are_not_divided() -> None:
     values[labels == 2] = 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        small, nearer = smaller_clusters(values, labels, 0)
+    assert np.bincount(labels, weights=small).tolist() == [0, PLANTED, 0] and not nearer[labels != 1].any()

@@ -187,10 +187,10 @@ def test_a_killed_detection_costs_what_one_that_was_not_costs(tmp_path: Path, mo
 
 
 def test_wrong_labels_are_no_false_alarms_of_detection_alone(tmp_path: Path) -> None:
-    flagging = {"split.false_discovery": 1.0, "split.cap_flagged": 1.0, "train_clean.epochs": 6}
-    params = settings_of(**TINY, **flagging, split__cap_left=0.0, poison__attack="none", poison__label_noise=0.2)
+    flagging = {"split.false_discovery": 1.0, "split.cap_flagged": 1.0, "split.cap_left": 0.0, "ingest.shapes_train": 260}
+    params = settings_of(**{**TINY, **flagging}, poison__attack="none", poison__label_noise=0.2)
     row = detected(tmp_path, params)
     truth = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")["is_noise"].to_numpy(zero_copy_only=False)
     told = read_parquet(tmp_path / "work" / "split" / "decisions.parquet")["verdict"].to_numpy(zero_copy_only=False) != "clean"
-    assert truth.sum() == 24 and told.any(), "or this test says nothing"
+    assert truth.sum() == 52 and told.any(), "or this test says nothing"
     assert (row["tpr"], row["poison_share"]) == (None, None) and row["fpr"] == told[~truth].mean() != told.mean() == row["flagged_share"]
