@@ -85,6 +85,7 @@ def test_one_class_that_would_lose_too_much_is_held_alone(finished: Finished, tm
     assert (verdict["verdict"], verdict["held"]) == ("poisoned", [worst]) and "wait for a person" in verdict["reason"].replace("waits", "wait")
     expected = np.where(~flagged, "clean keep", np.where(labels == worst, "review quarantine", "poisoned remove"))
     assert [f"{word} {action}" for word, action in zip(table["verdict"].to_pylist(), table["action"].to_pylist(), strict=True)] == expected.tolist()
+    assert verdict["estimated_rate"]["value"] == np.mean(flagged & (labels != worst)), "what waits is not called poisoned"
     assert np.array_equal(table["proof"].is_valid().to_numpy(), flagged) and [c["holds"] for c in verdict["caps"]] == [True, False]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from meca.data.store import read_parquet, write_parquet
 from meca.files import canonical_json, read_json
 from meca.training import engine
-from tasks.benchmark.cell import COLUMNS, DETECTED, EVIDENCE_CLASSES, detected, evidence, flags, measure, p_values, row_of, undefended
+from tasks.benchmark.cell import COLUMNS, DETECTED, EVIDENCE_CLASSES, detected, evidence, flags, measure, p_values, row_of, taken_over, undefended
 from tests.making import settings as settings_of
 from tests.stages.chain import NOTHING, quick, run
 
@@ -104,6 +104,7 @@ def test_a_false_alarm_has_the_reference_of_a_plain_training(tmp_path: Path) -> 
     found, clean = undefended(tmp_path, params), read_json(tmp_path / "work" / "evaluate" / "evaluation.json")["clean"]
     assert found["plain"] == {"no_defence": clean, "oracle": clean}
     assert found["tuned"]["no_defence"] == found["tuned"]["oracle"] and 0 <= found["tuned"]["oracle"]["acc"] <= 1
+    assert taken_over(tmp_path / "work" / "split", params) and not taken_over(tmp_path / "work" / "split", quick(network__width=6))
     counted = flags(tmp_path / "work" / "split")
     assert counted.keys() == {0, 1, 2, 3} and not any(flagged for flagged, _ in counted.values())
 
