@@ -476,12 +476,17 @@ def test_benchmark_hands_its_axes_over_and_says_where_the_tables_are(platform, c
 
     platform(flows__benchmark={"run": measure})
     argv = ["benchmark", "--data", "digits", "--data", "cifar10:10000", "--attack", "sig", "--rate", "0.01", "--rate", "0.1", "--seed", "3"]
-    argv += ["--preset", "paper", "--network", "resnet34:cifar", "--partition-rate", "0.3", "--workers", "2", "--set", "split.min_flips=0.4"]
+    argv += ["--preset", "paper", "--network", "resnet34:cifar", "--partition-rate", "0.3", "--workers", "2", "--set", "split.least_flips=0.4"]
     assert cli.run([*argv, "-o", str(tmp_path / "r.jsonl")]) == 0
     assert capsys.readouterr().out.splitlines() == ["1 cells", "r.jsonl", "r.md"]
     ((plan, output, workers, keep),) = asked
     assert (plan.data, plan.attacks, plan.rates, plan.seeds) == (("digits", "cifar10:10000"), ("sig",), (0.01, 0.1), (3,))
-    assert (plan.presets, plan.networks, plan.partition_rates, plan.settings) == (("paper",), ("resnet34:cifar",), (0.3,), {"split.min_flips": "0.4"})
+    assert (plan.presets, plan.networks, plan.partition_rates, plan.settings) == (
+        ("paper",),
+        ("resnet34:cifar",),
+        (0.3,),
+        {"split.least_flips": "0.4"},
+    )
     assert (output, workers, keep) == (tmp_path / "r.jsonl", 2, False)
     assert cli.run(["benchmark", "--json"]) == 0
     captured = capsys.readouterr()

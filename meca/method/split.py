@@ -233,7 +233,7 @@ class _Round:
         return [self._class(each) for each in findings(views, least, params.false_discovery, params.spread, self.again)]
 
     def _class(self, found: Finding) -> Class:
-        proven = found.q <= self.asked.params.false_discovery
+        proven = bool(found.values) and found.q <= self.asked.params.false_discovery  # with a rate of 1 even what was not asked would be
         views = {name: {"value": round(value, 6), "p": found.ps[name]} for name, value in found.values.items()}
         return Class(found.label, len(self.rows[found.label]), found.p, found.q, proven, _proof(found) if proven else None, views)
 
@@ -293,8 +293,8 @@ class _Round:
 
 
 def _proof(found: Finding) -> Proof:
-    content = min((p for name, p in found.ps.items() if name.startswith("content")), default=1.0)
-    flips = min((p for name, p in found.ps.items() if name.startswith("flips")), default=1.0)
+    content = min((p for name, p in found.ps.items() if name.startswith("content")), default=np.inf)
+    flips = min((p for name, p in found.ps.items() if name.startswith("flips")), default=np.inf)
     return "foreign-content" if content <= flips else "difference"
 
 

@@ -260,8 +260,14 @@ def _found(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided
     others = len({*verdicts["label"].to_numpy()[found].tolist()} - {target})
     more = "" if others == 0 else " and 1 other" if others == 1 else f" and {others} others"
     leads = "" if target is None else f", leading to class {store.info.class_names[target]!r}{more}"
+    # Of a class that would lose too much nothing is called poisoned yet.
+    held = pc.and_(pc.equal(verdicts["verdict"], "review"), pc.is_in(verdicts["label"], pa.array(verdict.get("held") or [], pa.int64())))
+    waiting = int(_true(held).sum())
+    waits = f"; {waiting} of them wait for a person" if waiting else ""
+    flagged += waiting
     return (
-        f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}){how} carry signs of a backdoor{leads}; some of them may be clean."
+        f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}){how} carry signs of a backdoor{leads}; some of them may be clean"
+        f"{waits}."
     )
 
 
@@ -293,12 +299,10 @@ def _warnings(
     warnings += [
         f"The cap {cap['name']} does not hold: {cap['value']} against {cap['limit']}." for cap in verdict.get("caps") or [] if not cap["holds"]
     ]
-    if verdict["verdict"] == "poisoned":
-        for label in verdict.get("doubtful") or ():
-            warnings.append(
-                f"A part of class {store.info.class_names[label]!r} stands apart, too, but not enough to prove anything; it was kept. "
-                "A second trigger would look like this, and so would a class with two kinds of images."
-            )
+    for label in verdict.get("held") or ():
+        warnings.append(
+            f"Too little of class {store.info.class_names[label]!r} would be left: what is flagged there is quarantined until a person decides."
+        )
     power = verdict.get("leak_power")
     if power is not None and power < LITTLE_POWER:
         warnings.append(

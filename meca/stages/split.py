@@ -66,7 +66,9 @@ def run(
         out / "decisions.parquet",
     )
     n, k = len(labels), int(decision.flagged.sum())
-    poisoned = 0 if decision.verdict == "inconclusive" else k  # the others are held for a person
+    poisoned = (
+        0 if decision.verdict == "inconclusive" else int((decision.flagged & ~np.isin(labels, decision.held)).sum())
+    )  # others wait for a person
     verdict: dict[str, Any] = {
         "verdict": decision.verdict,
         "reason": decision.reason,

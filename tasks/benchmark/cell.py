@@ -33,6 +33,7 @@ __all__ = [
     "p_values",
     "poison_share",
     "row_of",
+    "taken_over",
     "undefended",
 ]
 
@@ -41,13 +42,15 @@ COLUMNS = (
     "dataset", "n_train", "n_test", "network", "stem", "poison_rate", "acc", "asr_k", "asr_n", "asr_per_trigger", "ra", "recall", "tpr", "fpr",
     "fpr_flagged", "auroc", "auroc_target", "poison_left", "removed", "relabelled", "verdict", "target_class", "leak", "leak_power",
     "clean_acc", "clean_asr", "no_defence_acc", "no_defence_asr", "oracle_acc", "oracle_asr", "oracle_recall", "equal_passes", "evidence",
-    "separation", "references", "p_values", "poison_share", "samples", "cost", "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
+    "separation", "references", "p_values", "poison_share", "samples", "cost", "taken_over", "peak_mib", "stage_seconds",
+    "hardware", "torch", "python", "seconds",
 )  # fmt: skip
 DETECTION = "split"  # the last stage of a cell that detects alone
 # What comes out of one.
 DETECTED = (
     "dataset", "n_train", "poison_rate", "tpr", "fpr", "fpr_flagged", "flagged", "flagged_share", "flagged_classes", "verdict", "target_class",
-    "evidence", "p_values", "poison_share", "samples", "cost", "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
+    "evidence", "p_values", "poison_share", "samples", "cost", "taken_over", "peak_mib", "stage_seconds",
+    "hardware", "torch", "python", "seconds",
 )  # fmt: skip
 REFERENCES = ("no_defence", "oracle")
 EVIDENCE_CLASSES, EVIDENCE_LENGTH = 5, 900  # classes whose evidence a row tells, and characters of all of it
@@ -97,6 +100,7 @@ def measure(folder: Path, params: Params, references: Mapping[str, Any] | None =
         "references": references,
         "p_values": p_values(verdict, len(info["class_names"])),
         "poison_share": poison_share(folder),
+        "taken_over": taken_over(work / DETECTION, params),
         **_spent(params, receipts, seen, info["n_train"], started),
     }
 
@@ -143,8 +147,22 @@ def detected(folder: Path, params: Params) -> dict[str, Any]:
         "evidence": evidence(verdict, by_class),
         "p_values": p_values(verdict, len(info["class_names"])),
         "poison_share": poison_share(folder),
+        "taken_over": taken_over(split, params),
         **_spent(params, receipts, seen, n, started),
     }
+
+
+def taken_over(split: Path, params: Params) -> bool:
+    """Tell whether `train_clean` takes its network over from detection, so that it costs nothing more.
+
+    Args:
+        split: Folder of that stage.
+        params: Of the run.
+    """
+    from meca.models import NetworkParams, read_description
+    from meca.stages.tensors import KEPT
+
+    return (split / KEPT).is_dir() and read_description(split / KEPT).network == params.group("network", NetworkParams)
 
 
 def _spent(params: Params, receipts: Mapping[str, Any], seen: Seen, n: int, started: float) -> dict[str, Any]:

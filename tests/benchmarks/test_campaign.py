@@ -105,7 +105,7 @@ def test_a_set_is_looked_for_in_the_folder_that_was_given_and_then_in_the_data(t
     [
         (["--only", "gtsrb-5k"], r"got 'gtsrb-5k'; 'gtsrb-5k' is there with --campaign"),
         (["--campaign", "--only", "gtsrb-6k*"], r"got 'gtsrb-6k\*'; --list names them"),
-        (["--only", "shapes, no second*"], r"'shapes, no second look' is there with --cuts"),
+        (["--only", "shapes, classes asked*"], r"'shapes, classes asked once' is there with --cuts"),
     ],
 )
 def test_a_name_that_is_none_is_refused_with_where_it_is(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,8 @@ def test_rows_of_both_kinds_go_to_files_of_their_own_and_a_second_start_measures
 ) -> None:
     tiny = {
         "ingest.shapes_train": 120, "ingest.shapes_test": 20, "ingest.size": 16, "network.width": 4, "detector.width": 4, "train_clean.epochs": 1,
-        "train_clean.min_steps": 0, "partition.recipe.min_steps": 0, "enhance.rounds": 1, "enhance.recipe.min_steps": 0, "second_look.rounds": 0,
+        "train_clean.min_steps": 0, "partition.recipe.min_steps": 0, "enhance.rounds": 1, "enhance.recipe.min_steps": 0, "split.rounds": 1,
+        "split.recipe.epochs": 1, "split.recipe.min_steps": 0,
     }  # fmt: skip
     plans = {"a": campaign._clean("shapes", (1,), tiny), "b": campaign._attacked("shapes", ("badnet",), settings=tiny)}
     files = {name: tmp_path / f"{name}.jsonl" for name in ("FILE", "DETECTION_FILE")}

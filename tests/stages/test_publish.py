@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -48,7 +49,7 @@ def test_the_stage_reads_what_it_says() -> None:
 def test_the_digest_of_the_numbers_tells_apart_what_decides_about_the_set(tmp_path: Path) -> None:
     store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
     digests = {}
-    for name, changes in (("first", {}), ("look", {"second_look__rounds": 7}), ("end", {"split__end": 0.1}), ("page", {"report__kept_pictures": 3})):
+    for name, changes in (("first", {}), ("rounds", {"split__rounds": 7}), ("end", {"split__end": 0.2}), ("page", {"report__kept_pictures": 3})):
         paths = {"store": store.path, **decide(store, tmp_path / name / "work", CHANGED), "out": tmp_path / name / "published"}
         execute(publish, paths, settings(**changes), scratch=tmp_path / name / "scratch")
         digests[name] = read_json(paths["out"] / "summary.json")["params_sha256"]
@@ -62,6 +63,29 @@ def test_the_sentence_says_how_many_classes_a_trigger_leads_to(flagged: tuple[in
     rows = {int((store.labels[: store.info.n_train] == label).argmax()): ("poisoned", "remove", None) for label in flagged}
     summary = read_json(publish_store(store, tmp_path, rows) / "summary.json")
     assert f"leading to class {leads}" in summary["sentence"], summary["sentence"]
+
+
+def test_what_is_held_of_a_class_is_counted_and_named_and_waits_for_a_person(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    labels = store.labels[: store.info.n_train]
+    mine, other = np.flatnonzero(labels == 1)[:2], np.flatnonzero(labels == 0)[:1]
+    rows = {int(row): ("review", "quarantine", None) for row in mine}
+    for name, more, found in (("all", {}, 2), ("some", {int(other[0]): ("poisoned", "remove", None)}, 3)):
+        paths = {"store": store.path, **decide(store, tmp_path / name / "work", rows | more), "out": tmp_path / name / "published"}
+        file = paths["relabel_finetune"] / "verdict.json"
+        file.write_text(json.dumps(read_json(file) | {"held": [1]}))
+        execute(publish, paths, settings(), scratch=tmp_path / name / "scratch")
+        summary, n = read_json(paths["out"] / "summary.json"), store.info.n_train
+        assert (
+            summary["sentence"].startswith(f"Poison was found: {found} of {n} training samples")
+            and "2 of them wait for a person" in summary["sentence"]
+        )
+        assert [w for w in summary["warnings"] if w.startswith("Too little of class 'dog' would be left")]
+        counts = summary["counts"]
+        assert (
+            counts["quarantined"] == 2 and counts["kept"] + counts["relabelled"] + counts["removed"] + counts["quarantined"] == n == counts["input"]
+        )
+        assert verify(paths["out"]) == []
 
 
 @pytest.mark.parametrize("make", [make_folder, make_shards, make_batches, make_idx, "shapes", "digits"])

@@ -46,14 +46,14 @@ def test_a_key_follows_what_the_figures_depend_on_and_nothing_else(monkeypatch: 
         {"rates": (0.1,)},
         {"data": ("shapes:500",)},
         {"partition_rates": (0.3,)},
-        {"settings": {"split.min_flips": 0.4}},
+        {"settings": {"split.least_flips": 0.4}},
     ]
     others = [key(Plan(**{"attacks": ONE.attacks, "presets": ONE.presets, **change})) for change in changes]
     assert len({before, *others}) == len(changes) + 1
     for harmless in ("report.kept_pictures", "promote.min_acc"):
         assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={harmless: "7"})) == before
     tree = json.loads(json.dumps(ONE.tree))
-    tree["paper"]["split"]["min_flips"] = 0.9
+    tree["paper"]["split"]["least_flips"] = 0.9
     assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, tree=tree)) == before, "the block of the other preset is not in force"
     monkeypatch.setattr(grid, "code_digest", lambda *_: "other code")
     assert key(ONE) != before
@@ -182,7 +182,7 @@ def test_a_limit_stands_behind_a_colon(text: str, expected: tuple[str, int]) -> 
         ({"partition_rates": (0.0,)}, "partition rate between 0 and 1"),
         ({"seeds": ()}, "at least one value for seeds"),
         ({"data": ("nowhere",)}, "found nothing at 'nowhere'"),
-        ({"settings": {"split.min_flip": "1"}}, "did you mean 'split.min_flips'"),
+        ({"settings": {"split.least_flip": "1"}}, "did you mean 'split.least_flips'"),
         ({"settings": {"poison.rate": "0.2"}}, "leave the axes of the grid alone, got poison.rate"),
         ({"until": "enhance"}, r"go until 'split', or to the end \(''\), got 'enhance'"),
         ({"settings": {"relabel_finetune.probe": "0"}}, r"\[relabel_finetune\] expected probe >= 1, got 0"),
@@ -196,7 +196,7 @@ def test_a_plan_that_is_not_possible_is_refused_before_anything_runs(changes: di
 def test_a_saved_grid_comes_back_with_the_same_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path / "in" / "photos")
     monkeypatch.chdir(tmp_path / "in")
-    first = Grid(Plan(data=("photos:9", "shapes"), settings={"split.min_flips": "0.4"}), tmp_path / "out.jsonl", 2, True)
+    first = Grid(Plan(data=("photos:9", "shapes"), settings={"split.least_flips": "0.4"}), tmp_path / "out.jsonl", 2, True)
     first.save()
     monkeypatch.chdir(tmp_path)
     again = Grid.load(Path("out.jsonl"))
