@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from meca.method.flips import LEAST, REACHES, Flips, Light, Part, flips_of_parts, light_of, mean_in_light, parts_of, probes_of
+from meca.method.flips import LEAST, REACHES, Flips, Light, Part, Probes, flips_of_parts, light_of, mean_in_light, parts_of, probes_of
 
 CLASSES, EACH, SIZE, LABEL = 5, 40, 8, 1
 
@@ -77,7 +77,11 @@ def ask(model: nn.Module, images: Tensor, labels: np.ndarray, parts: Sequence[Pa
     others = np.flatnonzero(labels != LABEL)
     elsewhere = mean_in_light(images, light, others, torch.full((1, len(others)), 1 / len(others)))[0]
     probes = probes_of(model, images, labels, rows, 6, 0), probes_of(model, images, labels, rows, 12, 6)
-    return flips_of_parts(model, images, light, LABEL, rows[LABEL], parts, elsewhere, probes, share)
+
+    def of_source(source: int) -> Probes:
+        return probes_of(model, images, labels, [r if c == source else r[:0] for c, r in enumerate(rows)], 12, 6)
+
+    return flips_of_parts(model, images, light, LABEL, rows[LABEL], parts, elsewhere, probes, of_source, share)
 
 
 @pytest.mark.parametrize("pattern", [square(), sine()], ids=["square", "sine"])

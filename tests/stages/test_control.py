@@ -20,7 +20,7 @@ from meca.stages import control, publish
 from meca.stages.runtime import describe, execute
 from meca.stages.tensors import EVERYTHING
 from tests.making import decide
-from tests.stages.chain import make_store, quick
+from tests.stages.chain import NOTHING, make_store, quick
 from tests.stages.chain import settings as shipped
 from tests.workspaces import colours
 
@@ -33,21 +33,16 @@ QUICKLY = {
     "control__min_planted": 2,
 }
 TWO = QUICKLY | {"control__rates": [0.1, 0.05]}  # in a copy each
-# No evidence reaches these, and all of it is asked for, so that a network is trained on everything.
-BLIND = {
-    "split__min_range": 1e9, "split__end": 0.0, "second_look__min_foreign": 2.0, "second_look__suspects": 0.2, "second_look__min_suspects": 2,
-    "second_look__min_carried": 1.1, "second_look__min_paired": 1.1,
-}  # fmt: skip
 # The thresholds that ship, with so few steps that the tiny set is learnt in seconds.
 SHORT = {
     "network__width": 8, "detector__width": 8, "partition__recipe__min_steps": 100, "enhance__recipe__min_steps": 30,
     "train_clean__epochs": 6, "train_clean__min_steps": 60,
-    "second_look__recipe__epochs": 1, "second_look__recipe__min_steps": 10, "second_look__rounds": 1,
+    "split__recipe__epochs": 2, "split__recipe__min_steps": 20,
 }  # fmt: skip
 
 
 # The same, where it does not matter what is learnt.
-BRIEF = BLIND | {"train_clean__epochs": 2, "second_look__rounds": 1}
+BRIEF = NOTHING | {"train_clean__epochs": 2}
 
 
 def judged(folder: Path, verdict: str = "no_evidence", flagged: Sequence[int] = (), n: int = N, n_test: int = 32) -> Path:
@@ -97,14 +92,14 @@ def test_a_class_that_is_proven_for_another_reason_is_no_trigger_that_was_found(
     rows = np.flatnonzero(store.labels[:200] != 2)[:20]
     rewrite(store, tmp_path / "store", {int(row): (badnet(np.array(store.images[row : row + 1]), 3)[0], 2) for row in rows})
     faint = {"control__kinds": ["blend"], "control__blend_alpha": 0.01}
-    found = controlled(answered(tmp_path, open_store(tmp_path / "store")), shipped(**QUICKLY | SHORT | faint))
+    found = controlled(answered(tmp_path, open_store(tmp_path / "store")), shipped(**QUICKLY | SHORT | faint, split__cap_flagged=1.0))
     (tried,), (copy,) = found["tries"], found["copies"]
     assert tried["target_class"] != 2 and (copy["verdict"], copy["proven_without_trigger"]) == ("poisoned", [2])
     assert not tried["found"] and is_weak(found)
 
 
 def test_what_a_network_learns_and_the_detection_does_not_prove_is_missed(tmp_path: Path) -> None:
-    found = controlled(judged(tmp_path), quick(**QUICKLY, **BLIND))
+    found = controlled(judged(tmp_path), quick(**QUICKLY, **NOTHING))
     (tried,) = found["tries"]
     assert found["lines"][0]["state"] == "missed" and found["copies"][0]["verdict"] == "no_evidence" and is_weak(found)
     assert tried["asr"] >= 0.1 and tried["asr"] == tried["asr_k"] / tried["asr_n"] and tried["asr_n"] <= 32, "on the test split"
@@ -113,14 +108,8 @@ def test_what_a_network_learns_and_the_detection_does_not_prove_is_missed(tmp_pa
 
 def test_what_no_network_learns_is_not_missed_but_shows_no_power_either(tmp_path: Path) -> None:
     faint = {"control__kinds": ["blend"], "control__blend_alpha": 0.01, "control__rates": [0.05]}
-    found = controlled(judged(tmp_path), quick(**QUICKLY | faint, **BLIND))
+    found = controlled(judged(tmp_path), quick(**QUICKLY | faint, **NOTHING))
     assert found["lines"][0]["state"] == "not learnt" and found["lines"][0]["missed"] == 0 and is_weak(found)
-
-
-def test_where_no_network_says_what_was_learnt_it_is_not_measured(tmp_path: Path) -> None:
-    found = controlled(judged(tmp_path), quick(**QUICKLY, **BLIND | {"second_look__rounds": 0}))
-    assert found["tries"][0]["learnt"] is found["tries"][0]["asr"] is None
-    assert found["lines"][0]["state"] == "not measured"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from meca.data.columns import pc
 from meca.data.store import open_store, read_parquet, rewrite
+from meca.method.evidence import combined
 from meca.method.proofs import REASONS
 from meca.metrics import wilson
 from meca.models import load_model, read_description
@@ -124,7 +125,7 @@ def test_the_verdict_says_of_each_class_what_each_view_saw(finished: Finished) -
     assert [each["label"] for each in verdict["evidence"]] == [0, 1, 2, 3] and len(verdict["rounds"]) == 1
     for each in verdict["evidence"]:
         assert each["proven"] == bool(each["views"]) == (each["proof"] is not None), "with a rate of one what is asked is proven"
-        smallest = min((view["p"] for view in each["views"].values()), default=1.0)
-        assert each["p"] == pytest.approx(min(1.0, 6 * smallest)) and len(each["views"]) in (0, 6) and each["p"] <= each["q"] <= 1
+        assert each["p"] == pytest.approx(combined(np.array([view["p"] for view in each["views"].values()])))
+        assert len(each["views"]) in (0, 6) and each["p"] <= each["q"] <= 1
     assert verdict["rounds"][0]["proven"] == [each["label"] for each in verdict["evidence"] if each["proven"]]
     assert verdict["rounds"][0]["flagged"] == json.loads((finished() / "work" / "split" / "metrics.json").read_text())["flagged"]
