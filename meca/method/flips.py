@@ -35,6 +35,7 @@ AXES = 2  # principal axes of the features whose ends are asked about
 CLUSTERED = 10  # principal axes in which two clusters are looked for
 STARTS: Any = 2  # of the clustering; the better one is taken
 CHUNK = 256  # images whose means are summed at once
+FOREIGN = 0.1  # share of samples that look far: a part and the rest that differ by more have different contents
 DARK = 0.02  # least contrast, of pixels in [0, 1]: below it one light would be all noise
 
 Bools = NDArray[np.bool_]
@@ -173,6 +174,7 @@ def flips_of_parts(
     mine: Ints,
     parts: Sequence[Part],
     elsewhere: Tensor,
+    far: Bools,
     probes: tuple[Probes, Probes],
     of_source: Callable[[int], Probes],
     share: float,
@@ -187,13 +189,14 @@ def flips_of_parts(
         mine: Its rows.
         parts: See `parts_of`; of `mine`.
         elsewhere: float32 [d], mean of the images of all other classes in one light.
+        far: bool [m], of `mine`, samples in which networks that never saw the class see one of the classes that it is least like.
         probes: Images that parts are chosen on, and images that the best are measured on.
         of_source: Returns more images of one class, to measure reach `one` on.
         share: Share of the other classes, the lowest, that reach `all` is a mean over.
     """
     first, second = probes
     classes = first.before.shape[1]
-    parts, differences = _oriented(images, light, mine, parts, elsewhere) if parts else ([], [])
+    parts, differences = _oriented(images, light, mine, parts, elsewhere, far) if parts else ([], [])
     if not parts:
         return Flips(dict.fromkeys(REACHES, 0.0), dict.fromkeys(REACHES), -1)
     screened = [_profile(model, first, d, label, classes) for d in differences]
@@ -217,12 +220,13 @@ def mean_in_light(images: Tensor, light: Light, rows: Ints, weights: Tensor) -> 
     return total
 
 
-def _oriented(images: Tensor, light: Light, mine: Ints, parts: Sequence[Part], elsewhere: Tensor) -> tuple[list[Part], list[Tensor]]:
+def _oriented(images: Tensor, light: Light, mine: Ints, parts: Sequence[Part], elsewhere: Tensor, far: Bools) -> tuple[list[Part], list[Tensor]]:
     """Return the parts that have something, rather than lack it, and the mean of each minus that of the rest, float32 [c h w] each.
 
-    Of a part and the rest, the one that lacks the trigger is the one that is like the other classes along their difference. A sine that is
-    taken away is a sine, too, and flips as many images; so it cannot be told from the flip rate which of the two was poisoned. How far the
-    mean of the class lies between the other classes and the part says how much of the class has what the part has.
+    A sine that is taken away is a sine, too, and flips as many images, so it cannot be told from the flip rate which of the two was poisoned.
+    Poison with wrong labels looks like other classes, whatever its trigger, and then that decides. Otherwise both have the content of the
+    class, it cancels in the difference, and the one that lacks the trigger is the one that is like the other classes along it. Either way,
+    how much of it the rest has says how much of the class has what the part has.
     """
     masks = torch.from_numpy(np.stack([part.rows for part in parts])).float()
     inside = mean_in_light(images, light, mine, masks / masks.sum(1, keepdim=True))
@@ -233,10 +237,11 @@ def _oriented(images: Tensor, light: Light, mine: Ints, parts: Sequence[Part], e
     kept: list[Part] = []
     found: list[Tensor] = []
     for part, d, a, b in zip(parts, differences, ahead.tolist(), behind.tolist(), strict=True):
-        if a < abs(b):
+        foreign, rest = float(far[part.rows].mean()), float(far[~part.rows].mean())
+        wrong = abs(foreign - rest) > FOREIGN
+        if (foreign < rest) if wrong else (a < abs(b)):
             continue
-        own = float(part.rows.mean())
-        share = own + (1 - own) * max(0.0, b) / max(a, 1e-12)
-        kept.append(Part(part.name, part.rows, share))
+        own, of_rest = float(part.rows.mean()), rest / foreign if wrong else max(0.0, b) / max(a, 1e-12)
+        kept.append(Part(part.name, part.rows, own + (1 - own) * min(1.0, of_rest)))
         found.append(d.view(images.shape[1:]).permute(2, 0, 1))
     return kept, found

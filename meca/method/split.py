@@ -251,6 +251,7 @@ class _Round:
             probes_of(self.model, images, self.labels, drawn, few, 0),
             probes_of(self.model, images, self.labels, drawn, many, few),
         )
+        shares = foreign_share(self.content, self.labels, self.kept, min(params.typical))
         more: dict[int, Probes] = {}
 
         def of_source(source: int) -> Probes:
@@ -265,8 +266,8 @@ class _Round:
             self.asked.say("split: parts of classes", c + 1, self.classes_, "")
             margins = {side: margin[rows] for side, margin in self.asked.margins.items()}
             parts = parts_of(self.features[rows], margins, params.end, self.asked.session.seed)
-            elsewhere = (total - sums[c]) / (n - len(rows))
-            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, probes, of_source, params.lower)
+            elsewhere, far = (total - sums[c]) / (n - len(rows)), np.isin(self.content.seen[rows], _least(shares[c], params.lower))
+            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, far, probes, of_source, params.lower)
 
     def poison(self, proven: Sequence[Class]) -> dict[int, tuple[Ints, Floats]]:
         """Return for each proven class its rows and how far on the side of the poison each lies: flagged above zero."""
@@ -279,17 +280,20 @@ class _Round:
         if proven.proof == "foreign-content":
             typical = self.content.typical[rows]
             suspects = typical > np.quantile(typical, SUSPECTED)
-            # The strictest view that proves it counts least of what is clean.
-            limit = self.asked.params.false_discovery
-            shares = [v["value"] for name, v in proven.views.items() if name.startswith("content") and v["p"] <= limit]
-            share = min(shares)
+            views = [view for name, view in proven.views.items() if name.startswith("content")]
+            share = min(views, key=lambda view: view["p"])["value"]
         else:
             reach = min(REACHES, key=lambda name: proven.views[f"flips {name}"]["p"])
             part = self.flips[proven.label].part[reach]
-            assert part is not None
-            suspects, share = part.rows, part.share
+            suspects, share = (part.rows, part.share) if part else (np.zeros(len(rows), dtype=bool), 0.0)
         order = order_by_features(self.features[rows], suspects) if 0 < suspects.sum() < len(rows) else suspects.astype(np.float64)
         return Seeds(rows, order, float(np.clip(share, NOTHING_LEFT, EVERYTHING_BUT)), PLAIN[proven.proof or "difference"])
+
+
+def _least(shares: Floats, lower: float) -> Ints:
+    """Return the classes that a class is least like, of those that are known: NaN where one is not."""
+    known = np.flatnonzero(np.isfinite(shares))
+    return known[np.argsort(shares[known], kind="stable")][: int(np.ceil(len(known) * lower))]
 
 
 def _proof(found: Finding) -> Proof:

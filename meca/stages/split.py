@@ -17,7 +17,7 @@ from meca.metrics import share
 from meca.models import Network, load_model, read_description, save_model
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import EVERYTHING, KEPT, column, open_train, scores_table
+from meca.stages.tensors import EVERYTHING, KEPT, column, open_train, rows_digest, scores_table
 from meca.training.device import EngineParams, prepare
 from meca.training.engine import Data, Session
 from meca.training.trainer import Recipe
@@ -54,6 +54,7 @@ def run(
         save_model(found.everything, network.description, out / EVERYTHING)
         if found.kept is not None:
             save_model(found.kept, network.description, out / KEPT)
+            (out / KEPT / "rows.sha256").write_text(rows_digest(~decision.flagged), encoding="utf-8")
             lines = [canonical_json({"epoch": e, "loss": round(loss, 6), "accuracy": round(a, 6)}, indent=None) for e, loss, a in found.curve]
             (out / KEPT / "curve.jsonl").write_text("".join(lines), encoding="utf-8")
     else:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from meca.models import NetworkParams, build, load_model, read_description, save_model
+from meca.models import Description, NetworkParams, build, load_model, read_description, save_model
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import KEPT, describe_network, epoch_notes, open_train, read_rows
+from meca.stages.tensors import KEPT, describe_network, epoch_notes, open_train, read_rows, rows_digest
 from meca.training.device import EngineParams, prepare
 from meca.training.engine import Data, Session
 from meca.training.trainer import Recipe
@@ -30,8 +30,8 @@ def run(ctx: Context, store: Path, split: Path, out: Output, *, engine: EnginePa
         save_model(model.eval(), description, out)
         ctx.metrics = {"kept": int(keep.sum())}
         return
-    if (split / KEPT).is_dir() and read_description(split / KEPT) == description:
-        # Detection ends with a network that was trained on just these samples, from these draws: the same one would come out.
+    if _is_trained(split / KEPT, description, keep):
+        # Detection ended with this network: the same one would come out.
         ctx.progress("train_clean", 1, 1, "taken over from split")
         for line in (split / KEPT / "curve.jsonl").read_text(encoding="utf-8").splitlines():
             ctx.curve(phase="train", **json.loads(line))
@@ -41,6 +41,13 @@ def run(ctx: Context, store: Path, split: Path, out: Output, *, engine: EnginePa
             session.train(model, Data(images, labels), recipe, "train_clean", keep)
     save_model(model, description, out)
     ctx.metrics = {"kept": int(keep.sum())}
+
+
+def _is_trained(folder: Path, description: Description, keep: torch.Tensor) -> bool:
+    """Tell whether `split` has trained this network on just these samples, from the draws that would be made here."""
+    if not folder.is_dir() or read_description(folder) != description:
+        return False
+    return (folder / "rows.sha256").read_text(encoding="utf-8") == rows_digest(keep.cpu().numpy())
 
 
 if __name__ == "__main__":

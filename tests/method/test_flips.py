@@ -70,7 +70,15 @@ def planted(pattern: Tensor, count: int) -> tuple[Tensor, np.ndarray, np.ndarray
     return images, labels, np.arange(EACH) < count
 
 
-def ask(model: nn.Module, images: Tensor, labels: np.ndarray, parts: Sequence[Part], light: Light | None = None, share: float = 0.5) -> Flips:
+def ask(
+    model: nn.Module,
+    images: Tensor,
+    labels: np.ndarray,
+    parts: Sequence[Part],
+    light: Light | None = None,
+    share: float = 0.5,
+    far: np.ndarray | None = None,
+) -> Flips:
     """Return what the parts of class 1 do."""
     light = light or light_of(images)
     rows = [np.flatnonzero(labels == c) for c in range(CLASSES)]
@@ -81,7 +89,19 @@ def ask(model: nn.Module, images: Tensor, labels: np.ndarray, parts: Sequence[Pa
     def of_source(source: int) -> Probes:
         return probes_of(model, images, labels, [r if c == source else r[:0] for c, r in enumerate(rows)], 12, 6)
 
-    return flips_of_parts(model, images, light, LABEL, rows[LABEL], parts, elsewhere, probes, of_source, share)
+    return flips_of_parts(
+        model,
+        images,
+        light,
+        LABEL,
+        rows[LABEL],
+        parts,
+        elsewhere,
+        np.zeros(len(rows[LABEL]), dtype=bool) if far is None else far,
+        probes,
+        of_source,
+        share,
+    )
 
 
 @pytest.mark.parametrize("pattern", [square(), sine()], ids=["square", "sine"])
@@ -192,3 +212,15 @@ def test_what_lies_apart_is_a_part() -> None:
     assert np.array_equal(found["low above"], odd) and np.array_equal(found["low below"], ~odd)
     assert any(np.array_equal(found[f"cluster {k}"], odd) for k in ("one", "two"))
     assert found["low top"].sum() == 6 and not (found["low top"] & ~odd).any() and not (found["low bottom"] & odd).any()
+
+
+def test_where_a_part_looks_like_other_classes_that_decides_and_not_how_strong_the_class_looks() -> None:
+    """A class whose own pattern is stronger than the trigger lies further from the other classes than the poison does."""
+    images, labels, has = planted(square(), 12)
+    own = np.flatnonzero(labels == LABEL)
+    images[own[~has], :, ::2] = 250  # what the class looks like; the poison looks like the other classes
+    parts = [Part("lacks", ~has), Part("has", has)]
+    by_strength = ask(Reader(square()), images, labels, parts).part["all"]
+    by_content = ask(Reader(square()), images, labels, parts, far=has).part["all"]
+    assert by_strength is not None and by_strength.name == "lacks", "or this test says nothing"
+    assert by_content is not None and by_content.name == "has" and by_content.share == pytest.approx(has.mean())

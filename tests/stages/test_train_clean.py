@@ -93,3 +93,14 @@ def test_another_architecture_is_trained_whatever_detection_used(nothing_found: 
     with pytest.raises(MecaError, match=r"model\.safetensors"):
         (folder / "work" / "split" / KEPT / "model.safetensors").unlink()
         step("train_clean", folder, quick(**NOTHING))
+
+
+def test_a_network_that_was_trained_on_other_samples_is_not_taken_over(nothing_found: Path, tmp_path: Path) -> None:
+    folder = with_inputs("train_clean", nothing_found, tmp_path)
+    file = folder / "work" / "split" / "decisions.parquet"
+    table = pq.read_table(file)
+    words = ["poisoned", *table["verdict"].to_pylist()[1:]]
+    file.unlink()
+    pq.write_table(table.set_column(table.column_names.index("verdict"), "verdict", pa.array(words)), file)
+    receipt = step("train_clean", folder, quick(**NOTHING))
+    assert "train" in receipt["timings"] and receipt["metrics"]["kept"] == N_TRAIN - 1

@@ -144,6 +144,7 @@ TINY = {
     "ingest.shapes_train": 120, "ingest.shapes_test": 20, "ingest.size": 16, "network.width": 4, "detector.width": 4, "train_clean.min_steps": 0,
     "train_clean.epochs": 2, "partition.recipe.min_steps": 2, "partition.recipe.epochs": 1, "enhance.rounds": 1, "enhance.recipe.epochs": 1,
     "enhance.recipe.min_steps": 0, "split.rounds": 1, "split.recipe.epochs": 1, "split.recipe.min_steps": 0, "split.probe": 8,
+    "control.when": "never",
 }  # fmt: skip
 
 
