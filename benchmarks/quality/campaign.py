@@ -1,4 +1,5 @@
-"""The plans of the campaign: what the method says of clean sets, of every attack at 5 %, of rare poison, and of poison that is most of its class.
+"""The plans of the campaign: what the method says of clean sets, of every attack at 5 %, of rare poison, of poison that is most of its class, and of
+what it has published itself.
 
     python -m benchmarks.quality --campaign --only '*, detection alone*'    clean sets, until `split` alone
     python -m benchmarks.quality --campaign --only cifar10-6k               the eight attacks on one set
@@ -28,6 +29,7 @@ TWO = ("badnet", "blend")
 RULE = ("crowd", "kin")  # made against the rule of preset default
 FURTHER = tuple(name for name in ATTACKS if name not in (*EIGHT, *RULE))
 AGAINST = ", against the rule"  # in the name of an experiment with these
+OWN = ", own output"  # ends the name of one whose runs are judged once more, by what they published
 WHOLE: Mapping[str, str] = {
     "cifar10-6k": "cifar10:6000",
     "fashion-mnist-6k": "fashion-mnist:6000",
@@ -73,8 +75,10 @@ def _clean(data: str, seeds: tuple[int, ...], settings: Mapping[str, Any] | None
     return (Plan((data,), ("none",), seeds=seeds, presets=("default",), settings=settings or {}, until=DETECTION),)
 
 
-def _attacked(data: str, attacks: Sequence[str], rate: float = 0.05, settings: Mapping[str, Any] | None = None) -> tuple[Plan, ...]:
-    return (Plan((data,), tuple(attacks), (rate,), THREE, ("default",), settings=settings or {}),)
+def _attacked(
+    data: str, attacks: Sequence[str], rate: float = 0.05, settings: Mapping[str, Any] | None = None, again: bool = False
+) -> tuple[Plan, ...]:
+    return (Plan((data,), tuple(attacks), (rate,), THREE, ("default",), settings=settings or {}, again=again),)
 
 
 def _of_its_class() -> dict[str, tuple[Plan, ...]]:
@@ -95,6 +99,7 @@ CAMPAIGN: Mapping[str, tuple[Plan, ...]] = {
     **{f"{name}, further attacks": _attacked(data, FURTHER) for name, data in WHOLE.items()},
     **{f"{name}{AGAINST}": _attacked(WHOLE[name], RULE, settings=LARGER) for name in ("cifar10-6k", "gtsrb-5k")},
     **{f"{name}{AGAINST}, 20 % poison": _attacked(WHOLE[name], RULE[:1], 0.2, LARGER) for name in ("cifar10-6k", "gtsrb-5k")},
+    **{f"{name}{OWN}": _attacked(WHOLE[name], TWO, again=True) for name in ("cifar10-6k", "gtsrb-5k", "fashion-mnist-6k")},
     **_of_its_class(),
     **{f"{name}, {100 * rate:g} % poison": _attacked(data, TWO, rate) for name, data in WHOLE.items() for rate in RARE},
 }
