@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.quality import campaign, experiments
-from benchmarks.quality.campaign import ALONE, CAMPAIGN, CLEAN, FURTHER, OF_ITS_CLASS, TARGETS, WHOLE, located, rate_for
+from benchmarks.quality.campaign import AGAINST, ALONE, CAMPAIGN, CLEAN, FURTHER, OF_ITS_CLASS, RULE, TARGETS, WHOLE, located, rate_for
 from benchmarks.quality.seeds import LOOKED_AT, read_seeds, refuse
 from meca.attacks import ATTACKS
 from meca.attacks.poisoning import PoisonParams, plan
@@ -61,8 +61,16 @@ def test_more_than_a_hundred_clean_runs_end_with_split_and_nothing_else_does(eve
 def test_every_attack_of_the_registry_is_run_on_every_set_at_five_percent(every: list[Cell]) -> None:
     for name in WHOLE:
         found = named(every, name, f"{name}, further attacks")
-        assert Counter(cell.given["attack"] for cell in found) == dict.fromkeys(ATTACKS, 3) and {cell.given["rate"] for cell in found} == {0.05}
-    assert {*EIGHT, *FURTHER} == set(ATTACKS)
+        usual = dict.fromkeys((*EIGHT, *FURTHER), 3)
+        assert Counter(cell.given["attack"] for cell in found) == usual and {cell.given["rate"] for cell in found} == {0.05}
+    assert {*EIGHT, *FURTHER, *RULE} == set(ATTACKS)
+
+
+def test_what_was_made_against_the_rule_is_run_on_ten_classes_and_on_many(every: list[Cell]) -> None:
+    for name in ("cifar10-6k", "gtsrb-5k"):
+        found = Counter((cell.given["attack"], cell.given["rate"], cell.given["seed"]) for cell in named(every, f"{name}{AGAINST}*"))
+        wanted = [("crowd", 0.05), ("crowd", 0.2), ("kin", 0.05)]
+        assert found == dict.fromkeys([(*each, seed) for each in wanted for seed in (101, 102, 103)], 1)
 
 
 def test_a_share_of_a_class_is_reached_whatever_its_size(every: list[Cell]) -> None:
