@@ -35,7 +35,8 @@ AXES = 2  # principal axes of the features whose ends are asked about
 CLUSTERED = 10  # principal axes in which two clusters are looked for
 STARTS: Any = 2  # of the clustering; the better one is taken
 CHUNK = 256  # images whose means are summed at once
-FOREIGN = 0.1  # share of samples that look far: a part and the rest that differ by more have different contents
+FOREIGN = 0.1  # share of samples that look far: a part and the rest that differ by more have different contents,
+SURE = 3.0  # if that is so many standard deviations
 DARK = 0.02  # least contrast, of pixels in [0, 1]: below it one light would be all noise
 
 Bools = NDArray[np.bool_]
@@ -236,9 +237,11 @@ def _oriented(images: Tensor, light: Light, mine: Ints, parts: Sequence[Part], e
     behind = ((outside - elsewhere) * differences).sum(1)
     kept: list[Part] = []
     found: list[Tensor] = []
+    of_all = float(far.mean())
     for part, d, a, b in zip(parts, differences, ahead.tolist(), behind.tolist(), strict=True):
         foreign, rest = float(far[part.rows].mean()), float(far[~part.rows].mean())
-        wrong = abs(foreign - rest) > FOREIGN
+        chance = float(np.sqrt(of_all * (1 - of_all) * (1 / part.rows.sum() + 1 / (~part.rows).sum())))
+        wrong = abs(foreign - rest) > max(FOREIGN, SURE * chance)
         if (foreign < rest) if wrong else (a < abs(b)):
             continue
         own, of_rest = float(part.rows.mean()), rest / foreign if wrong else max(0.0, b) / max(a, 1e-12)

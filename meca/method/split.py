@@ -266,7 +266,8 @@ class _Round:
             self.asked.say("split: parts of classes", c + 1, self.classes_, "")
             margins = {side: margin[rows] for side, margin in self.asked.margins.items()}
             parts = parts_of(self.features[rows], margins, params.end, self.asked.session.seed)
-            elsewhere, far = (total - sums[c]) / (n - len(rows)), np.isin(self.content.seen[rows], _least(shares[c], params.lower))
+            elsewhere = (total - sums[c]) / (n - len(rows))
+            far = np.isin(self.content.seen[rows], _least(shares[c], params.lower)) & (self.content.typical[rows] >= min(params.typical))
             self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, far, probes, of_source, params.lower)
 
     def poison(self, proven: Sequence[Class]) -> dict[int, tuple[Ints, Floats]]:
