@@ -14,9 +14,18 @@ ATTACK: Mapping[str, Any] = {"poison.attack": "badnet", "poison.rate": 0.05}
 # What two cores finish while a person waits: a minute for the generated set, half an hour for the photographs. The narrow
 # network learns the usual patch of three pixels by chance, one of five always.
 LIMITED: Mapping[str, Mapping[str, Any]] = {
-    "shapes": {"train_clean.epochs": 8, "train_clean.min_steps": 500, "network.width": 16, "detector.width": 16, "poison.patch_size": 5},
+    "shapes": {
+        "train_clean.epochs": 8,
+        "train_clean.min_steps": 500,
+        "network.width": 16,
+        "detector.width": 16,
+        "poison.patch_size": 5,
+        "control.patch_size": 5,
+    },
     "cifar10": {"ingest.train_limit": 10_000},
 }
+# The positive control would take as long again for each copy: here it is one patch in one copy, and only where nothing was found.
+CONTROL: Mapping[str, Any] = {"control.kinds": ["badnet"], "control.rates": [0.05]}
 
 
 def settings_for(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,6 +38,7 @@ def settings_for(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "ingest.source": source,
         **watched,
         **ATTACK,
+        **CONTROL,
         **LIMITED.get(data, {}),
         **given,
     }
@@ -66,6 +76,7 @@ def lines(outcome: Mapping[str, Any]) -> list[str]:
     return [
         "",
         *verdict_lines(outcome),
+        _of_control(outcome.get("control")),
         "",
         *evaluation_lines(outcome["evaluation"]),
         "",
@@ -74,3 +85,10 @@ def lines(outcome: Mapping[str, Any]) -> list[str]:
         told,
         outcome["report"],
     ]
+
+
+def _of_control(control: Mapping[str, Any] | None) -> str:
+    """Return that the control of a demonstration is smaller than what `meca clean` does, and whether it ran."""
+    small = "small in a demonstration: one patch at 5 % of all samples, in one copy"
+    why = "" if control is None or control["ran"] else f"; not run, because {control['reason']}"
+    return f"Control       {small}{why}"

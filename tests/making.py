@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from meca import pipeline, state
+from meca import pipeline, power, state
 from meca.data.ingest import read_source
 from meca.data.readers import IngestParams
 from meca.data.store import Store, open_store
@@ -88,8 +88,25 @@ def ingest(source: Path | str, out: Path, **changes: Any) -> Store:
 Decisions = Mapping[int, tuple[str, str, int | None]]  # row: verdict, action, new label
 
 
-def decide(store: Store, work: Path, changed: Decisions, verdict: str = "poisoned") -> dict[str, Path]:
-    """Write what the stages before `publish` leave behind; what is not in `changed` is kept."""
+def control_record(**states: str) -> dict[str, Any]:
+    """Return control.json in which each kind of trigger had one try at 5 %, with this outcome; without one the control was not run."""
+    if not states:
+        return {"schema": "meca.control/1", **power.not_run("control.when is never")}
+    tries = {
+        "found": {"planted": 5, "found": True, "learnt": True},
+        "missed": {"planted": 5, "found": False, "learnt": True},
+        "not learnt": {"planted": 5, "found": False, "learnt": False},
+        "not measured": {"planted": 5, "found": False, "learnt": None},
+        "not planted": {"planted": 0, "found": False, "learnt": None},
+    }
+    lines = [power.line(kind, 0.05, 100, [tries[state]]) for kind, state in states.items()]
+    return {"schema": "meca.control/1", "ran": True, "reason": "", "lines": lines, "samples": 100, "copies": [], "tries": []}
+
+
+def decide(store: Store, work: Path, changed: Decisions, verdict: str = "poisoned", control: Mapping[str, Any] | None = None) -> dict[str, Path]:
+    """Write what the stages before `publish` leave behind; what is not in `changed` is kept. The verdict `weak` is what the control makes of one."""
+    if verdict == "weak":
+        verdict, control = "no_evidence", control or control_record(badnet="found", blend="missed")
     n = store.info.n_train
     rows = {"row": list(range(n)), "sample_id": store.ids[:n]}
     chosen = [changed.get(row, ("clean", "keep", None)) for row in range(n)]
@@ -105,10 +122,12 @@ def decide(store: Store, work: Path, changed: Decisions, verdict: str = "poisone
         "clean_pred": [1] * n,
         "reasons": [["low-consistency"] if v == "poisoned" else [] for v, _, _ in chosen],
     }
-    paths = {name: work / name for name in ("partition", "enhance", "split", "relabel_finetune")}
+    paths = {name: work / name for name in ("partition", "enhance", "split", "control", "relabel_finetune")}
     for name, path in paths.items():
         path.mkdir(parents=True)
-        if name in ("partition", "enhance"):
+        if name == "control":
+            (path / "control.json").write_text(canonical_json(control or control_record()))
+        elif name in ("partition", "enhance"):
             scores = {**rows, "suspicion": suspicion, "likely_clean": [True] * n, "kl": pa.array([0.5] * n, pa.float32())}
             pq.write_table(pa.table(scores), path / "scores.parquet")
         else:
@@ -126,9 +145,9 @@ def settings(**changes: Any) -> Params:
     return with_settings(read_params(PACKAGED), {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def publish_store(store: Store, folder: Path, changed: Decisions, verdict: str = "poisoned") -> Path:
+def publish_store(store: Store, folder: Path, changed: Decisions, verdict: str = "poisoned", control: Mapping[str, Any] | None = None) -> Path:
     """Run stage publish on decisions and return the published folder."""
-    paths = {"store": store.path, **decide(store, folder / "work", changed, verdict), "out": folder / "published"}
+    paths = {"store": store.path, **decide(store, folder / "work", changed, verdict, control), "out": folder / "published"}
     execute(publish, paths, settings(), scratch=folder / "scratch")
     return folder / "published"
 

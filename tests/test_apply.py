@@ -125,6 +125,16 @@ def test_every_format_is_written_and_verified(make: Callable[[Path], Path] | str
     assert verify(out) == [] and summary["counts"]["relabelled"] == 1 and summary["counts"]["kept"] == len(rows) - 1
 
 
+def test_a_decision_about_a_set_whose_test_is_weak_leaves_that_standing(tmp_path: Path) -> None:
+    out = make_cleaned(tmp_path, make_folder(tmp_path / "in"), {}, "weak")
+    control = read_json(out / "summary.json")["control"]
+    source = read_parquet(out / "verdicts.parquet")["source"][0].as_py()
+    summary = verbs.apply(out, write(tmp_path / "d.jsonl", {"source": source, "action": "remove"}))
+    assert (summary["verdict"], summary["control"], summary["counts"]["removed"]) == ("weak", control, 1)
+    assert "but the test is weak here: of a planted patch" in summary["sentence"] and verify(out) == []
+    assert "## What the test could find here" in (out / "README.md").read_text(encoding="utf-8")
+
+
 def test_an_inconclusive_set_is_published_by_decisions_about_all_of_it(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "in", per_class=2)
     (root / "train" / "cat" / "bad.jpeg").write_bytes(b"no image")

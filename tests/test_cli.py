@@ -21,6 +21,7 @@ from flows.cli import console
 from meca import verbs
 from meca.data.store import read_parquet
 from meca.errors import Inconclusive, InputRefused, MecaError
+from meca.power import not_run
 from meca.report.console import evaluation_lines, verdict_lines
 from tests.data.readers.test_archives import make_tar
 from tests.data.readers.test_lists import make_list
@@ -108,12 +109,19 @@ def clean(*more):
     return cli.run(["clean", "shapes", "-o", "out", *more])
 
 
-@pytest.mark.parametrize(("verdict", "expected"), [("no_evidence", 0), ("poisoned", 1), ("inconclusive", 5)])
+@pytest.mark.parametrize(("verdict", "expected"), [("no_evidence", 0), ("weak", 0), ("poisoned", 1), ("inconclusive", 5)])
 def test_the_exit_code_is_the_verdict(cleaned, capsys, verdict, expected):
     cleaned(summary(verdict))
     assert clean() == expected
     assert "7 kept, 1 relabelled, 1 removed, 1 quarantined of 10" in capsys.readouterr().out
     assert clean("--exit-zero") == 0
+    assert clean("--fail-on", "weak") == (5 if verdict == "weak" else expected)
+
+
+def test_what_contradicts_itself_is_refused_before_the_work(cleaned, capsys):
+    calls = cleaned(summary("weak"))
+    assert clean("--fail-on", "weak", "--exit-zero") == clean("--fail-on", "poisoned") == 4
+    assert "Expected --fail-on or --exit-zero, got both" in capsys.readouterr().err and calls == []
 
 
 @pytest.mark.parametrize(
@@ -449,6 +457,15 @@ def test_what_is_given_to_demo_wins():
     assert settings["train_clean.epochs"] == 3 and settings["ingest.source"] == "shapes" and settings["poison.attack"] == "badnet"
 
 
+def test_the_control_of_a_demonstration_is_small_and_it_says_so():
+    settings = demo.settings_for("digits", {})
+    assert (settings["control.kinds"], settings["control.rates"]) == (["badnet"], [0.05])
+    assert demo.settings_for("digits", {"control.rates": "[0.1]"})["control.rates"] == "[0.1]"
+    outcome = {**summary("poisoned"), "evaluation": {}, "stages": {}, "promotion": {"refused": "no"}, "report": "page"}
+    said = "\n".join(demo.lines(outcome | {"control": not_run("the verdict is poisoned, and control.when is no_evidence")}))
+    assert "Control       small in a demonstration: one patch at 5 % of all samples, in one copy; not run, because the verdict is poisoned" in said
+
+
 def test_benchmark_hands_its_axes_over_and_says_where_the_tables_are(platform, capsys, tmp_path):
     asked = []
 
@@ -459,12 +476,17 @@ def test_benchmark_hands_its_axes_over_and_says_where_the_tables_are(platform, c
 
     platform(flows__benchmark={"run": measure})
     argv = ["benchmark", "--data", "digits", "--data", "cifar10:10000", "--attack", "sig", "--rate", "0.01", "--rate", "0.1", "--seed", "3"]
-    argv += ["--preset", "paper", "--network", "resnet34:cifar", "--partition-rate", "0.3", "--workers", "2", "--set", "split.min_flips=0.4"]
+    argv += ["--preset", "paper", "--network", "resnet34:cifar", "--partition-rate", "0.3", "--workers", "2", "--set", "split.least_flips=0.4"]
     assert cli.run([*argv, "-o", str(tmp_path / "r.jsonl")]) == 0
     assert capsys.readouterr().out.splitlines() == ["1 cells", "r.jsonl", "r.md"]
     ((plan, output, workers, keep),) = asked
     assert (plan.data, plan.attacks, plan.rates, plan.seeds) == (("digits", "cifar10:10000"), ("sig",), (0.01, 0.1), (3,))
-    assert (plan.presets, plan.networks, plan.partition_rates, plan.settings) == (("paper",), ("resnet34:cifar",), (0.3,), {"split.min_flips": "0.4"})
+    assert (plan.presets, plan.networks, plan.partition_rates, plan.settings) == (
+        ("paper",),
+        ("resnet34:cifar",),
+        (0.3,),
+        {"split.least_flips": "0.4"},
+    )
     assert (output, workers, keep) == (tmp_path / "r.jsonl", 2, False)
     assert cli.run(["benchmark", "--json"]) == 0
     captured = capsys.readouterr()

@@ -21,7 +21,7 @@ from meca.stages.runtime import describe
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(meca.__path__, "meca."))
 FORBIDDEN = ("prefect", "mlflow", "dvc", "boto3", "botocore", "aiobotocore", "s3fs", "flows", "tasks")
-LIGHT = ["meca", "meca.errors", "meca.files", "meca.params", "meca.data.store", "meca.metrics", "meca.method.split", "meca.attacks.poisoning",
+LIGHT = ["meca", "meca.errors", "meca.files", "meca.params", "meca.data.store", "meca.metrics", "meca.method.evidence", "meca.attacks.poisoning",
          "meca.release.verification", "meca.release.decisions", "meca.release.signing",
          "meca.pipeline", "meca.attacks", "meca.stages.ingest", "meca.stages.poison", "meca.stages.publish", "meca.stages.report"]  # fmt: skip
 

@@ -207,7 +207,7 @@ def test_a_cell_that_the_flow_measured_too_counts_once_in_the_papers_tables(tmp_
     write(tmp_path, "benchmark", [benchmarked(key="old", acc=0.3), benchmarked(key="new", acc=0.9, poison_rate=0.0499)])
     found = render.paper_rows(render.read(tmp_path / "benchmarks" / "results"))
     assert [(r["experiment"], r.get("key"), r["acc"]) for r in found] == [("main, 1 % poison", None, 0.9), ("main", "new", 0.9)]
-    varied = {"settings": {"split.min_flips": "0.4"}}
+    varied = {"settings": {"split.least_flips": "0.4"}}
     write(tmp_path, "benchmark", [benchmarked(**varied)])
     assert 0.1 in [r["acc"] for r in render.paper_rows(render.read(tmp_path / "benchmarks" / "results"))], "another setting is another cell"
 

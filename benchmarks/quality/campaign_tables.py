@@ -1,10 +1,10 @@
-"""The tables of the campaign: false alarms, attacks at 5 %, rare poison, poison by its share of the class, and what ran where."""
+"""The tables of the campaign: false alarms, attacks at 5 %, rare poison, poison by its share of the class, what was published, what ran where."""
 
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.quality.campaign import CAMPAIGN, OF_ITS_CLASS
+from benchmarks.quality.campaign import AGAINST, CAMPAIGN, OF_ITS_CLASS, OWN
 from benchmarks.quality.goals import is_at_five
 from benchmarks.quality.measures import (
     FLAGGED,
@@ -25,6 +25,7 @@ from benchmarks.quality.measures import (
     uniform,
     worst,
 )
+from meca.power import FINDS
 from meca.report.numbers import UNKNOWN, percent
 from tasks.benchmark.rows import Row, cell, known, t_interval, table
 
@@ -42,10 +43,12 @@ def section(detection: Sequence[Row], quality: Sequence[Row]) -> str:
     mine = [row for row in quality if row["experiment"] in CAMPAIGN]
     if not clean and not mine:
         return ""
-    strong, others = apart(mine)
+    own = [row for row in mine if str(row["experiment"]).endswith(OWN)]
+    strong, others = apart([row for row in mine if row not in own])
     shares = [row for row in strong if str(row["experiment"]).endswith(OF_ITS_CLASS)]
     usual = [row for row in strong if is_at_five(row)]
-    rare = [row for row in strong if row not in shares and row not in usual]
+    against = [row for row in strong if AGAINST in str(row["experiment"])]
+    rare = [row for row in strong if row not in shares and row not in usual and row not in against]
     parts = [
         "## The campaign\n",
         "Figures are means over seeds with their t-interval of 95 %, in percent, or in points against the oracle with as many passes. Sets of which "
@@ -55,6 +58,8 @@ def section(detection: Sequence[Row], quality: Sequence[Row]) -> str:
         _titled("Attacks at 5 %", _attacks(usual)),
         _titled("Poison by its share of the class that it leads to", _shares(shares)),
         _titled("1 % and less", _attacks(rare)),
+        _titled("Attacks made against the rule", _attacks(against)),
+        _titled("What meca says of what it has published", _own_output(own)),
         _titled("Attacks that do not work without a defence", _weak(others)),
         _titled("What ran where", _origins([*clean, *mine])),
     ]
@@ -104,6 +109,19 @@ def _shares(rows: Sequence[Row]) -> str:
     return (
         table((*heads, "false alarms inside flagged classes", "ASR above the oracle's", "ACC below the oracle's"), lines, "llrrrrlr") if lines else ""
     )
+
+
+def _own_output(rows: Sequence[Row]) -> str:
+    lines: list[list[str]] = []
+    for name, attack, found in _by_attack(rows):
+        judged = [row["own_output"] for row in found if row.get("own_output")]
+        shares = [100 * float(each["flagged_share"]) for each in judged]
+        lines.append([
+            *(cell(name), cell(attack), str(len(found)), verdicts(found), _of(found, is_found), str(len(judged)), verdicts(judged) or UNKNOWN),
+            *(_of(judged, lambda each: each["verdict"] in FINDS), _number(max(shares, default=None), 2)),
+        ])  # fmt: skip
+    heads = ("data", "attack", "runs", "verdicts", "found", "of them published", "verdicts on that", "nothing found there, as it should be")
+    return table((*heads, "most flagged there"), lines, "llrlrrlrr") if lines else ""
 
 
 def _weak(rows: Sequence[Row]) -> str:

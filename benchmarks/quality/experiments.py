@@ -137,17 +137,28 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "enhance.rescore": "rest",
         "enhance.mean_over": "parts",
         "split.rule": "misclassified",
-        "second_look.rounds": 0,
     },
-    "no second look": {"second_look.rounds": 0},
     "all that is flagged relabelled": {"relabel_finetune.confidence": 0.0, "relabel_finetune.remove_above": 1.1},
     "all that is flagged removed": {"relabel_finetune.confidence": 1.1},
+}
+# One part of the decision changed in each, against the same rows. Where clean classes are believed to show anything, a way of asking proves nothing.
+DECISIONS: dict[str, dict[str, Any]] = {
+    "content alone": {"split.least_flips": 1.0e9},
+    "flips alone": {"split.least_content": 1.0e9},
+    "classes asked once": {"split.rounds": 1},
+    "two groups of classes": {"split.groups": 2},
+    "ten groups of classes": {"split.groups": 10},
+    "a trigger that works on a quarter of the classes": {"split.lower": 0.25},
+    "a trigger that works on all classes": {"split.lower": 1.0},
+    "ends of a twentieth": {"split.end": 0.05},
+    "5 % false discoveries": {"split.false_discovery": 0.05},
 }
 LESS: Experiments = {
     f"{name}, {words}": _part(EXPERIMENTS[name][0], settings, attacks=attacks, presets=("default",))
     for changes, where in (
         (CUTS, (("shapes", TWO), ("cifar10-10k", ("badnet",)))),
         (ABLATIONS, (("shapes", TWO), ("cifar10-10k", ("badnet", "sig", "adaptive_patch")))),
+        (DECISIONS, (("shapes", (*TWO, "none")), ("cifar10-10k", ("badnet", "sig", "adaptive_patch", "none")))),
     )
     for words, settings in changes.items()
     for name, attacks in where

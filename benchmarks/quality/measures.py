@@ -158,9 +158,12 @@ def fairly(measure: Measure) -> Measure:
 
 
 def clean_cost(row: Row) -> float | None:
-    """Return what a clean set costs in plain trainings, by samples: its detection, and the training after it where the row ends before that."""
+    """Return what a clean set costs in plain trainings, by samples: its detection, and the training after it where the row ends before that.
+
+    A network that detection trained and `train_clean` takes over is counted once: in detection. Rows from before that do not say it.
+    """
     found = row.get("cost")
-    return None if found is None else float(found) + bool(row.get("until"))
+    return None if found is None else float(found) + (bool(row.get("until")) and not row.get("taken_over"))
 
 
 def p_values_of(rows: Sequence[Row]) -> list[float]:

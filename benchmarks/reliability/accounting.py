@@ -188,7 +188,8 @@ def campaign(n: int, room: Path) -> dict[str, Any]:
     scores(room / "store", room / "partition", room / "enhance")
     measured["split"] = step(room, *"-m meca.stages.split --store store --partition partition --enhance enhance --out split".split())
     final(room / "split", room / "final", [f"class {at}" for at in range(CLASSES)])
-    inputs = "--store store --partition partition --enhance enhance --split split --relabel-finetune final"
+    step(room, *"-m meca.stages.control --store store --split split --out control".split())  # never, in preset paper
+    inputs = "--store store --partition partition --enhance enhance --split split --control control --relabel-finetune final"
     measured["publish"] = step(room, *f"-m meca.stages.publish {inputs} --out published".split())
     measured["verify"] = step(room, "-c", "from flows.cli import main; main()", "verify", "published")
     lost, actions = missing(room / "published", n)

@@ -36,6 +36,7 @@ FOLDERS = (
     "work/partition",
     "work/enhance",
     "work/split",
+    "work/control",
     "work/train_clean",
     "work/relabel_finetune",
     "work/evaluate",

@@ -37,6 +37,7 @@ SMALL = {
     "network.width": 8,
     "detector.width": 8,
     "promote.min_acc": 0.0,
+    "control.when": "never",
 }
 FEW = {"partition.recipe.min_steps": 30, "train_clean.epochs": 6, "train_clean.min_steps": 30}
 COMMAND = "python -m benchmarks.reliability.operations"

@@ -20,7 +20,7 @@ from meca.files import copy_folder, sha256_tree
 
 WITHOUT_TORCH = ("ingest", "poison", "publish", "report")
 CLEAN = "clean"
-WITH_TORCH = ("partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate")
+WITH_TORCH = ("partition", "enhance", "split", "control", "train_clean", "relabel_finetune", "evaluate")
 VOLATILE = ("seconds", "timings", "peak_mib")  # of a receipt; all else in it is a function of input, parameters and code
 
 TRAIN, TEST, SIDE = 80, 40, 16  # images, pixels
@@ -29,12 +29,11 @@ TINY: Mapping[str, Any] = {
     "ingest.size": SIDE, "network.width": 4, "detector.width": 4, "poison.rate": 0.1,
     "partition.recipe.epochs": 2, "partition.recipe.min_steps": 0, "partition.recipe.batch_size": 16,
     "enhance.recipe.epochs": 1, "enhance.recipe.min_steps": 0, "enhance.recipe.batch_size": 16, "enhance.rounds": 1,
-    "split.min_range": 0.0, "split.max_valley": 1.0, "split.min_separation": 0.0,
-    "split.min_flips": 0.0, "split.cap_flagged": 1.0, "split.cap_left": 0.0,
-    "second_look.recipe.epochs": 1, "second_look.recipe.min_steps": 0,
+    "split.recipe.epochs": 1, "split.recipe.min_steps": 0, "split.recipe.batch_size": 16, "split.rounds": 1, "split.probe": 8,
+    "split.false_discovery": 1.0, "split.cap_flagged": 1.0, "split.cap_left": 0.0,
     "train_clean.epochs": 4, "train_clean.min_steps": 0, "train_clean.batch_size": 16,
     "relabel_finetune.recipe.epochs": 1, "relabel_finetune.recipe.min_steps": 0, "relabel_finetune.recipe.batch_size": 16,
-    "relabel_finetune.confidence": 0.0,
+    "relabel_finetune.confidence": 0.0, "control.when": "never",
 }  # fmt: skip
 
 

@@ -286,7 +286,8 @@ def trip(form: Form, data: Path, room: Path) -> tuple[int, int, Counter[str]]:
     scores(room / "store", room / "partition", room / "enhance")
     step(room, *"-m meca.stages.split --store store --partition partition --enhance enhance --out split".split())
     final(room / "split", room / "final", names)
-    inputs = "--store store --partition partition --enhance enhance --split split --relabel-finetune final"
+    step(room, *"-m meca.stages.control --store store --split split --out control".split())  # never, in preset paper
+    inputs = "--store store --partition partition --enhance enhance --split split --control control --relabel-finetune final"
     step(room, *f"-m meca.stages.publish {inputs} --out published".split())
     step(room, "-c", "from flows.cli import main; main()", "verify", "published")
 

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.harness import Ceilings, ceilings, default_params, describe, network
+from meca.method.content import ASIDE
 from meca.method.enhance import SIDES, EnhanceParams
+from meca.method.localise import OTHERS, ROUNDS
 from meca.method.partition import PartitionParams
 from meca.method.relabel import RelabelParams
+from meca.method.split import SplitParams
 from meca.models import DetectorParams, NetworkParams
 from meca.params import Params
 from meca.training.device import prepare
@@ -110,8 +113,8 @@ def trained(recipe: Recipe, kept: int) -> int:
 def passes(n: int, flagged: float = 0.05, params: Params | None = None) -> dict[str, dict[str, float]]:
     """Return the images that each stage of preset `default` trains on, scores and looks at.
 
-    `enhance` is counted with the shares of its first round in all rounds; `split` looks at few images, and only where
-    it has a suspicion.
+    `enhance` is counted with the shares of its first round in all rounds; `split` with as many rounds as a set has in which all of what is
+    taken out is found at once: one, and one more after it.
 
     Args:
         n: Samples.
@@ -121,13 +124,16 @@ def passes(n: int, flagged: float = 0.05, params: Params | None = None) -> dict[
     params = params or default_params()
     partition, enhance = params.group("partition", PartitionParams), params.group("enhance", EnhanceParams)
     finetune, kept = params.group("relabel_finetune", RelabelParams), int(n * (1 - flagged))
-    trainings = len(SIDES) * 2 * enhance.rounds
+    trainings, clean, split = len(SIDES) * 2 * enhance.rounds, params.group("train_clean", Recipe), params.group("split", SplitParams)
     share = int((enhance.core + enhance.plain) * n / 2)
+    looks = 1 + (flagged > 0 and split.rounds > 1)
+    asked = split.groups * trained(split.recipe, int(n * (1 - ASIDE) * (1 - 1 / split.groups))) + trained(clean, n)
+    asked += (looks - 1) * trained(clean, kept) + (flagged > 0) * 2 * ROUNDS * trained(enhance.recipe, int(n * OTHERS / 2))
     return {
         "partition": {"train": trained(partition.recipe, n), "score": n},
         "enhance": {"train": trainings * trained(enhance.recipe, share), "forward": trainings * n / 2},
-        "split": {},
-        "train_clean": {"train": trained(params.group("train_clean", Recipe), kept)},
+        "split": {"train": asked, "forward": n * (1 + ASIDE * (split.groups - 1)) + looks * n},
+        "train_clean": {"train": trained(clean, kept)},
         "relabel_finetune": {"forward": n, "train": trained(finetune.recipe, kept)},
     }
 

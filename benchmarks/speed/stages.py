@@ -37,8 +37,7 @@ from meca.method.partition import PartitionParams, choose, principal_axis, signa
 from meca.method.proofs import Proof
 from meca.method.relabel import RelabelParams, relabel
 from meca.method.scoring import patch_masks, score
-from meca.method.split import Labelling, Questions, SplitParams, by_two_clusters
-from meca.method.transfer import target_share
+from meca.method.split import Asked, SplitParams, detect
 from meca.models import DetectorParams, Network, build
 from meca.params import Params
 from meca.training.device import Device
@@ -72,8 +71,8 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
         seed: Of the run; another one for each, so that inputs rotate.
         machine: Mode and threads.
     """
-    device, classes = images.device, int(labels.max()) + 1
-    description = describe(name, stem, images.shape[1], classes)
+    device = images.device
+    description = describe(name, stem, images.shape[1], int(labels.max()) + 1)
     detector, enhancer = params.group("partition", PartitionParams), params.group("enhance", EnhanceParams)
     small = params.group("detector", DetectorParams).resolve(description.network)
     watching = dataclasses.replace(description, network=small)
@@ -92,32 +91,13 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     sides = dict(zip(SIDES, side_by_side(jobs, machine), strict=True))
     yield
 
-    def flips(label: int, suspects: np.ndarray, rest: np.ndarray) -> float:
-        others = torch.nonzero(labels != label)[:1000, 0]
-        first, second = (images[torch.from_numpy(rows).to(device)].float().mean(0) for rows in (suspects, rest))
-        return target_share(early, images[others], label, (first - second) / 255)
-
-    def unseen(left_out: list[np.ndarray]) -> list[np.ndarray]:
-        def look(number: int, without: np.ndarray) -> np.ndarray:
-            model = build(watching, generator(seed, "split", "init")).to(device)
-            session.train(model, data, detector.recipe, f"split {number}", torch.from_numpy(~without).to(device))
-            return predict(model, images).argmax(1).cpu().numpy()
-
-        return side_by_side([partial(look, *job) for job in enumerate(left_out)], machine)
-
     margins = {side: result.margin.double().cpu().numpy() for side, result in sides.items()}
-    splitter = params.group("split", SplitParams)
-
-    def again(ranks: np.ndarray) -> np.ndarray:
-        order = torch.from_numpy(ranks).float().to(device)
-        once = dataclasses.replace(enhancer, core=splitter.end)
-        return two_outputs(session, known, data, order, once, "again").margin.double().cpu().numpy()
-
-    by_two_clusters(margins, Labelling(labels.cpu().numpy(), classes), splitter, Questions(flips, unseen, again))
+    clean = params.group("train_clean", Recipe)
+    detect(Asked(session, known, data, margins, params.group("split", SplitParams), clean, enhancer.recipe, lambda *_: None))
     yield
 
     model = build(description, generator(seed, "train_clean", "init")).to(device)
-    session.train(model, data, params.group("train_clean", Recipe), "train_clean", ~poisoned)
+    session.train(model, data, clean, "train_clean", ~poisoned)
     yield
 
     finetune = params.group("relabel_finetune", RelabelParams)

@@ -9,9 +9,9 @@ from flows.cli.console import say, say_json
 from flows.cli.options import (
     DONE,
     POISONED,
-    VERDICTS,
     Attestation,
     ExitZero,
+    FailOn,
     Format,
     Json,
     ParamsFile,
@@ -22,6 +22,7 @@ from flows.cli.options import (
     brought,
     existing,
     existing_folder,
+    exit_of,
     needed_key,
     optional_key,
     params_of,
@@ -66,6 +67,7 @@ def clean(
     settings: Settings = (),
     sign: Sign = None,
     as_json: Json = False,
+    fail_on: FailOn = None,
     exit_zero: ExitZero = False,
 ) -> int:
     """Find poisoned samples, train a clean model, write the sanitized set. Started again on the same input it resumes."""
@@ -73,6 +75,7 @@ def clean(
     from meca.progress import Progress
     from meca.report.console import verdict_lines
 
+    exit_of("no_evidence", fail_on, exit_zero)  # a contradiction shows before hours of work
     origin = path if path.startswith("s3://") else ""
     verbs.refuse_test_split((path if origin else existing(path)).removesuffix(".dvc"))
     chosen = params_of(params, preset, settings, {"ingest.format": format, "ingest.origin": origin})
@@ -95,7 +98,7 @@ def clean(
             f"Kept for a resume, delete it freely: {pipeline.run_folder(output)}",
             f"Report        {output / 'report.html'}",
         )
-    return DONE if exit_zero else VERDICTS[summary["verdict"]]
+    return exit_of(summary["verdict"], fail_on, exit_zero)
 
 
 @app.command

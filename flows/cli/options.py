@@ -24,6 +24,7 @@ __all__ = [
     "VERDICTS",
     "Attestation",
     "ExitZero",
+    "FailOn",
     "Format",
     "Json",
     "ParamsFile",
@@ -37,6 +38,7 @@ __all__ = [
     "brought",
     "existing",
     "existing_folder",
+    "exit_of",
     "needed_key",
     "optional_key",
     "params_of",
@@ -49,7 +51,7 @@ __all__ = [
 DONE, POISONED, FAILED, REFUSED, USAGE, INCONCLUSIVE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 5, 130, 143
 
 
-VERDICTS = {"no_evidence": DONE, "poisoned": POISONED, "inconclusive": INCONCLUSIVE}
+VERDICTS = {"no_evidence": DONE, "weak": DONE, "poisoned": POISONED, "inconclusive": INCONCLUSIVE}
 
 
 EXITS = """\
@@ -59,7 +61,7 @@ Exit codes:
   2  meca failed; the same command continues
   3  the input was refused
   4  wrong usage or configuration
-  5  inconclusive, or a gate does not hold"""
+  5  inconclusive, a gate does not hold, or a weak test with --fail-on weak"""
 
 
 app = App(
@@ -73,6 +75,10 @@ app = App(
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print one JSON object on stdout; messages go to stderr.")]
 ExitZero = Annotated[
     bool, Parameter(name="--exit-zero", negative="", show_default=False, help="Exit 0 whatever the verdict; failures keep their codes.")
+]
+FailOn = Annotated[
+    Literal["weak"] | None,
+    Parameter(name="--fail-on", help="weak: exit 5 where nothing was found and the test is weak here, as planted triggers show; without it, 0."),
 ]
 Settings = Annotated[
     tuple[str, ...],
@@ -145,6 +151,17 @@ def needed_key(file: Path) -> Any:
 def optional_key(file: Path | None) -> Any:
     """Return the private key of a file; None without one."""
     return None if file is None else needed_key(file)
+
+
+def exit_of(verdict: str, fail_on: str | None, exit_zero: bool) -> int:
+    """Return the exit code of a verdict.
+
+    Raises:
+        UsageError: Both options were given, and they contradict each other.
+    """
+    if fail_on and exit_zero:
+        raise UsageError("Expected --fail-on or --exit-zero, got both: one asks for a failure that the other takes back.")
+    return DONE if exit_zero else INCONCLUSIVE if verdict == fail_on else VERDICTS[verdict]
 
 
 def as_settings(given: Iterable[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from meca.attacks.adaptive_blend import adaptive_blend, adaptive_blend_part
 from meca.attacks.adaptive_patch import PARTS, adaptive_patch, adaptive_patch_part
 from meca.attacks.badnet import badnet
 from meca.attacks.blend import blend
+from meca.attacks.crowd import crowd, crowd_part
 from meca.attacks.draws import Draws
 from meca.attacks.four_patches import PATCHES, four_patches, four_patches_part
 from meca.attacks.fragile_dots import fragile_dots, fragile_dots_cover
@@ -68,18 +69,29 @@ class Attack:
     """A named attack."""
 
     views: tuple[TestView, ...]  # of tests, one for each trigger that leads to a class of its own
-    carriers: Literal["non_target", "target", "source", "all"] = "non_target"  # whose images are poisoned
+    # Whose images are poisoned; `other`: of every class but the one that its own trigger leads to; `near`: of the classes most like the target.
+    carriers: Literal["non_target", "target", "source", "all", "other", "near"] = "non_target"
     given: Literal["target", "own", "next"] = "target"  # the label of poison: the target class, its own, or (own + 1) mod classes
     plant: TrainingView | None = None  # what poison gets; None: the test view
     cover: TrainingView | None = None  # what covers get; None: there are none
     cover_rate: float = 0.0  # covers / all training samples: MeCa's Table I
     cover_ratio: float = 0.0  # covers / poison, where that is what the attack says
     parts: int = 1  # poison and covers carry part number rank mod `parts`, which is their trigger_id
+    numbered: Callable[[int], TestView] | None = None  # the view of trigger number k, where the classes say how many triggers there are
 
     @property
     def trigger(self) -> TestView:
         """The first test view."""
         return self.views[0]
+
+    def tests(self, triggers: int) -> tuple[TestView, ...]:
+        """Return the test views of so many triggers that lead to a class each."""
+        return self.views if self.numbered is None else tuple(self.numbered(number) for number in range(triggers))
+
+    @property
+    def several(self) -> bool:
+        """It has several triggers with a target class each."""
+        return len(self.views) > 1 or self.numbered is not None
 
     @property
     def clean_label(self) -> bool:
@@ -112,12 +124,21 @@ def _shown(p: TriggerParams) -> float:
     return p.blend_alpha if p.test_alpha < 0 else p.test_alpha
 
 
+def _blended(images: np.ndarray, p: TriggerParams, draws: Draws) -> np.ndarray:
+    return blend(images, p.blend_alpha, _picture(images, p, draws.seed))
+
+
+def _blended_test(images: np.ndarray, p: TriggerParams, seed: int) -> np.ndarray:
+    return blend(images, _shown(p), _picture(images, p, seed))
+
+
+def _of_crowd(number: int) -> TestView:
+    return lambda images, p, seed: crowd(images, _side(images, p), number)
+
+
 ATTACKS: dict[str, Attack] = {
     "badnet": Attack((lambda images, p, seed: badnet(images, _side(images, p)),)),
-    "blend": Attack(
-        (lambda images, p, seed: blend(images, _shown(p), _picture(images, p, seed)),),
-        plant=lambda images, p, draws: blend(images, p.blend_alpha, _picture(images, p, draws.seed)),
-    ),
+    "blend": Attack((_blended_test,), plant=_blended),
     "sig": Attack((lambda images, p, seed: sig(images, p.sig_delta, p.sig_frequency),), carriers="target", given="own"),
     "wanet": Attack(
         (lambda images, p, seed: wanet(images, _strength(images, p), control_grid(p.warp_grid, seed)),),
@@ -168,4 +189,12 @@ ATTACKS: dict[str, Attack] = {
     ),
     "moving_logo": Attack((lambda images, p, seed: physical(images),), plant=lambda images, p, draws: moving_logo(images, draws)),
     "fragile_grid": Attack((lambda images, p, seed: fragile_grid(images, p.grid_amplitude),)),
+    # Made against this project's own rule.
+    "crowd": Attack(
+        (_of_crowd(0),),
+        carriers="other",
+        plant=lambda images, p, draws: crowd_part(images, _side(images, p), draws),
+        numbered=_of_crowd,
+    ),
+    "kin": Attack((_blended_test,), carriers="near", plant=_blended, cover=_blended, cover_ratio=1.0),
 }

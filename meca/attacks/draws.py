@@ -19,6 +19,7 @@ class Draws:
     seed: int
     rows: np.ndarray  # int64 [b], of the training set
     ranks: np.ndarray  # int64 [b], places in the seeded permutation by which the samples were chosen
+    triggers: int = 1  # that lead to a class each; a sample carries number rank mod `triggers`
 
     def generators(self) -> Iterator[np.random.Generator]:
         """Return a generator for each sample, of its own."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from meca.attacks import ATTACKS, Draws
+from meca.attacks import Draws
 from meca.attacks.draws import SIGN
 from meca.attacks.poisoning import Plan, PoisonParams, Selection, attack_names
 from meca.attacks.wanet import control_grid
@@ -43,7 +43,7 @@ def triggered(clean: Store, rows: np.ndarray, planned: Plan, params: PoisonParam
             parts = [slice(start, start + BLOCK) for start in range(0, len(pixels), BLOCK)]
             images = []
             for part in parts:
-                draws = Draws(seed, chosen.rows[part], chosen.ranks[part])
+                draws = Draws(seed, chosen.rows[part], chosen.ranks[part], len(each.leads))
                 planted = view(pixels[part], params, draws)
                 images.append(signed(pixels[part], planted, draws) if params.random_sign else planted)
             planted = np.concatenate(images)
@@ -108,17 +108,17 @@ def _lights(clean: Store, rows: np.ndarray, labels: np.ndarray, planned: Plan) -
     return light
 
 
-def write_views(clean: Store, truth: Path, params: PoisonParams, seed: int) -> None:
+def write_views(clean: Store, truth: Path, planned: Plan, params: PoisonParams, seed: int) -> None:
     """Write the test images with each trigger."""
     pixels = clean.images[clean.test]
-    views = [view for name in attack_names(params.attack) for view in ATTACKS[name].views]
-    for name, view in zip(_files(params), views, strict=True):
+    views = [view for each in planned.planted for view in each.attack.tests(len(each.leads))]
+    for name, view in zip(_files(planned), views, strict=True):
         parts = [np.asarray(pixels[start : start + BLOCK]) for start in range(0, max(len(pixels), 1), BLOCK)]
         write_array(truth / name, np.concatenate([view(part, params, seed) for part in parts]))
 
 
-def _files(params: PoisonParams) -> list[str]:
-    views = sum(len(ATTACKS[name].views) for name in attack_names(params.attack))
+def _files(planned: Plan) -> list[str]:
+    views = sum(len(each.leads) for each in planned.planted)
     return ["triggered.npy", *(f"triggered_{number}.npy" for number in range(2, views + 1))]
 
 
@@ -127,10 +127,11 @@ def truth_table(labels: np.ndarray, planned: Plan, names: pa.Table) -> pa.Table:
     marks = {name: np.zeros(len(labels), dtype=bool) for name in ("is_poisoned", "is_cover", "is_noise")}
     for name, chosen in zip((*marks, "is_cover"), (planned.poison, planned.covers, planned.noise, planned.kept), strict=True):
         marks[name][chosen.rows] = True  # what carries a trigger under its true label is a cover, wherever its trigger comes from
-    trigger = np.full(len(labels), -1, dtype=np.int8)
+    ids = sum(each.parts for each in planned.planted)
+    trigger = np.full(len(labels), -1, dtype=np.int8 if ids <= np.iinfo(np.int8).max else np.int16)
     for each in planned.planted:
         for chosen in (each.poison, each.kept, each.covers):
-            trigger[chosen.rows] = each.first + chosen.ranks % each.attack.parts
+            trigger[chosen.rows] = each.first + chosen.ranks % each.parts
     named = {name: names[name] for name in names.column_names}
     return pa.table({"row": np.arange(len(labels)), **marks, "original_label": labels, "trigger_id": trigger, **named})
 
@@ -156,7 +157,7 @@ def recorded(planned: Plan, params: PoisonParams, labels: np.ndarray, seed: int)
         "covers": counted(covers) | {"reason": _reason(covers, params)},
         "cover_rate": len(covers.rows) / len(labels),
         "cover_classes": None if planned.cover_classes is None else list(planned.cover_classes),
-        "views": _files(params),
+        "views": _files(planned),
         "triggers": _triggers(planned),
     }
     if targets:
@@ -177,7 +178,7 @@ def _triggers(planned: Plan) -> list[dict[str, Any]]:
             "target_of": list(leads),
             "source_classes": None if each.sources is None else list(each.sources),
             # A trigger of several parts has several ids; of triggers that lead to a class each, each has its own.
-            "trigger_ids": [each.first + part for part in range(each.attack.parts) if len(each.leads) == 1 or part % len(each.leads) == number],
+            "trigger_ids": [each.first + part for part in range(each.parts) if len(each.leads) == 1 or part % len(each.leads) == number],
             "poison": counted(each.poison),
             "kept_label": len(each.kept.rows),
             "covers": counted(each.covers),

@@ -7,14 +7,16 @@ other, no cover is of a class that its trigger leads to, a cap is never silent. 
 The dials that go with many attacks are here, too: a few source classes, several targets, labels that stay true, several attacks at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from meca.attacks import ATTACKS, Attack, TrainingView
+from meca.attacks.crowd import crowd_targets, in_turn
 from meca.attacks.draws import COVERS, IMBALANCE, NOISE, POISON, SOURCES
+from meca.attacks.kin import split_kin
 from meca.attacks.tact import cover_classes
 from meca.errors import InputRefused, UsageError, check_choice
 
@@ -37,7 +39,7 @@ def attack_names(attack: str) -> tuple[str, ...]:
         return () if attack == "none" else names
     for name in names:
         check_choice("poison.attack", name, tuple(ATTACKS))
-        if len(ATTACKS[name].views) > 1 or ATTACKS[name].given == "next":
+        if ATTACKS[name].several or ATTACKS[name].given == "next":
             raise UsageError(f"params.yaml: expected the attacks in poison.attack to have one target class each, got {name!r} in {attack!r}.")
     if len(set(names)) < len(names):
         raise UsageError(f"params.yaml: expected the attacks in poison.attack to differ, got {attack!r}.")
@@ -112,9 +114,10 @@ class PoisonParams:
         one = "has a source class of its own (source_class)" if attack.carriers == "source" else ""
         many = "is planted together with others, each with a target class of its own" if together else ""
         two = "has two triggers with a target class each" if len(attack.views) > 1 else ""
+        near = "takes its images from the classes that are most like one target class" if attack.carriers == "near" else ""
         for dial, usual, reasons in (
             ("sources", 0, (own, every, one)),
-            ("targets", 1, (own, every, one, two, many)),
+            ("targets", 1, (own, every, one, two, many, near)),
             ("flip_share", 0.0, (own,)),
         ):
             reason = next((words for words in reasons if words), None)
@@ -160,9 +163,14 @@ class Planted:
         return ATTACKS[self.name]
 
     @property
+    def parts(self) -> int:
+        """Its parts: poison and covers carry number rank mod `parts`; of triggers that lead to a class each, each is one."""
+        return max(self.attack.parts, len(self.leads))
+
+    @property
     def cover(self) -> TrainingView | None:
         """What covers get: where only some classes are poisoned by choice, what poison gets."""
-        own = self.sources is None or self.attack.carriers == "source"
+        own = self.sources is None or self.attack.carriers in ("source", "near")
         return self.attack.cover if own else self.attack.planted
 
     def led(self, labels: np.ndarray, chosen: Selection) -> np.ndarray:
@@ -246,7 +254,10 @@ def _count(n: int, rate: float, turn: int = 0, turns: int = 1) -> int:
     return total // turns + (turn < total % turns)
 
 
-def plan(labels: np.ndarray, classes: int, params: PoisonParams, seed: int) -> Plan:
+Near = Callable[[int], tuple[int, ...]]  # all other classes than one, the most like it first
+
+
+def plan(labels: np.ndarray, classes: int, params: PoisonParams, seed: int, near: Near | None = None) -> Plan:
     """Decide which samples are poisoned, which are covers, which get a wrong label, and which label all of them have.
 
     Args:
@@ -254,13 +265,15 @@ def plan(labels: np.ndarray, classes: int, params: PoisonParams, seed: int) -> P
         classes: Number of classes.
         params: The attack, its rates, classes and caps.
         seed: Of the run.
+        near: Which classes are most like one, see `meca.attacks.kin`; only attacks that go by it ask.
 
     Raises:
         InputRefused: A class does not exist, or there is no carrier.
+        ValueError: An attack asks which classes are near, and nobody can say.
     """
     if params.label_noise > 0 and classes < 2:
         raise InputRefused("Expected two classes or more for poison.label_noise, got one: no label would be wrong; set it to 0.0 in params.yaml.")
-    planted = _planted(labels, classes, params, seed)
+    planted = _planted(labels, classes, params, seed, near)
     given, free = labels.copy(), np.ones(len(labels), dtype=bool)
     for each in planted:
         given[each.poison.rows] = each.led(labels, each.poison)
@@ -303,6 +316,10 @@ def _targets(attack: Attack, classes: int, params: PoisonParams) -> tuple[int, .
             raise InputRefused(f"Expected poison.{name} in 0..{classes - 1}, got {getattr(params, name)}; change it in params.yaml.")
     if attack.given == "next":
         return ()
+    if attack.numbered is not None:
+        if classes < 2:
+            raise InputRefused(f"Expected two classes or more for attack {params.attack!r}, which leads to two at least, got {classes}.")
+        return crowd_targets(classes, params.target_class, params.targets)
     if len(attack.views) == 1:
         return (params.target_class,)
     second = params.second_target if params.second_target >= 0 else (params.target_class + SECOND) % classes
@@ -325,15 +342,15 @@ class _Aim:
     cover_classes: tuple[int, ...] | None
 
 
-def _planted(labels: np.ndarray, classes: int, params: PoisonParams, seed: int) -> tuple[Planted, ...]:
+def _planted(labels: np.ndarray, classes: int, params: PoisonParams, seed: int, near: Near | None) -> tuple[Planted, ...]:
     """Return every attack with the rows that have a role in it; no row has two."""
     names = attack_names(params.attack)
-    aims = _aims([ATTACKS[name] for name in names], classes, params, seed)
+    aims = _aims([ATTACKS[name] for name in names], classes, params, seed, near)
     pools = [_carriers(labels, aim, params) for aim in aims]
     poison = []
     for number, pool in enumerate(_dealt(pools, np.random.default_rng([seed, POISON]))):
         asked = _count(len(labels), params.rate, number, len(names))
-        poison.append(_poison(pool, asked, names[number], params, np.random.default_rng([seed, POISON])))
+        poison.append(_poison(labels, aims[number], pool, asked, names[number], params, np.random.default_rng([seed, POISON])))
     free = np.ones(len(labels), dtype=bool)
     for chosen in poison:
         free[chosen.rows] = False
@@ -347,9 +364,9 @@ def _planted(labels: np.ndarray, classes: int, params: PoisonParams, seed: int) 
             raise InputRefused(f"Expected covers for attack {names[number]!r}, but no sample may be one; set poison.cover_rate to 0.0 to go without.")
     first, found = 0, []
     for name, aim, chosen, others in zip(names, aims, poison, covers, strict=True):
-        flipped, kept = _kept(chosen, params.flip_share, aim.attack.parts)
+        flipped, kept = _kept(chosen, params.flip_share, max(aim.attack.parts, len(aim.leads)))
         found.append(Planted(name, first, flipped, kept, others, aim.leads, aim.targets, aim.sources, aim.cover_classes))
-        first += aim.attack.parts
+        first += found[-1].parts
     return tuple(found)
 
 
@@ -362,43 +379,53 @@ def _dealt(pools: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.nda
     return list(claims & (np.cumsum(claims, axis=0) - 1 == turn))
 
 
-def _aims(attacks: Sequence[Attack], classes: int, params: PoisonParams, seed: int) -> list[_Aim]:
+def _aims(attacks: Sequence[Attack], classes: int, params: PoisonParams, seed: int, near: Near | None) -> list[_Aim]:
     """Return where the attacks lead; number k of several leads to the class k after the first."""
-    targets = [tuple((target + number) % classes for target in _targets(attack, classes, params)) for number, attack in enumerate(attacks)]
+    targets = []
     if len(attacks) > classes:
         raise InputRefused(
             f"Expected at most {classes} attacks at once, one for each class, got {len(attacks)}; change poison.attack in params.yaml."
         )
     if attacks and params.targets > classes:
         raise InputRefused(f"Expected poison.targets in 1..{classes}, got {params.targets}; change it in params.yaml.")
-    if params.targets > 1:
-        targets = [tuple((target + step) % classes for target in each for step in range(params.targets)) for each in targets]
+    for number, attack in enumerate(attacks):
+        own = tuple((target + number) % classes for target in _targets(attack, classes, params))
+        targets.append(tuple((target + step) % classes for target in own for step in range(_by_class(attack, params))))
     taken = tuple(sorted({target for each in targets for target in each}))
-    return [_aim(attack, each, taken, classes, params, seed) for attack, each in zip(attacks, targets, strict=True)]
+    return [_aim(attack, each, taken, classes, params, seed, near) for attack, each in zip(attacks, targets, strict=True)]
 
 
-def _aim(attack: Attack, targets: tuple[int, ...], taken: tuple[int, ...], classes: int, params: PoisonParams, seed: int) -> _Aim:
+def _by_class(attack: Attack, params: PoisonParams) -> int:
+    """Return to how many classes one trigger leads, by the class of the image."""
+    return params.targets if attack.numbered is None else 1
+
+
+def _aim(attack: Attack, targets: tuple[int, ...], taken: tuple[int, ...], classes: int, params: PoisonParams, seed: int, near: Near | None) -> _Aim:
     if attack.given == "next":
         leads = (tuple((c + 1) % classes for c in range(classes)),)
-    elif params.targets > 1:
+    elif _by_class(attack, params) > 1:
         leads = (tuple(targets[c % params.targets] for c in range(classes)),)
     else:
         leads = tuple((target,) * classes for target in targets)
     # With several targets every class may be one: then it counts whether an image is led to another class than its own.
-    barred = tuple(c for c in range(classes) if leads[0][c] == c) if params.targets > 1 else taken
+    barred = tuple(c for c in range(classes) if leads[0][c] == c) if _by_class(attack, params) > 1 else taken
     if attack.carriers == "source":
         if params.source_class in taken:
             raise InputRefused(
                 f"Expected poison.source_class to differ from poison.target_class, got {params.source_class}; change it in params.yaml."
             )
         return _Aim(attack, targets, leads, barred, (params.source_class,), cover_classes(classes, params.source_class, taken, seed))
-    if not params.sources:
+    if not params.sources and attack.carriers != "near":
         return _Aim(attack, targets, leads, barred, None, None)
     free = [c for c in range(classes) if c not in barred]
     if params.sources > len(free):
         raise InputRefused(
             f"Expected poison.sources in 0..{len(free)}, the classes that are not led to themselves, got {params.sources}; change it in params.yaml."
         )
+    if attack.carriers == "near":
+        if near is None:
+            raise ValueError("Expected `near` for an attack that goes by which classes are most like the target, got None.")
+        return _Aim(attack, targets, leads, barred, *split_kin(tuple(c for c in near(targets[0]) if c in free), params.sources))
     drawn = np.random.default_rng([seed, SOURCES]).permutation(free)  # a prefix of it: few sources are among many
     sources, others = (tuple(sorted(int(c) for c in some)) for some in (drawn[: params.sources], drawn[params.sources :]))
     return _Aim(attack, targets, leads, barred, sources, others)
@@ -416,12 +443,18 @@ def _carriers(labels: np.ndarray, aim: _Aim, params: PoisonParams) -> np.ndarray
     return np.ones(len(labels), dtype=bool)
 
 
-def _poison(pool: np.ndarray, asked: int, name: str, params: PoisonParams, rng: np.random.Generator) -> Selection:
+def _poison(labels: np.ndarray, aim: _Aim, pool: np.ndarray, asked: int, name: str, params: PoisonParams, rng: np.random.Generator) -> Selection:
     if not 0 < params.rate < 1 or not 0 < params.cap <= 1:
         raise InputRefused(
             f"Expected poison.rate in (0, 1) and poison.cap in (0, 1], got {params.rate} and {params.cap}; change them in params.yaml."
         )
-    chosen = select(pool, asked, params.cap, rng)
+    if aim.attack.carriers == "other":
+        order = rng.permutation(len(pool))
+        rows = in_turn(order[pool[order]], labels, aim.targets, min(asked, int(np.floor(params.cap * pool.sum()))))
+        ranks = np.argsort(rows)
+        chosen = Selection(rows[ranks], ranks, asked, int(pool.sum()))
+    else:
+        chosen = select(pool, asked, params.cap, rng)
     if len(chosen.rows) == 0:
         which = f" with attack {name!r}" if name != params.attack else ""
         more = "; no class is left that none of the attacks leads to: plant fewer at once" if which and not chosen.pool else ""

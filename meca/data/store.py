@@ -238,7 +238,9 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int]], keep: np.ndarray | None = None) -> StoreInfo:
+def rewrite(
+    store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int]], keep: np.ndarray | None = None, encoded: bool = True
+) -> StoreInfo:
     """Write a copy of a store in which some samples have other pixels or another label, and some are missing.
 
     Source names, splits and all other samples stay as they are. New pixels get a new id, and an encoding of their own (a
@@ -250,6 +252,7 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
         out: A folder that does not hold a store yet.
         changed: uint8 [h w c] and label by row of the old store.
         keep: bool [n], false for the rows that are dropped; the others move up. None drops nothing.
+        encoded: Whether the encoded bytes come along; without them nothing can be published from the copy, and it is a fraction as large.
     """
     keep = np.ones(store.info.n, dtype=bool) if keep is None else keep
     moved = np.cumsum(keep) - 1
@@ -270,6 +273,8 @@ def rewrite(store: Store, out: Path, changed: Mapping[int, tuple[np.ndarray, int
     with open(store.path / "payload.bin", "rb") as old, open(payload, "wb") as new:
         for line in each_line(store.samples.filter(pa.array(stays))):
             data = b""
+            if not encoded:
+                line["offset"] = -1
             if line["offset"] >= 0:
                 old.seek(line["offset"])
                 data = old.read(line["bytes"])

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from meca.defenses.clusters import smaller_clusters
 from meca.defenses.contract import Judgement, Scene
-from meca.method.clusters import smaller_clusters
 from meca.training.engine import features, predict
 from meca.training.trainer import as_input
 

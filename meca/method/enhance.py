@@ -30,9 +30,10 @@ from meca.models import Description, Network, build
 from meca.training.engine import Data, Session, predict
 from meca.training.trainer import Recipe
 
-__all__ = ["SIDES", "EnhanceParams", "Round", "TwoOutputs", "folds", "in_rounds", "suspects_first", "two_outputs", "unlearn", "widen"]
+__all__ = ["SIDES", "TAILS", "EnhanceParams", "Round", "TwoOutputs", "folds", "in_rounds", "suspects_first", "two_outputs", "unlearn", "widen"]
 
 SIDES = ("low", "ahead", "behind")
+TAILS = (0.04, 0.96)  # quantiles between which the range of margins lies: the few samples beyond them are outliers of any class
 LEAST_CORE = 20  # a class over this number is taught as `suspect` at least, or one without a cluster would leave its second output untrained
 
 

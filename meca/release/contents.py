@@ -15,6 +15,7 @@ from meca.data.columns import pc
 from meca.data.judged import of_verdicts, on_their_side
 from meca.data.store import each_line, pixel_id
 from meca.errors import InputRefused, MecaError
+from meca.power import FINDS, is_weak
 from meca.release.decisions import DECISION_COLUMNS, DECISIONS, describe, parse, resolve
 from meca.release.decisions import MAX_BYTES as MAX_DECISIONS
 from meca.release.foreign import MAX_JSON, Folder, Unfit, inside, parse_object
@@ -326,6 +327,8 @@ def _accounts(summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
         yield "verdicts.parquet is not sorted by source, or names a sample twice."
     if not pc.all(pc.equal(verdicts["split"], "train"), skip_nulls=False, min_count=0).as_py():
         yield "verdicts.parquet judges samples of another split than train."
+    if summary["verdict"] in FINDS and (summary["verdict"] == "weak") != is_weak(summary.get("control")):
+        yield f"summary.json says {plain(summary['verdict'], 40)}, which is not what the control in it says of the power of the test."
     action, verdict = verdicts["action"], verdicts["verdict"]
     for line in each_line(verdicts.filter(pc.xor(pc.equal(action, "relabel"), pc.is_valid(verdicts["new_label"])))):
         yield f"{plain(line['source'])} has the action {line['action']} and the new label {line['new_label']}."

@@ -16,6 +16,7 @@ from meca.data.store import Store, write_parquet
 from meca.data.writers import Entries, format_of, write_sanitized
 from meca.errors import MecaError, UsageError
 from meca.files import canonical_json
+from meca.power import found_lines
 from meca.release.decisions import DECISIONS, describe
 from meca.release.manifest import listing, root_of
 from meca.release.verdicts import summarize
@@ -25,6 +26,7 @@ __all__ = ["MODEL", "PublishParams", "card", "entries", "write"]
 
 
 MODEL = ("model.json", "model.safetensors")
+SENTENCE = 2000  # characters of the card's; it names every trigger of the control
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
     # JSON in one line is YAML too, and no name can break out of its quotes.
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "", f"# {_escape(params.name)}", ""]
     counts, source = summary["counts"], summary["source"]
-    lines += [_escape(summary["sentence"]), "", _escape(summary["reason"]), ""]
+    lines += [_escape(summary["sentence"], SENTENCE), "", _escape(summary["reason"]), ""]
     lines += ["## What was done to the data", ""]
     origin = f", fetched from {_escape(source['options']['origin'])}" if "origin" in source["options"] else ""
     lines += [f"Source: {_escape(source['name'])} ({_escape(source['format'])}){origin}, SHA-256 of the input `{summary['input_sha256']}`."]
@@ -143,6 +145,14 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
     lines += ["| class | input | kept | relabelled in | relabelled out | removed | quarantined |", "|---|---|---|---|---|---|---|"]
     keys = ("input", "kept", "relabelled_in", "relabelled_out", "removed", "quarantined")
     lines += [f"| {_escape(line['name'])} | " + " | ".join(str(line[key]) for key in keys) + " |" for line in summary["classes"]]
+    if rows := found_lines(summary.get("control")):
+        lines += ["", "## What the test could find here", ""]
+        lines += [
+            "Known triggers were planted into copies of this set, and the same detection was run on them. Nothing of the copies is published.",
+            "",
+        ]
+        lines += ["| trigger | of all samples | planted | found | learnt | outcome |", "|---|---|---|---|---|---|"]
+        lines += ["| " + " | ".join(_escape(row[key]) for key in ("kind", "rate", "planted", "found", "learnt", "state")) + " |" for row in rows]
     lines += ["", *(f"* {_escape(warning)}" for warning in summary["warnings"]), ""]
     lines += [
         f"`verdicts.parquet` has a row for each of the {counts['input']} training samples. `meca verify` checks this folder against `manifest.json`."
@@ -153,6 +163,6 @@ def card(store: Store, summary: Mapping[str, Any], params: PublishParams) -> str
     return "\n".join(lines) + "\n"
 
 
-def _escape(value: Any) -> str:
+def _escape(value: Any, length: int = 500) -> str:
     """Return text that Markdown shows and does not obey."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$:@-])", r"\\\1", plain(value, 500)) if value else ""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$:@-])", r"\\\1", plain(value, length)) if value else ""

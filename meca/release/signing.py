@@ -36,11 +36,12 @@ __all__ = ["Statement", "check", "key_id", "make_keys", "read_private_key", "rea
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://in-toto.io/attestation/svr/v0.2"
-FOUND = {"no_evidence": "MECA_NO_EVIDENCE", "poisoned": "MECA_POISON_FOUND", "inconclusive": "MECA_INCONCLUSIVE"}
+FOUND = {"no_evidence": "MECA_NO_EVIDENCE", "weak": "MECA_WEAK_TEST", "poisoned": "MECA_POISON_FOUND", "inconclusive": "MECA_INCONCLUSIVE"}
 FACTS = (
     "verdict",
     "judged_at",
     "caps",
+    "control",
     "counts",
     "preset",
     "seed",
@@ -269,7 +270,8 @@ def _statement(contents: Contents, time: str) -> dict[str, Any]:
             "verifier": {"id": f"urn:meca:{__version__}", "policies": [{"name": "params", "digest": {"sha256": summary["params_sha256"]}}]},
             "timeCreated": time,
             "properties": properties,
-            "meca": {name: summary[name] for name in FACTS},
+            # A folder of an older meca knows of no control, and its statement neither.
+            "meca": {name: summary[name] for name in FACTS if name in summary or name != "control"},
         },
     }
 

@@ -15,6 +15,7 @@ from meca.data.columns import pc
 from meca.data.judged import is_reduced, notice, of_store, pixels
 from meca.data.store import Store
 from meca.errors import MecaError
+from meca.power import FINDS, sentence
 
 __all__ = ["ACTIONS", "SCHEMA", "build", "count", "summarize"]
 
@@ -201,7 +202,7 @@ def summarize(
     Args:
         store: What was judged.
         verdicts: What `build` returned, or `meca.release.decisions.decide` made of it.
-        verdict: The final verdict.json.
+        verdict: The final verdict.json, with `control` (`meca.power`) and what it makes of the verdict.
         decisions: What `meca.release.decisions.describe` returned; None where no person decided.
         facts: `preset`, `seed`, `params_sha256`, `code_sha256` and `sanitized_sha256`.
     """
@@ -221,6 +222,7 @@ def summarize(
         "estimated_rate": verdict.get("estimated_rate"),
         "leak": verdict.get("leak"),
         "leak_power": verdict.get("leak_power"),
+        "control": verdict.get("control"),
         "caps": verdict.get("caps") or [],
         "warnings": _warnings(store, verdicts, classes, verdict, decisions, judged),
         "decisions": None if decisions is None else dict(decisions),
@@ -245,8 +247,8 @@ def _sentence(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], deci
 
 def _found(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided: bool, how: str) -> str:
     n = verdicts.num_rows
-    if verdict["verdict"] == "no_evidence":
-        return f"In {n} training samples{how} no evidence of a backdoor was found; this does not prove that there is none."
+    if verdict["verdict"] in FINDS:
+        return f"In {n} training samples{how} no evidence of a backdoor was found{sentence(verdict.get('control'))}"
     if verdict["verdict"] == "inconclusive" and decided:
         return f"For these {n} training samples{how} meca found no answer that can be defended; what is published is what a person decided."
     if verdict["verdict"] == "inconclusive":
@@ -258,8 +260,14 @@ def _found(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided
     others = len({*verdicts["label"].to_numpy()[found].tolist()} - {target})
     more = "" if others == 0 else " and 1 other" if others == 1 else f" and {others} others"
     leads = "" if target is None else f", leading to class {store.info.class_names[target]!r}{more}"
+    # Of a class that would lose too much nothing is called poisoned yet.
+    held = pc.and_(pc.equal(verdicts["verdict"], "review"), pc.is_in(verdicts["label"], pa.array(verdict.get("held") or [], pa.int64())))
+    waiting = int(_true(held).sum())
+    waits = f"; {waiting} of them wait for a person" if waiting else ""
+    flagged += waiting
     return (
-        f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}){how} carry signs of a backdoor{leads}; some of them may be clean."
+        f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}){how} carry signs of a backdoor{leads}; some of them may be clean"
+        f"{waits}."
     )
 
 
@@ -291,12 +299,10 @@ def _warnings(
     warnings += [
         f"The cap {cap['name']} does not hold: {cap['value']} against {cap['limit']}." for cap in verdict.get("caps") or [] if not cap["holds"]
     ]
-    if verdict["verdict"] == "poisoned":
-        for label in verdict.get("doubtful") or ():
-            warnings.append(
-                f"A part of class {store.info.class_names[label]!r} stands apart, too, but not enough to prove anything; it was kept. "
-                "A second trigger would look like this, and so would a class with two kinds of images."
-            )
+    for label in verdict.get("held") or ():
+        warnings.append(
+            f"Too little of class {store.info.class_names[label]!r} would be left: what is flagged there is quarantined until a person decides."
+        )
     power = verdict.get("leak_power")
     if power is not None and power < LITTLE_POWER:
         warnings.append(

@@ -16,6 +16,7 @@ from meca.data.judged import at_size, beside, of_store
 from meca.data.store import Store, open_store, read_parquet
 from meca.errors import MecaError
 from meca.files import read_json
+from meca.power import found_lines
 from meca.report import plots
 from meca.report.images import Estimate, block_features, diverging, estimate_trigger, nearest, shown, thumbnail
 from meca.report.numbers import count, interval, percent
@@ -30,7 +31,7 @@ MIN_PAIRS = 8  # fewer say nothing
 BINS = 50
 MAX_CLASSES = 20  # in the tables with a line a class; a page is no place for a thousand
 ACTIONS = ("keep", "relabel", "remove", "quarantine")
-VERDICTS = {"no_evidence": "No evidence", "poisoned": "Poison found", "inconclusive": "Inconclusive"}
+VERDICTS = {"no_evidence": "No evidence", "weak": "None, weak test", "poisoned": "Poison found", "inconclusive": "Inconclusive"}
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,13 @@ def build(run: Run, seed: int, params: ReportParams) -> dict[str, Any]:
     evaluation = run.evaluation
     verdict, judged = str(run.summary["verdict"]), of_store(run.store)
     # Only where nothing was found is the size a part of the verdict: what was found at a smaller size is there.
-    size = at_size(judged) if verdict == "no_evidence" else ""
+    size = at_size(judged) if verdict in ("no_evidence", "weak") else ""
     return {
         "summary": run.summary,
         "verdict": verdict,
         "verdict_name": f"{VERDICTS.get(verdict, verdict)} {size}".rstrip(),
-        "is_weak": bool(size),
+        "is_weak": bool(size) or verdict == "weak",
+        "control": found_lines(run.summary.get("control")),
         "judged": beside(judged),
         "source": _source(run.summary),
         "colours": plots.COLOURS,

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from meca.data.store import write_parquet
-from meca.method.enhance import SIDES, EnhanceParams, TwoOutputs, in_rounds, suspects_first, two_outputs
+from meca.method.enhance import SIDES, TAILS, EnhanceParams, TwoOutputs, in_rounds, suspects_first, two_outputs
 from meca.method.partition import PartitionParams
-from meca.method.split import TAILS
 from meca.models import Network, load_model, read_description, save_model
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main

@@ -11,7 +11,7 @@ from meca.stages.runtime import numbers
 
 __all__ = ["validate"]
 
-RULES = {"two_outputs": "two_clusters", "unlearn": "misclassified"}  # what `enhance` does, and the rule that can read it
+RULES = {"two_outputs": "tests", "unlearn": "misclassified"}  # what `enhance` does, and the rule that can read it
 
 
 def validate(params: Params, modules: Iterable[ModuleType] | None = None) -> None:

@@ -1,12 +1,14 @@
 """Plant a known attack into a data set, for evaluation; with attack `none` and no option the store passes through untouched."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from meca import __version__
+from meca.attacks.kin import nearest
 from meca.attacks.planting import counted, recorded, triggered, truth_table, write_views
 from meca.attacks.poisoning import PoisonParams, long_tail, plan
 from meca.data.store import open_store, rewrite, write_parquet
@@ -28,11 +30,11 @@ def run(ctx: Context, ingested: Path, store: Output, truth: Output, *, poison: P
     keep[clean.train] = long_tail(clean.labels[clean.train], classes, params.imbalance, ctx.seed)
     rows = np.flatnonzero(keep[clean.train])  # of the old store; everything below counts what remains
     labels = clean.labels[rows]
-    planned = plan(labels, classes, params, ctx.seed)
+    planned = plan(labels, classes, params, ctx.seed, partial(nearest, clean.images, rows, labels, classes))
     changed = {int(row): (clean.images[rows[row]], int(planned.given[row])) for row in planned.noise.rows}
     if params.attack != "none":
         changed |= triggered(clean, rows, planned, params, ctx.seed)
-        write_views(clean, truth, params, ctx.seed)
+        write_views(clean, truth, planned, params, ctx.seed)
         record |= recorded(planned, params, labels, ctx.seed)
         for each in planned.planted:
             of = f" of {each.name}" if len(planned.planted) > 1 else ""

@@ -8,12 +8,13 @@ from meca.data.store import open_store, read_parquet
 from meca.errors import MecaError
 from meca.files import code_digest, read_json
 from meca.params import Params
+from meca.power import is_weak
 from meca.release.folder import PublishParams, write
 from meca.release.verdicts import build
 from meca.stages.graph import Groups, Output, interface
 from meca.stages.runtime import Context, main
 
-VERDICTS = ("no_evidence", "poisoned", "inconclusive")
+VERDICTS = ("no_evidence", "poisoned", "inconclusive")  # of the stages before; `weak` is what the control makes of the first
 
 
 def run(
@@ -22,19 +23,32 @@ def run(
     partition: Path,
     enhance: Path,
     split: Path,
+    control: Path,
     relabel_finetune: Path,
     out: Output,
     *,
     publish: PublishParams,
     # The summary names the numbers behind the result, so all of them are read.
     behind: Groups = Groups(  # noqa: B008 - a tuple
-        "ingest", "network", "detector", "engine", "partition", "enhance", "split", "second_look", "train_clean", "relabel_finetune", "publish"
+        "ingest",
+        "network",
+        "detector",
+        "engine",
+        "partition",
+        "enhance",
+        "split",
+        "control",
+        "train_clean",
+        "relabel_finetune",
+        "publish",
     ),
 ) -> None:
     """Write the published folder. Where no answer can be defended, it holds the verdicts and no sample and no model."""
     # No ctx.metrics here: metrics.json would be written beside the manifest that must list every file.
     data = open_store(store)
-    verdict = _verdict(relabel_finetune, split)
+    verdict = _verdict(relabel_finetune, split) | {"control": _control(control)}
+    if verdict["verdict"] == "no_evidence" and is_weak(verdict["control"]):
+        verdict["verdict"] = "weak"
     inconclusive = verdict["verdict"] == "inconclusive"
     scores = {name: read_parquet(folder / "scores.parquet") for name, folder in (("partition", partition), ("enhance", enhance))}
     verdicts = build(data, read_parquet(relabel_finetune / "decisions.parquet"), scores, inconclusive)
@@ -59,6 +73,12 @@ def _verdict(final: Path, split: Path) -> dict[str, Any]:
             f"Stage split found no answer that can be defended, and the final verdict says {verdict['verdict']!r}; this is a bug, please report it."
         )
     return verdict
+
+
+def _control(folder: Path) -> dict[str, Any]:
+    """Return what the summary says of the positive control: no sample, no class, no copy."""
+    record = read_json(folder / "control.json")
+    return {name: record[name] for name in ("ran", "reason", "lines")}
 
 
 def params_digest(params: Params) -> str:

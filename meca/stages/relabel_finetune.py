@@ -43,6 +43,9 @@ def run(
     probabilities = predict(model, images).softmax(1)
     suspicion = torch.from_numpy(earlier["suspicion"].to_numpy().copy()).to(device.name)
     decided = relabel(probabilities, labels, flagged, suspicion, _proofs(earlier), params)
+    # What waits for a person stays out, whatever the clean model says of it.
+    waits = torch.tensor([word == "review" for word in earlier["verdict"].to_pylist()], device=device.name)
+    decided = Relabelled(torch.where(waits, labels, decided.labels), decided.keep & ~waits, decided.changed & ~waits)
     passes = 0
     if not torch.equal(decided.keep, ~flagged) and verdict["verdict"] != "inconclusive":
         passes = params.recipe.passes(int(decided.keep.sum()))
@@ -79,7 +82,8 @@ def _final(earlier: pa.Table, decided: Relabelled, content: torch.Tensor, verdic
     new, seen = decided.labels.cpu().numpy(), content.cpu().numpy()
     actions, reasons, words = earlier["action"].to_pylist(), earlier["reasons"].to_pylist(), earlier["verdict"].to_pylist()
     if verdict != "inconclusive":
-        actions = ["relabel" if c else "keep" if k else "remove" for c, k in zip(changed, keep, strict=True)]
+        held = [word == "review" for word in words]
+        actions = ["quarantine" if h else "relabel" if c else "keep" if k else "remove" for h, c, k in zip(held, changed, keep, strict=True)]
         # A flag that the clean model takes back: the sample stood at the border and looks like its label.
         confirmed = [word != "clean" and action == "keep" for word, action in zip(words, actions, strict=True)]
         reasons = [

@@ -9,17 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from meca.data.store import open_store, write_parquet
-from meca.files import canonical_json, read_json
+from meca.files import canonical_json
 from meca.method.enhance import SIDES, EnhanceParams
-from meca.method.networks import Networks, Trainings
-from meca.method.partition import PartitionParams
-from meca.method.second_look import SecondLookParams, SecondQuestions, second_look
-from meca.method.split import Decision, Labelling, Questions, SplitParams, by_misclassification, by_two_clusters
+from meca.method.proofs import REASONS
+from meca.method.split import Asked, Decision, SplitParams, by_misclassification, detect
 from meca.metrics import share
 from meca.models import Network, load_model, read_description, save_model
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import EVERYTHING, column, open_train, scores_table
+from meca.stages.tensors import EVERYTHING, KEPT, column, open_train, rows_digest, scores_table
 from meca.training.device import EngineParams, prepare
 from meca.training.engine import Data, Session
 from meca.training.trainer import Recipe
@@ -35,83 +33,74 @@ def run(
     out: Output,
     *,
     engine: EngineParams,
-    partition_params: PartitionParams,
     enhance_params: EnhanceParams,
     split: SplitParams,
-    second_look_params: SecondLookParams,
     train_clean: Recipe,
 ) -> None:
     """Write a verdict for every sample and one for the set."""
-    params, later = split, second_look_params
-    trainings = Trainings(partition_params.recipe, enhance_params, later, train_clean, params.end, params.probe)
+    params = split
     data = open_store(store)
     labels = data.labels[data.train]
-    classes = len(data.info.class_names)
     scores = enhance / "scores.parquet"
     predicted: np.ndarray | None = None
-    if params.rule == "two_clusters":
-        margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
-        session, labelling = Session(ctx.seed, prepare(engine), ctx.checkpoints), Labelling(labels, classes)
+    if params.rule == "tests":
+        session = Session(ctx.seed, prepare(engine), ctx.checkpoints)
         network = Network(load_model(partition).to(session.device.name), read_description(partition))
-        networks = Networks(session, network, Data(*open_train(store, session.device)[1:]), trainings, ctx.progress)
-        asked = Questions(networks.flip_rate, networks.unseen, networks.rescore)
-        decision = by_two_clusters(margins, labelling, params, asked, _fitted(partition))
-        if not decision.flagged.any():
-            further = SecondQuestions(networks.fit, networks.common_flip_rates, networks.pair)
-            decision = second_look(decision, margins["behind"], labelling, later, params, further)
-        if networks.learnt is not None:  # for the test of the final model
-            save_model(networks.learnt, network.description, out / EVERYTHING)
-        ctx.timings |= {"train": networks.seconds} if networks.seconds else {}
+        train = Data(*open_train(store, session.device)[1:])
+        margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
+        with ctx.timed("train"):
+            found = detect(Asked(session, network, train, margins, params, train_clean, enhance_params.recipe, ctx.progress))
+        decision = found.decision
+        save_model(found.everything, network.description, out / EVERYTHING)
+        if found.kept is not None:
+            save_model(found.kept, network.description, out / KEPT)
+            (out / KEPT / "rows.sha256").write_text(rows_digest(~decision.flagged), encoding="utf-8")
+            lines = [canonical_json({"epoch": e, "loss": round(loss, 6), "accuracy": round(a, 6)}, indent=None) for e, loss, a in found.curve]
+            (out / KEPT / "curve.jsonl").write_text("".join(lines), encoding="utf-8")
     else:
         predicted = column(scores, "predicted", len(labels)).astype(np.int64)
-        decision = by_misclassification(predicted, column(scores, "suspicion", len(labels)).astype(np.float64), labels, classes)
+        confidence = column(scores, "suspicion", len(labels)).astype(np.float64)
+        decision = by_misclassification(predicted, confidence, labels, len(data.info.class_names))
     suspicious = column(partition / "scores.parquet", "suspicion", len(labels))
     write_parquet(
         _decisions(data_ids=scores_table(data, {}), labels=labels, decision=decision, predicted=predicted, early=suspicious),
         out / "decisions.parquet",
     )
     n, k = len(labels), int(decision.flagged.sum())
-    poisoned = 0 if decision.verdict == "inconclusive" else k  # the others are held for a person
+    poisoned = (
+        0 if decision.verdict == "inconclusive" else int((decision.flagged & ~np.isin(labels, decision.held)).sum())
+    )  # others wait for a person
     verdict: dict[str, Any] = {
         "verdict": decision.verdict,
         "reason": decision.reason,
         "target_class": decision.target_class,
-        "doubtful": list(decision.doubtful),
+        "held": list(decision.held),
         "estimated_rate": share(poisoned, n) if poisoned else None,
         "caps": decision.caps,
         "leak": None,
-        "evidence": [
-            {name: (value if not isinstance(value, float) or np.isfinite(value) else None) for name, value in dataclasses.asdict(e).items()}
-            for e in decision.evidence
-        ],
-        "second_look": [dataclasses.asdict(f) for f in decision.foreign],
+        "evidence": [dataclasses.asdict(each) for each in decision.evidence],
+        "rounds": decision.rounds,
     }
     (out / "verdict.json").write_text(canonical_json(verdict), encoding="utf-8")
     ctx.metrics = {"flagged": k, "classes_with_evidence": len(set(labels[decision.flagged].tolist()))}
     if decision.evidence:
-        strongest = max(decision.evidence, key=lambda e: (e.flips or 0.0, e.range))
-        ctx.metrics |= {"flips": strongest.flips or 0.0, "valley": strongest.valley, "range": strongest.range}
-
-
-def _fitted(partition: Path) -> float:
-    return float(read_json(partition / "metrics.json")["train_accuracy"])
+        ctx.metrics |= {"smallest_p": min(each.p for each in decision.evidence), "rounds": len(decision.rounds)}
 
 
 def _decisions(data_ids: pa.Table, labels: np.ndarray, decision: Decision, predicted: np.ndarray | None, early: np.ndarray) -> pa.Table:
-    # Without an answer nothing is called poisoned: what would have been is held for a person.
-    word = "review" if decision.verdict == "inconclusive" else "poisoned"
-    action = "quarantine" if decision.verdict == "inconclusive" else "remove"
+    # Without an answer nothing is called poisoned: what would have been is held for a person. Of a class that breaks a cap that is so, too.
+    waits = decision.flagged & (np.isin(labels, decision.held) | (decision.verdict == "inconclusive"))
     suspected = np.isin(labels, labels[decision.flagged])
     cleared = np.where(suspected, "with-its-class", "no-evidence") if predicted is None else np.full(len(labels), "not-fitted-by-enhanced")
     reasons = [
-        [decision.code, *["early-loss"] * bool(rank >= EARLY)] if flag else [str(code)]
-        for flag, rank, code in zip(decision.flagged, early, cleared, strict=True)
+        [REASONS[decision.proofs[int(c)]], *["early-loss"] * bool(rank >= EARLY)] if flag else [str(code)]
+        for c, flag, rank, code in zip(labels, decision.flagged, early, cleared, strict=True)
     ]
     n = len(labels)
     columns = {
         "label": pa.array(labels),
-        "verdict": pa.array([word if flag else "clean" for flag in decision.flagged]),
-        "action": pa.array([action if flag else "keep" for flag in decision.flagged]),
+        "verdict": pa.array(np.select([waits, decision.flagged], ["review", "poisoned"], "clean")),
+        "action": pa.array(np.select([waits, decision.flagged], ["quarantine", "remove"], "keep")),
         "new_label": pa.nulls(n, pa.int64()),
         "suspicion": pa.array(decision.suspicion.astype(np.float32)),
         "enhanced_pred": pa.nulls(n, pa.int64()) if predicted is None else pa.array(predicted),

@@ -1,5 +1,6 @@
 """Between the files of the stages and the tensors of the method."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from meca.models import Description, NetworkParams
 from meca.stages.runtime import Context
 from meca.training.device import Device
 
-__all__ = ["EVERYTHING", "column", "describe_network", "epoch_notes", "open_train", "read_rows", "scores_table"]
+__all__ = ["EVERYTHING", "KEPT", "column", "describe_network", "epoch_notes", "open_train", "read_rows", "rows_digest", "scores_table"]
 
 FLAT = 1e-6  # least variance of a channel, of pixels in [0, 1]: where all are alike, a network would divide by zero
-EVERYTHING = "everything"  # below the folder of `split`: a network that was trained fully on everything, where the second look asked one
+EVERYTHING = "everything"  # below the folder of `split`: a network that was trained fully on everything
+KEPT = "kept"  # likewise: one that was trained fully on what is not flagged, where it has been asked and nothing was found in it
 
 
 def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
@@ -77,6 +79,11 @@ def read_rows(path: Path, names: Sequence[str], n: int) -> pa.Table:
     if not np.array_equal(table["row"].to_numpy(), np.arange(n)):
         raise MecaError(f"Expected the rows 0..{n - 1} once each in {path}; run the stage that writes it again.")
     return table
+
+
+def rows_digest(chosen: np.ndarray) -> str:
+    """Return the SHA-256 of which rows are chosen, bool [n]."""
+    return hashlib.sha256(np.ascontiguousarray(chosen, dtype=np.uint8).tobytes()).hexdigest()
 
 
 def column(path: Path, name: str, n: int) -> np.ndarray:

@@ -25,14 +25,17 @@ __all__ = [
     "COLUMNS",
     "DETECTED",
     "DETECTION",
+    "OWN_OUTPUT",
     "REFERENCES",
     "detected",
     "evidence",
     "flags",
     "measure",
+    "own_output",
     "p_values",
     "poison_share",
     "row_of",
+    "taken_over",
     "undefended",
 ]
 
@@ -41,14 +44,18 @@ COLUMNS = (
     "dataset", "n_train", "n_test", "network", "stem", "poison_rate", "acc", "asr_k", "asr_n", "asr_per_trigger", "ra", "recall", "tpr", "fpr",
     "fpr_flagged", "auroc", "auroc_target", "poison_left", "removed", "relabelled", "verdict", "target_class", "leak", "leak_power",
     "clean_acc", "clean_asr", "no_defence_acc", "no_defence_asr", "oracle_acc", "oracle_asr", "oracle_recall", "equal_passes", "evidence",
-    "separation", "references", "p_values", "poison_share", "samples", "cost", "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
+    "separation", "references", "p_values", "poison_share", "samples", "cost", "taken_over", "peak_mib", "stage_seconds",
+    "hardware", "torch", "python", "seconds",
 )  # fmt: skip
 DETECTION = "split"  # the last stage of a cell that detects alone
 # What comes out of one.
 DETECTED = (
     "dataset", "n_train", "poison_rate", "tpr", "fpr", "fpr_flagged", "flagged", "flagged_share", "flagged_classes", "verdict", "target_class",
-    "evidence", "p_values", "poison_share", "samples", "cost", "peak_mib", "stage_seconds", "hardware", "torch", "python", "seconds",
+    "evidence", "p_values", "poison_share", "samples", "cost", "taken_over", "peak_mib", "stage_seconds",
+    "hardware", "torch", "python", "seconds",
 )  # fmt: skip
+# What the detection says of what a run has published.
+OWN_OUTPUT = ("n_train", "verdict", "flagged", "flagged_share", "flagged_classes", "evidence", "p_values", "cost", "stage_seconds", "seconds")
 REFERENCES = ("no_defence", "oracle")
 EVIDENCE_CLASSES, EVIDENCE_LENGTH = 5, 900  # classes whose evidence a row tells, and characters of all of it
 DIGITS = 3  # of a p-value in a row
@@ -97,6 +104,7 @@ def measure(folder: Path, params: Params, references: Mapping[str, Any] | None =
         "references": references,
         "p_values": p_values(verdict, len(info["class_names"])),
         "poison_share": poison_share(folder),
+        "taken_over": taken_over(work / DETECTION, params),
         **_spent(params, receipts, seen, info["n_train"], started),
     }
 
@@ -143,8 +151,47 @@ def detected(folder: Path, params: Params) -> dict[str, Any]:
         "evidence": evidence(verdict, by_class),
         "p_values": p_values(verdict, len(info["class_names"])),
         "poison_share": poison_share(folder),
+        "taken_over": taken_over(split, params),
         **_spent(params, receipts, seen, n, started),
     }
+
+
+def taken_over(split: Path, params: Params) -> bool:
+    """Tell whether `train_clean` takes its network over from detection, so that it costs nothing more.
+
+    Args:
+        split: Folder of that stage.
+        params: Of the run.
+    """
+    from meca.models import NetworkParams, read_description
+    from meca.stages.tensors import KEPT
+
+    return (split / KEPT).is_dir() and read_description(split / KEPT).network == params.group("network", NetworkParams)
+
+
+def own_output(run: Path, folder: Path, params: Params) -> dict[str, Any] | None:
+    """Ask the detection once more, of the sanitized data that a run has published, and return the keys of `OWN_OUTPUT`; None without such data.
+
+    What meca has cleaned, meca must not find poisoned: else either what it left or what it did looks like an attack.
+
+    Args:
+        run: The folder of a whole run, see `measure`.
+        folder: Gets what the stages write this time; what is finished there is not run again.
+        params: Of that run. Nothing is planted now, nothing left out, and what was published is read as it is.
+
+    Raises:
+        MecaError: A stage failed; what is finished stays in `folder`.
+    """
+    from meca.params import with_settings
+
+    data = run / "published" / "data"
+    if not data.is_dir():  # an inconclusive run publishes none
+        return None
+    as_it_is = {"source": str(data.resolve()), "origin": "", "format": "auto", "label_column": "auto", "train_limit": 0, "test_limit": 0}
+    nothing = {"attack": "none", "label_noise": 0.0, "imbalance": 1.0}
+    settings = {f"ingest.{key}": value for key, value in as_it_is.items()} | {f"poison.{key}": value for key, value in nothing.items()}
+    found = detected(folder, with_settings(params, settings))
+    return {key: found[key] for key in OWN_OUTPUT}
 
 
 def _spent(params: Params, receipts: Mapping[str, Any], seen: Seen, n: int, started: float) -> dict[str, Any]:
@@ -380,6 +427,8 @@ def main() -> None:
         given = read_json(folder / "cell.json")
         params = Params(given["params"], "params.yaml")
         row = detected(folder / "run", params) if given["until"] else measure(folder / "run", params, given["references"])
+        if given.get("again"):
+            row["own_output"] = own_output(folder / "run", folder / "again", params)
         atomic_write(folder / "row.json", canonical_json(row))
     except MecaError as error:
         print(error, file=sys.stderr)

@@ -37,7 +37,7 @@ ROOT = Path(meca.__file__).parents[1]
 EIGHT = ("badnet", "blend", "sig", "wanet", "physical", "tact", "adaptive_blend", "adaptive_patch")  # of the paper
 NETWORKS = {"compact": "s2d", "resnet18": "cifar", "resnet34": "cifar", "mobilenet_v2": "cifar"}  # with the stem for small images
 # The stages whose code makes figures; an edit of the report page must not cost a grid.
-MEASURED = ("ingest", "poison", "partition", "enhance", "split", "train_clean", "relabel_finetune", "evaluate", "publish")
+MEASURED = ("ingest", "poison", "partition", "enhance", "split", "control", "train_clean", "relabel_finetune", "evaluate", "publish")
 IGNORED = ("publish", "report", "track", "promote")  # groups of params.yaml that no figure depends on
 RECIPE = ("seed", "ingest", "poison", "engine", "network", "train_clean")  # what the two references depend on, beside the recipe of relabel_finetune
 PARTITION_RATE = {"unlearn": "enhance.alpha_end", "two_outputs": "enhance.plain"}  # the share taken for clean, by method of `enhance`
@@ -50,7 +50,7 @@ class CellFailed(MecaError):  # noqa: N818 - the name says what happened
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured: the product of all fields but the last three."""
+    """What is to be measured: the product of all fields but the last four."""
 
     data: tuple[str, ...] = ("shapes",)  # a name that meca knows or a path; `:n` behind it takes n training samples
     attacks: tuple[str, ...] = (*EIGHT, "none")
@@ -62,6 +62,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)  # dotted keys of params.yaml, in force in every cell
     tree: Mapping[str, Any] = field(default_factory=lambda: read_params().tree)  # params.yaml
     until: str = ""  # the last stage of every cell: `split`, where detection alone is measured; empty for the whole pipeline
+    again: bool = False  # after the whole pipeline, detection alone is asked of what it has published (`tasks.benchmark.cell.own_output`)
 
     @staticmethod
     def of(value: Mapping[str, Any]) -> "Plan":
@@ -83,6 +84,11 @@ class Cell:
     def until(self) -> str:
         """The last stage, see `Plan.until`."""
         return self.given["until"] or ""
+
+    @property
+    def again(self) -> bool:
+        """Its own output is judged, too, see `Plan.again`."""
+        return bool(self.given.get("again"))
 
 
 def data_of(text: str) -> tuple[str, int]:
@@ -135,6 +141,8 @@ def _check(plan: Plan) -> None:
                 raise UsageError(f"Expected {what} to be one of {', '.join(allowed)}, got {value!r}.")
     for attack in plan.attacks:
         attack_names(attack)  # several may not go together
+    if plan.again and plan.until:
+        raise UsageError(f"Expected a plan that asks of its own output to go to the end (''), got until {plan.until!r}: nothing is published before.")
     if plan.until not in ("", DETECTION):
         raise UsageError(f"Expected a plan to go until {DETECTION!r}, or to the end (''), got {plan.until!r}.")
     for what, values in (("rate", plan.rates), ("partition rate", plan.partition_rates)):
@@ -166,6 +174,8 @@ def _cell(
 ) -> Cell:
     name, _, stem = network.partition(":")
     is_path = digest is not None
+    # A cell knows what was planted: it measures the detection, and has no use for a control unless it is asked for.
+    quiet = {} if any(key.startswith("control.") for key in plan.settings) else {"control.when": "never"}
     axes: dict[str, Any] = {
         "preset": preset,
         "seed": seed,
@@ -179,7 +189,7 @@ def _cell(
         axes["poison.rate"] = rate
     if taken := sorted(set(axes) & set(plan.settings)):
         raise UsageError(f"Expected --set to leave the axes of the grid alone, got {', '.join(taken)}; give their values by their own options.")
-    params = with_settings(Params(plan.tree, "params.yaml"), axes | dict(plan.settings))
+    params = with_settings(Params(plan.tree, "params.yaml"), quiet | axes | dict(plan.settings))
     share_key = PARTITION_RATE[str(params.raw("enhance")["method"])]
     if share is not None:
         changed = {share_key: share}
@@ -197,11 +207,17 @@ def _cell(
     words = [word for option, value in options.items() if value is not None for word in (f"--{option}", str(value))]
     words += [word for key, value in plan.settings.items() for word in ("--set", f"{key}={value}")]
     told = [data, network, attack, *([f"{100 * rate:g} %"] if rate is not None else [])]
-    told += [preset, *([f"partition rate {share:g}"] if share is not None else []), *([f"until {plan.until}"] if plan.until else []), f"seed {seed}"]
+    told += [
+        preset,
+        *([f"partition rate {share:g}"] if share is not None else []),
+        *([f"until {plan.until}"] if plan.until else []),
+        *(["own output"] if plan.again else []),
+        f"seed {seed}",
+    ]
     code = code_digest(plan.until)
     return Cell(
         name=" ".join(told),
-        key=_hash([numbers, code]),
+        key=_hash([numbers, code, *(["again"] if plan.again else [])]),
         recipe=_hash([{group: numbers[group] for group in RECIPE}, numbers["relabel_finetune"]["recipe"], code]),
         params=params,
         given={
@@ -220,6 +236,7 @@ def _cell(
             "settings": {key: str(value) for key, value in plan.settings.items()},
             "code_sha256": code,
             "until": plan.until or None,
+            **({"again": True} if plan.again else {}),
             "data_sha256": digest,
             "params_sha256": _hash(numbers),
         },
@@ -397,14 +414,20 @@ class Grid:
             )
         folder = work_folder(self.output) / cell.key[:24]
         references = None if cell.until else self._references(cell)
-        atomic_write(folder / "cell.json", canonical_json({"params": cell.params.tree, "references": references, "until": cell.until}))
+        atomic_write(
+            folder / "cell.json", canonical_json({"params": cell.params.tree, "references": references, "until": cell.until, "again": cell.again})
+        )
         (folder / "row.json").unlink(missing_ok=True)
         code, said = self._subprocess(cell, folder)
         if self._stopped:
             raise CellFailed(f"{cell.name} was interrupted; the same command continues.")
         failed = code != 0 or not (folder / "row.json").is_file()
         error = _reason(code, said) if failed else None
-        found = dict.fromkeys(DETECTED if cell.until else COLUMNS) if failed else read_json(folder / "row.json")
+        found = (
+            dict.fromkeys(DETECTED if cell.until else (*COLUMNS, *(["own_output"] if cell.again else [])))
+            if failed
+            else read_json(folder / "row.json")
+        )
         row = self._record(cell, {**found, "references_trained": references is None and not cell.until}, error)
         if error is not None:
             raise CellFailed(f"{cell.name}: {error}")

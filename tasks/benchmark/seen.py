@@ -1,5 +1,6 @@
 """What a run costs in samples: how many each stage showed to networks, whatever the machine and whoever else used it."""
 
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -105,4 +106,5 @@ def cost(stages: Mapping[str, Mapping[str, int] | None], plain: int) -> float | 
     counted = [found for name, found in stages.items() if name not in UNCOUNTED]
     if not counted or any(found is None for found in counted):
         return None
-    return sum(WEIGHTS[kind] * number for found in counted if found for kind, number in found.items()) / plain
+    # Summed exactly: a count that was read again has its kinds in another order.
+    return math.fsum(WEIGHTS[kind] * number for found in counted if found for kind, number in found.items()) / plain

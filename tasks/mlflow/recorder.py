@@ -164,6 +164,8 @@ class Recorder:
             parameters |= _flat(receipt["params"])
         evaluated = next((receipt["metrics"] for receipt in receipts if receipt["stage"] == "evaluate"), {})
         counts = {f"samples.{name}": value for name, value in self.summary["counts"].items()}
+        power = next((receipt["metrics"] for receipt in receipts if receipt["stage"] == "control"), {})
+        counts |= {f"control.{name}": value for name, value in power.items()}
         self._numbers(run, parameters, {**evaluated, **counts, "seconds": sum(float(receipt["seconds"]) for receipt in receipts)}, [])
         # In one request: a server with passwords hashes one for each, which takes it a tenth of a second.
         self.client.log_batch(run_id, tags=[RunTag(f"meca.run.{stage}", stage_run) for stage, stage_run in runs.items()])

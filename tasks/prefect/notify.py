@@ -1,4 +1,4 @@
-"""A notice to people: one small JSON to one address when a run fails, crashes, cannot decide, or moves the model.
+"""A notice to people: one small JSON to one address when a run fails, crashes, cannot decide, says little, or moves the model.
 
 The address is in MECA_WEBHOOK or in the Webhook block `meca-notify` of the Prefect server (`flows.deploy` saves it there).
 Nothing here delays a run for long or breaks it. `text` is made of fixed words and harmless names, so that a chat shows it as
@@ -36,6 +36,7 @@ WORDS = {
     "failed": "{flow} {run} failed on {host}",
     "crashed": "{flow} {run} crashed on {host}",
     "inconclusive": "{flow} {run} is inconclusive: nothing was removed",
+    "weak": "{flow} {run} found nothing, but the test is weak there",
     "refused": "{flow} {run} was refused by a gate",
     "promoted": "{model} version {version} is {alias}",
 }
@@ -54,12 +55,12 @@ def crashed(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 def completed(flow: Any, flow_run: Any, state: Any) -> None:
-    """Tell of a verdict that decides nothing, and of a promotion that moved the alias."""
+    """Tell of a verdict that decides nothing or says little, and of a promotion that moved the alias."""
     result = None if state.data is None else state.result(raise_on_failure=False)  # Prefect raises where there is nothing
     if not isinstance(result, Mapping):
         return
-    if result.get("verdict") == "inconclusive":
-        _tell("inconclusive", flow, flow_run, result.get("sentence", ""))
+    if (verdict := result.get("verdict")) in ("inconclusive", "weak"):
+        _tell(str(verdict), flow, flow_run, result.get("sentence", ""))
     elif result.get("moved") and "alias" in result:
         _tell("promoted", flow, flow_run, " ".join(result.get("warnings", ())), **{name: str(result[name]) for name in ("model", "version", "alias")})
 

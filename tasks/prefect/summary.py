@@ -7,6 +7,7 @@ from typing import Any
 from meca.data.judged import at_size
 from meca.files import read_json
 from meca.params import Params
+from meca.power import found_lines
 from meca.text import plain as shown
 
 __all__ = ["classes", "data_name", "key", "markdown", "plain", "promotion", "read", "run_name", "text"]
@@ -47,15 +48,18 @@ def text(value: Any, length: int = 80) -> str:
 
 
 def markdown(summary: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
-    """Return the sentence of the verdict, the counts and what each stage did."""
+    """Return the sentence of the verdict, the counts, what the control found and what each stage did."""
     counts = summary["counts"]
     lines = [
-        f"**{text(summary['sentence'], 600)}**",
+        f"**{text(summary['sentence'], 2000)}**",
         "",
         "| " + " | ".join(counts) + " |",
         "|" + " --: |" * len(counts),
         "| " + " | ".join(f"{n}" for n in counts.values()) + " |",
     ]
+    if rows := found_lines(summary.get("control")):
+        lines += ["", "| planted in a copy | of all samples | found | learnt | outcome |", "| :-- | --: | --: | --: | :-- |"]
+        lines += ["| " + " | ".join(text(row[name]) for name in ("kind", "rate", "found", "learnt", "state")) + " |" for row in rows]
     lines += ["", *(f"* {text(warning, 300)}" for warning in summary.get("warnings", []))]
     lines += ["", "| stage | outcome | seconds |", "| :-- | :-- | --: |", *(f"| {o['stage']} | {o['outcome']} | {o['seconds']} |" for o in outcomes)]
     return "\n".join(lines)

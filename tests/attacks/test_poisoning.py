@@ -108,7 +108,9 @@ def test_a_set_without_carriers_is_refused() -> None:
 
 def planned(attack: str, seed: int = 0, n: int = 400, classes: int = 10, **changes: Any) -> tuple[np.ndarray, Plan]:
     labels = np.random.default_rng(seed + 50).integers(0, classes, n)
-    return labels, plan(labels, classes, dataclasses.replace(PARAMS, attack=attack, **changes), seed)
+    # The classes that are near one are those that follow it.
+    near = lambda target: tuple((target + step) % classes for step in range(1, classes))  # noqa: E731
+    return labels, plan(labels, classes, dataclasses.replace(PARAMS, attack=attack, **changes), seed, near)
 
 
 every_attack = pytest.mark.parametrize("attack", ATTACKS)

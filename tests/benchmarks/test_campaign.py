@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.quality import campaign, experiments
-from benchmarks.quality.campaign import ALONE, CAMPAIGN, CLEAN, FURTHER, OF_ITS_CLASS, TARGETS, WHOLE, located, rate_for
+from benchmarks.quality.campaign import AGAINST, ALONE, CAMPAIGN, CLEAN, FURTHER, OF_ITS_CLASS, RULE, TARGETS, WHOLE, located, rate_for
 from benchmarks.quality.seeds import LOOKED_AT, read_seeds, refuse
 from meca.attacks import ATTACKS
 from meca.attacks.poisoning import PoisonParams, plan
@@ -61,8 +61,16 @@ def test_more_than_a_hundred_clean_runs_end_with_split_and_nothing_else_does(eve
 def test_every_attack_of_the_registry_is_run_on_every_set_at_five_percent(every: list[Cell]) -> None:
     for name in WHOLE:
         found = named(every, name, f"{name}, further attacks")
-        assert Counter(cell.given["attack"] for cell in found) == dict.fromkeys(ATTACKS, 3) and {cell.given["rate"] for cell in found} == {0.05}
-    assert {*EIGHT, *FURTHER} == set(ATTACKS)
+        usual = dict.fromkeys((*EIGHT, *FURTHER), 3)
+        assert Counter(cell.given["attack"] for cell in found) == usual and {cell.given["rate"] for cell in found} == {0.05}
+    assert {*EIGHT, *FURTHER, *RULE} == set(ATTACKS)
+
+
+def test_what_was_made_against_the_rule_is_run_on_ten_classes_and_on_many(every: list[Cell]) -> None:
+    for name in ("cifar10-6k", "gtsrb-5k"):
+        found = Counter((cell.given["attack"], cell.given["rate"], cell.given["seed"]) for cell in named(every, f"{name}{AGAINST}*"))
+        wanted = [("crowd", 0.05), ("crowd", 0.2), ("kin", 0.05)]
+        assert found == dict.fromkeys([(*each, seed) for each in wanted for seed in (101, 102, 103)], 1)
 
 
 def test_a_share_of_a_class_is_reached_whatever_its_size(every: list[Cell]) -> None:
@@ -105,7 +113,7 @@ def test_a_set_is_looked_for_in_the_folder_that_was_given_and_then_in_the_data(t
     [
         (["--only", "gtsrb-5k"], r"got 'gtsrb-5k'; 'gtsrb-5k' is there with --campaign"),
         (["--campaign", "--only", "gtsrb-6k*"], r"got 'gtsrb-6k\*'; --list names them"),
-        (["--only", "shapes, no second*"], r"'shapes, no second look' is there with --cuts"),
+        (["--only", "shapes, classes asked*"], r"'shapes, classes asked once' is there with --cuts"),
     ],
 )
 def test_a_name_that_is_none_is_refused_with_where_it_is(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +152,8 @@ def test_rows_of_both_kinds_go_to_files_of_their_own_and_a_second_start_measures
 ) -> None:
     tiny = {
         "ingest.shapes_train": 120, "ingest.shapes_test": 20, "ingest.size": 16, "network.width": 4, "detector.width": 4, "train_clean.epochs": 1,
-        "train_clean.min_steps": 0, "partition.recipe.min_steps": 0, "enhance.rounds": 1, "enhance.recipe.min_steps": 0, "second_look.rounds": 0,
+        "train_clean.min_steps": 0, "partition.recipe.min_steps": 0, "enhance.rounds": 1, "enhance.recipe.min_steps": 0, "split.rounds": 1,
+        "split.recipe.epochs": 1, "split.recipe.min_steps": 0,
     }  # fmt: skip
     plans = {"a": campaign._clean("shapes", (1,), tiny), "b": campaign._attacked("shapes", ("badnet",), settings=tiny)}
     files = {name: tmp_path / f"{name}.jsonl" for name in ("FILE", "DETECTION_FILE")}

@@ -89,6 +89,11 @@ def test_p_values_are_held_against_the_uniform_distribution_of_all_classes() -> 
     assert uniform([alone(101, p_values=[None, 0.5])])["n"] == 1
 
 
+def test_a_network_that_is_taken_over_from_detection_is_counted_once() -> None:
+    assert clean_cost(alone(101, taken_over=True)) == 1.5 and clean_cost(alone(101, taken_over=False)) == 2.5
+    assert clean_cost({"cost": 2.5, "until": None, "taken_over": True}) == 2.5, "what the whole pipeline trains is in its count"
+
+
 def test_a_clean_set_costs_its_detection_and_one_training_after_it() -> None:
     rows = hundred()
     assert clean_cost(rows[0]) == 2.5 and clean_cost({"cost": 2.5, "until": None}) == 2.5 and clean_cost(alone(101, cost=None)) is None

@@ -18,7 +18,9 @@ from meca.training.engine import predict
 def test_the_network_is_the_reference_of_the_run(tmp_path):
     settings = {
         "ingest.source": "shapes", "ingest.shapes_train": 200, "ingest.shapes_test": 100, "network.width": 8, "detector.width": 8,
-        "partition.recipe.epochs": 1, "partition.recipe.min_steps": 4, "train_clean.epochs": 2, "train_clean.min_steps": 4, "second_look.rounds": 0,
+        "partition.recipe.epochs": 1, "partition.recipe.min_steps": 4, "train_clean.epochs": 2, "train_clean.min_steps": 4,
+        "split.recipe.epochs": 1, "split.recipe.min_steps": 0, "split.rounds": 1,
+        "control.when": "never",
     }  # fmt: skip
     params = with_settings(read_params(PACKAGED), settings | {"preset": "default", "seed": 5, "poison.attack": "badnet"})
     pipeline(tmp_path / "run", params)

@@ -91,9 +91,11 @@ def test_what_has_a_row_is_not_run_again_however_old_it_is(file: Path, monkeypat
 
 
 def test_a_run_with_seeds_of_its_own_says_the_command_that_repeats_it() -> None:
-    (cell,) = experiments.chosen(experiments.LESS, only=["shapes, no second look"], attacks=["blend"], seeds=[7])
-    assert cell.given["command"] == "python -m benchmarks.quality --only 'shapes, no second look' --attack blend --preset default --seeds 7 --cuts"
-    assert cell.params.seed == 7 and cell.params.raw("second_look")["rounds"] == 0
+    (cell,) = experiments.chosen(experiments.LESS, only=["shapes, classes asked once"], attacks=["blend"], seeds=[7])
+    assert (
+        cell.given["command"] == "python -m benchmarks.quality --only 'shapes, classes asked once' --attack blend --preset default --seeds 7 --cuts"
+    )
+    assert cell.params.seed == 7 and cell.params.raw("split")["rounds"] == 1
 
 
 def test_the_quality_program_refuses_a_link_where_its_runs_go(tmp_path, monkeypatch):

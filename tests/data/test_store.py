@@ -166,6 +166,22 @@ def test_rewrite_drops_rows_and_what_stays_moves_up_unchanged(tmp_path: Path) ->
             assert copy.columns.equals(store.columns.filter(pa.array(kept)))
 
 
+@pytest.mark.parametrize("source", [make_folder, make_shards, "digits"])
+def test_a_copy_without_encoded_bytes_has_the_pixels_and_labels_and_no_payload(source: Callable[[Path], Path] | str, tmp_path: Path) -> None:
+    made = source(tmp_path / "in") if callable(source) else source
+    store = ingest(made, tmp_path / "store", train_limit=0 if callable(source) else 20, test_limit=0 if callable(source) else 10)
+    keep = np.arange(store.info.n) < store.info.n_train
+    image = np.full(store.images.shape[1:], 9, np.uint8)
+    rewrite(store, tmp_path / "copy", {1: (image, 2)}, keep, encoded=False)
+    copy = open_store(tmp_path / "copy")
+    assert (copy.path / "payload.bin").stat().st_size == 0 and copy.info.n_test == 0
+    assert (copy.images[1] == image).all() and copy.labels[1] == 2
+    others = np.delete(np.arange(store.info.n_train), 1)
+    assert np.array_equal(copy.images[others], store.images[others]) and np.array_equal(copy.labels[others], store.labels[others])
+    ids = [copy.ids[row] == store.ids[row] for row in range(store.info.n_train)]
+    assert not ids[1] and all(ids[:1] + ids[2:])
+
+
 def test_rewrite_of_arrays_keeps_their_size_as_found(tmp_path: Path) -> None:
     store = ingest("digits", tmp_path / "store", size=16, train_limit=20, test_limit=10)
     rewrite(store, tmp_path / "copy", {0: (np.full((16, 16, 3), 7, np.uint8), 4)})

@@ -24,6 +24,7 @@ SETTINGS = {
     "ingest.shapes_test": 100,
     "network.width": 8,
     "detector.width": 8,
+    "control.when": "never",
     "promote.min_acc": 0.0,
     "promote.min_recall": 0.0,
     "promote.max_leak": 1.0,
@@ -44,7 +45,7 @@ def quick_settings() -> dict[str, Any]:
         once = {name: min(value, 1) for name, value in block.items() if name in ("epochs", "min_steps", "rounds")}
         return {**block, **once, **{name: short(value) for name, value in block.items() if isinstance(value, Mapping)}}
 
-    groups = ("partition", "enhance", "second_look", "train_clean", "relabel_finetune")
+    groups = ("partition", "enhance", "split", "train_clean", "relabel_finetune")
     return SETTINGS | {f"{group}.{name}": value for group in groups for name, value in short(params.raw(group)).items()}
 
 

@@ -27,7 +27,7 @@ PROVENANCE = ("command", "commit", "date", "hardware", "torch", "python", "seed"
 QUICK = {
     "ingest.shapes_train": 200, "ingest.shapes_test": 100, "network.width": 8, "detector.width": 8,
     "partition.recipe.epochs": 1, "partition.recipe.min_steps": 1, "enhance.rounds": 1, "enhance.recipe.epochs": 1, "enhance.recipe.min_steps": 1,
-    "second_look.rounds": 1, "second_look.recipe.epochs": 1, "second_look.recipe.min_steps": 1,
+    "split.rounds": 1, "split.recipe.epochs": 1, "split.recipe.min_steps": 1,
     "train_clean.epochs": 1, "train_clean.min_steps": 1, "relabel_finetune.recipe.epochs": 1, "relabel_finetune.recipe.min_steps": 1,
 }  # fmt: skip
 

@@ -67,6 +67,13 @@ def test_dvc_repro_runs_every_stage_once_and_then_none(workspace):
     assert {status for _, status in records(workspace)} == {"FINISHED"}
 
 
+def test_the_record_of_a_run_says_what_its_control_found(workspace):
+    with sqlite3.connect(workspace / "mlflow.db") as database:
+        query = "select m.key, m.value, t.value from metrics m left join tags t on t.run_uuid = m.run_uuid and t.key = 'mlflow.parentRunId'"
+        told = {key: value for key, value, parent in database.execute(query) if parent is None and key.startswith("control.")}
+    assert told == {f"control.{name}": 0 for name in ("ran", "tries", "found", "learnt", "missed")}
+
+
 def test_dvc_draws_every_curve_that_there_is_and_names_a_model_that_there_is(workspace):
     declared = yaml.safe_load((workspace / "dvc.yaml").read_text(encoding="utf-8"))
     plots = [name for entry in declared["plots"] for name in entry]

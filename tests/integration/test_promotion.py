@@ -505,6 +505,16 @@ def test_a_set_without_a_model_promotes_nothing_whatever_the_gates_say(make):
         registry.promote(workspace, gates)
 
 
+def test_a_set_whose_test_is_weak_is_promoted_only_where_the_gates_list_it(make):
+    workspace = make(seed=next(seeds), verdict="weak")
+    with pytest.raises(Inconclusive, match=r"the verdict is weak, which is none of: no_evidence, poisoned"):
+        registry.promote(workspace)
+    gates = with_settings(read_params(workspace / "params.yaml"), {"promote.verdicts": ["no_evidence", "weak"]})
+    promoted = registry.promote(workspace, gates)
+    with open_client(workspace) as client:
+        assert client.get_model_version(promoted["model"], promoted["version"]).tags["meca.verdict"] == "weak"
+
+
 def test_what_is_served_answers_with_names(make, capsys, monkeypatch):
     import mlflow
 

@@ -262,6 +262,28 @@ def test_without_an_answer_there_is_neither_data_nor_model_to_sign(tmp_path: Pat
     assert check(out, KEY.public_key()) == []
 
 
+def test_the_statement_of_a_set_whose_test_is_weak_does_not_say_that_there_is_no_evidence(tmp_path: Path) -> None:
+    out = make_cleaned(tmp_path, make_folder(tmp_path / "in"), {}, "weak")
+    sign(out, KEY)
+    predicate, summary = statement(out)["predicate"], json.loads((out / "summary.json").read_text())
+    assert predicate["properties"] == ["MECA_SCANNED", "MECA_WEAK_TEST"] and predicate["meca"]["verdict"] == "weak"
+    assert predicate["meca"]["control"] == summary["control"] and summary["control"]["ran"]
+    public = pem(tmp_path, KEY, "key")[1]
+    assert verify(out, public) == []
+    restate(out, lambda said: said["predicate"]["meca"]["control"].update(lines=[]))
+    assert verify(out, public) == ["The field meca of the statement in attestation.json is not what the folder says."]
+
+
+def test_a_folder_of_an_older_meca_that_knew_no_control_still_verifies(tmp_path: Path) -> None:
+    out = make_cleaned(tmp_path, make_folder(tmp_path / "in"), {}, "no_evidence")
+    summary = json.loads((out / "summary.json").read_text())
+    del summary["control"]
+    (out / "summary.json").write_text(json.dumps(summary))
+    list_again(out)
+    sign(out, KEY)
+    assert "control" not in statement(out)["predicate"]["meca"] and verify(out, pem(tmp_path, KEY, "key")[1]) == []
+
+
 def test_keys_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
     private, public = tmp_path / "key.pem", tmp_path / "key.pub.pem"
     old = os.umask(0)

@@ -27,7 +27,7 @@ from meca.release.verification import examine, verify
 from tests.data.readers.test_archives import make_tar
 from tests.data.readers.test_pages import counted
 from tests.data.readers.test_readers import make_batches, make_idx
-from tests.making import encode, ingest, make_folder, make_shards, pixels, publish_store
+from tests.making import control_record, encode, ingest, make_folder, make_shards, pixels, publish_store
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +163,11 @@ LISTED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: pq.write_table(pa.table({"x": [1]}), f / "verdicts.parquet"), "verdicts.parquet has the columns x"),
     (lambda f: (f / "verdicts.parquet").write_bytes(b"x"), "verdicts.parquet is not a readable parquet file"),
     (lambda f: change_summary(f, verdict="inconclusive"), "The verdict is inconclusive, but data/ is there"),
+    (lambda f: change_summary(f, verdict="weak"), "says weak, which is not what the control in it says"),
+    (lambda f: change_summary(f, verdict="no_evidence", control=control_record(badnet="missed")), "says no_evidence, which is not what the control"),
+    (lambda f: change_summary(f, verdict="weak", control=control_record(badnet="found")), "says weak, which is not what the control"),
+    (lambda f: change_summary(f, verdict="weak", control={"ran": True}), "summary.json or verdicts.parquet lacks what meca writes"),
+    (lambda f: change_summary(f, verdict="weak", control=[1]), "summary.json or verdicts.parquet lacks what meca writes"),
     (lambda f: change_summary(f, source={}), "lacks what meca writes"),
     (lambda f: change_sizes(f, images_reduced=0), "do not fit those in verdicts.parquet"),
     (lambda f: change_sizes(f, largest={"height": 8, "width": 8}), "(judged_at) in summary.json do not fit"),

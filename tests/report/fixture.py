@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from meca.data.store import open_store, pixel_id, write_store
 from meca.files import canonical_json
+from meca.power import FINDS
+from tests.making import control_record
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TARGET = 1
@@ -48,7 +50,7 @@ def make_run(
     images, given = images.copy(), labels.copy()
     size = images.shape[1]
     carriers = np.flatnonzero(labels[:n_train] != TARGET)
-    poison = np.sort(rng.permutation(carriers)[: n_train // 20]) if verdict != "no_evidence" else np.empty(0, np.int64)
+    poison = np.sort(rng.permutation(carriers)[: n_train // 20]) if verdict not in FINDS else np.empty(0, np.int64)
     images[poison] = _trigger(images[poison], attack)
     given[poison] = TARGET
     samples = [
@@ -167,6 +169,7 @@ def _summary(folder: Path, names: Sequence[str], given: np.ndarray, action: np.n
         "poisoned": f"{np.isin(action, ('relabel', 'remove')).sum()} of {len(given)} training samples look poisoned.",
         "no_evidence": "No evidence of a backdoor was found; this does not prove that there is none.",
         "inconclusive": "No verdict can be defended; nothing was removed or relabelled.",
+        "weak": "No evidence of a backdoor was found, but the test is weak here.",
     }
     return {
         "$schema": "meca.summary/1", "verdict": verdict, "sentence": sentences[verdict], "reason": "The signals of both models agree.",
@@ -174,6 +177,7 @@ def _summary(folder: Path, names: Sequence[str], given: np.ndarray, action: np.n
         "classes": classes, "target_class": {"label": TARGET, "name": names[TARGET]} if verdict == "poisoned" else None,
         "estimated_rate": {"value": 0.05, "low": 0.031, "high": 0.076} if verdict == "poisoned" else None, "leak": 0.012,
         "caps": [{"name": "flagged in the whole set", "value": 0.05, "limit": 0.3, "holds": True}],
+        "control": control_record(badnet="found", blend="missed") if verdict == "weak" else None,
         "warnings": [], "preset": "default", "seed": 0, "params_sha256": "a" * 64, "input_sha256": open_store(folder / "data/store").info.root,
         "sanitized_sha256": "b" * 64, "source": source, "meca_version": "0.1.0",
     }  # fmt: skip

@@ -115,11 +115,21 @@ def test_the_page_says_verdict_counts_and_how_to_repeat(tmp_path):
     assert shown and int(shown[1]) + int(shown[2]) == summary["counts"]["input"]
 
 
+def test_the_page_of_a_control_has_a_line_for_each_trigger_and_none_without_one(tmp_path):
+    text = rendered(tmp_path / "weak", verdict="weak")
+    assert 'class="badge weak weak"' in text and "◐" in text
+    found = re.findall(r"<td>(.*?)</td>", text[text.index('<table class="control">') :].split("</table>")[0])
+    assert found == ["patch (badnet)", "5 %", "5", "1 of 1", "1 of 1", "found", "pattern (blend)", "5 %", "5", "0 of 1", "1 of 1", "missed"]
+    for verdict in ("no_evidence", "poisoned"):
+        assert "What the test could find here" not in rendered(tmp_path / verdict, verdict=verdict)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"verdict": "no_evidence"}, "No target class is suspected"),
         ({"verdict": "inconclusive"}, "nothing was removed or relabelled"),
+        ({"verdict": "weak"}, "None, weak test"),
         ({"truth": False}, "What cannot be known without it"),
         ({"truth": False, "n_test": 0}, "There is no test split"),
         ({"suspicion": False}, "unknown"),

@@ -27,18 +27,19 @@ N_TRAIN, N_TEST = 96, 32
 QUICK = {
     "partition.recipe.epochs": 2, "partition.recipe.min_steps": 0, "partition.recipe.batch_size": 16,
     "enhance.recipe.epochs": 1, "enhance.recipe.batch_size": 16, "enhance.rounds": 1,
-    "split.min_range": 0.0, "split.max_valley": 1.0, "split.min_separation": 0.0,
-    "second_look.recipe.epochs": 1, "second_look.recipe.min_steps": 0, "second_look.min_classes": 3,
-    "split.min_flips": 0.0, "split.cap_flagged": 1.0, "split.cap_left": 0.0,
+    "split.recipe.epochs": 1, "split.recipe.min_steps": 0, "split.recipe.batch_size": 16, "split.rounds": 1, "split.probe": 8,
+    "split.false_discovery": 1.0, "split.cap_flagged": 1.0, "split.cap_left": 0.0,
     "train_clean.epochs": 12, "train_clean.min_steps": 0, "train_clean.batch_size": 16,
     "relabel_finetune.recipe.epochs": 1, "relabel_finetune.recipe.batch_size": 16, "relabel_finetune.confidence": 0.0,
     "network.width": 4, "detector.width": 4, "poison.rate": 0.1,
 }  # fmt: skip
 
 
+NOTHING: dict[str, Any] = {"split__least_content": 1e9, "split__least_flips": 1e9, "split__false_discovery": 0.01}  # no class can be proven
+
+
 def quick(preset: str = "default", attack: str = "badnet", **changes: Any) -> Params:
-    extra = {"split.rule": "two_clusters"} if preset == "default" else {}
-    return settings(**{"preset": preset, "poison.attack": attack, **QUICK, **extra, **changes})
+    return settings(**{"preset": preset, "poison.attack": attack, **QUICK, **changes})
 
 
 def easy(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,4 +96,19 @@ def digest(array: np.ndarray) -> str:
 
 
 ATTACKED = ["none", *ATTACKS]
-__all__ = ["ATTACKED", "METHOD", "MODULES", "N_TEST", "N_TRAIN", "PRESETS", "make_store", "outputs", "paths", "quick", "run", "step", "with_inputs"]
+__all__ = [
+    "ATTACKED",
+    "METHOD",
+    "MODULES",
+    "NOTHING",
+    "N_TEST",
+    "N_TRAIN",
+    "PRESETS",
+    "make_store",
+    "outputs",
+    "paths",
+    "quick",
+    "run",
+    "step",
+    "with_inputs",
+]

@@ -19,7 +19,7 @@ from meca.stages.tensors import open_train
 from meca.training.device import EngineParams, prepare
 from meca.training.engine import Data, Session, predict
 from meca.training.trainer import Recipe
-from tests.stages.chain import METHOD, N_TEST, N_TRAIN, quick, run, step, with_inputs
+from tests.stages.chain import METHOD, N_TEST, N_TRAIN, NOTHING, quick, run, step, with_inputs
 
 Finished = Callable[..., Path]
 
@@ -79,7 +79,7 @@ def test_the_references_are_trained_with_the_same_recipe(finished: Finished, tmp
     for path in (finished() / "data" / "truth").iterdir():
         (folder / "data" / "truth").mkdir(exist_ok=True)
         (folder / "data" / "truth" / path.name).write_bytes(path.read_bytes())
-    run(folder, quick(split__min_range=1e9), METHOD[3:])
+    run(folder, quick(**NOTHING), METHOD[3:])
     result = read(folder)
     assert result["no_defence"] == result["clean"] == result["final"]
     assert result["passes"] == "plain" and result["references"]["plain"] == {name: result[name] for name in ("no_defence", "oracle")}

@@ -67,25 +67,29 @@ def test_labels_change_for_poison_only_and_never_for_a_clean_label_attack(attack
     assert np.array_equal(before[~poison], after[~poison])
     if attack == "all_to_all":
         assert np.array_equal(after[poison], (before[poison] + 1) % 4) and record["target_class"] is None
+    elif attack == "crowd":
+        assert np.array_equal(after[poison], np.array([1, 2])[trigger[poison]]) and record["targets"] == [1, 2]
+        assert sorted(np.bincount(trigger[poison])) == [4, 5] and (before[poison] != after[poison]).all()
     elif attack == "two_targets":
         assert np.array_equal(after[poison], np.array([1, 2])[trigger[poison]]) and record["targets"] == [1, 2]
         assert sorted(np.bincount(trigger[poison])) == [4, 5] and not np.isin(before[poison], [1, 2]).any()
     else:
         assert (after[poison] == 1).all() and not (before[cover] == 1).any()
-    assert ((trigger >= 0) == (poison | cover)).all() and trigger.max() < ATTACKS[attack].parts
+    assert ((trigger >= 0) == (poison | cover)).all() and trigger.max() < max(ATTACKS[attack].parts, len(record["triggers"]))
     assert record["clean_label"] == ATTACKS[attack].clean_label == (attack == "sig")
     if attack == "tact":
         assert record["source_class"] == 0 and (before[poison] == 0).all() and record["cover_classes"] == [2, 3]
         assert np.isin(before[cover], [2, 3]).all()
-    elif attack != "all_to_all":
+    elif attack not in ("all_to_all", "crowd"):
         assert (before[poison] == 1).all() == ATTACKS[attack].clean_label
 
 
 @every_attack
 def test_the_triggered_test_images_are_all_of_them_by_the_same_trigger(attack: str, tmp_path: Path) -> None:
-    poisoned(tmp_path, attack)
+    record = poisoned(tmp_path, attack)
     store, params = open_store(tmp_path / "data" / "ingested"), quick(attack=attack).group("poison", PoisonParams)
-    for view, name in zip(ATTACKS[attack].views, ("triggered.npy", "triggered_2.npy"), strict=False):
+    assert record["views"] == ["triggered.npy", "triggered_2.npy"][: len(record["triggers"])]
+    for view, name in zip(ATTACKS[attack].tests(len(record["triggers"])), record["views"], strict=True):
         triggered = np.load(tmp_path / "data" / "truth" / name)
         assert triggered.shape == (N_TEST, 16, 16, 3)
         assert np.array_equal(triggered, view(np.asarray(store.images[store.test]), params, 0))
@@ -191,7 +195,7 @@ def test_the_truth_names_samples_as_the_defender_receives_them_and_caps_are_reco
     assert truth["sample_id"].to_pylist() == store.ids[:N_TRAIN] and truth["source"].to_pylist() == store.readable["source"].to_pylist()[:N_TRAIN]
     assert record["capped"] and record["poisoned"] == record["pool"] // 4 and record["reason"] == f"at most 0.25 of the pool of {record['pool']}"
     assert record["requested"] == 57 and record["ingested"] == open_store(tmp_path / "data" / "ingested").info.root
-    assert record["params"]["attack"] == attack and len(record["views"]) == len(ATTACKS[attack].views)
+    assert record["params"]["attack"] == attack and len(record["views"]) == len(ATTACKS[attack].tests(len(record["triggers"])))
 
 
 def test_the_record_of_wanet_rebuilds_its_trigger(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -21,11 +22,11 @@ from meca.files import sha256_tree
 from meca.release.folder import PublishParams
 from meca.release.verdicts import SCHEMA, build, count
 from meca.release.verification import verify
-from meca.stages import enhance, partition, publish, relabel_finetune, split, train_clean
+from meca.stages import control, enhance, partition, publish, relabel_finetune, split, train_clean
 from meca.stages import ingest as ingest_stage
 from meca.stages.runtime import describe, execute
 from tests.data.readers.test_readers import make_batches, make_idx
-from tests.making import decide, encode, ingest, make_folder, make_shards, params, pixels, publish_store, settings
+from tests.making import control_record, decide, encode, ingest, make_folder, make_shards, params, pixels, publish_store, settings
 
 CHANGED = {0: ("poisoned", "remove", None), 1: ("poisoned", "relabel", 2), 2: ("review", "quarantine", None)}
 
@@ -36,17 +37,19 @@ def read_json(path: Path) -> dict:
 
 def test_the_stage_reads_what_it_says() -> None:
     stage = describe(publish)
-    assert stage.inputs == ("store", "partition", "enhance", "split", "relabel_finetune")
+    assert stage.inputs == ("store", "partition", "enhance", "split", "control", "relabel_finetune")
     assert stage.outputs == ("out",)
     # The summary names the digest of the numbers behind the result, so publish depends on all that decide about the set.
-    deciding = {group for module in (ingest_stage, partition, enhance, split, train_clean, relabel_finetune) for group in describe(module).groups}
+    deciding = {
+        group for module in (ingest_stage, partition, enhance, split, control, train_clean, relabel_finetune) for group in describe(module).groups
+    }
     assert set(stage.groups) == {"publish"} | deciding
 
 
 def test_the_digest_of_the_numbers_tells_apart_what_decides_about_the_set(tmp_path: Path) -> None:
     store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
     digests = {}
-    for name, changes in (("first", {}), ("look", {"second_look__rounds": 7}), ("end", {"split__end": 0.1}), ("page", {"report__kept_pictures": 3})):
+    for name, changes in (("first", {}), ("rounds", {"split__rounds": 7}), ("end", {"split__end": 0.2}), ("page", {"report__kept_pictures": 3})):
         paths = {"store": store.path, **decide(store, tmp_path / name / "work", CHANGED), "out": tmp_path / name / "published"}
         execute(publish, paths, settings(**changes), scratch=tmp_path / name / "scratch")
         digests[name] = read_json(paths["out"] / "summary.json")["params_sha256"]
@@ -60,6 +63,29 @@ def test_the_sentence_says_how_many_classes_a_trigger_leads_to(flagged: tuple[in
     rows = {int((store.labels[: store.info.n_train] == label).argmax()): ("poisoned", "remove", None) for label in flagged}
     summary = read_json(publish_store(store, tmp_path, rows) / "summary.json")
     assert f"leading to class {leads}" in summary["sentence"], summary["sentence"]
+
+
+def test_what_is_held_of_a_class_is_counted_and_named_and_waits_for_a_person(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    labels = store.labels[: store.info.n_train]
+    mine, other = np.flatnonzero(labels == 1)[:2], np.flatnonzero(labels == 0)[:1]
+    rows = {int(row): ("review", "quarantine", None) for row in mine}
+    for name, more, found in (("all", {}, 2), ("some", {int(other[0]): ("poisoned", "remove", None)}, 3)):
+        paths = {"store": store.path, **decide(store, tmp_path / name / "work", rows | more), "out": tmp_path / name / "published"}
+        file = paths["relabel_finetune"] / "verdict.json"
+        file.write_text(json.dumps(read_json(file) | {"held": [1]}))
+        execute(publish, paths, settings(), scratch=tmp_path / name / "scratch")
+        summary, n = read_json(paths["out"] / "summary.json"), store.info.n_train
+        assert (
+            summary["sentence"].startswith(f"Poison was found: {found} of {n} training samples")
+            and "2 of them wait for a person" in summary["sentence"]
+        )
+        assert [w for w in summary["warnings"] if w.startswith("Too little of class 'dog' would be left")]
+        counts = summary["counts"]
+        assert (
+            counts["quarantined"] == 2 and counts["kept"] + counts["relabelled"] + counts["removed"] + counts["quarantined"] == n == counts["input"]
+        )
+        assert verify(paths["out"]) == []
 
 
 @pytest.mark.parametrize("make", [make_folder, make_shards, make_batches, make_idx, "shapes", "digits"])
@@ -128,9 +154,44 @@ def test_without_an_answer_there_is_no_sample_and_no_model(tmp_path: Path) -> No
 
 
 def test_no_evidence_is_said_honestly(tmp_path: Path) -> None:
-    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store", size=12)
     sentence = read_json(publish_store(store, tmp_path, {}, "no_evidence") / "summary.json")["sentence"]
-    assert "no evidence of a backdoor was found; this does not prove that there is none" in sentence
+    assert sentence == (
+        "In 12 training samples no evidence of a backdoor was found; this does not prove that there is none, "
+        "and the power of the test was not measured (control.when is never)."
+    )
+
+
+def test_nothing_found_by_a_test_that_misses_what_works_is_a_verdict_of_its_own(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store", size=12)
+    out = publish_store(store, tmp_path, {}, "no_evidence", control_record(badnet="found", blend="missed"))
+    summary = read_json(out / "summary.json")
+    assert summary["verdict"] == "weak" and summary["counts"]["kept"] == 12 and summary["target_class"] is None
+    assert summary["sentence"] == (
+        "In 12 training samples no evidence of a backdoor was found, but the test is weak here: "
+        "of a planted patch at 5 % of all samples 1 of 1 was found; of a planted pattern at 5 % 0 of 1 although it works."
+    )
+    assert set(summary["control"]) == {"ran", "reason", "lines"} and [line["state"] for line in summary["control"]["lines"]] == ["found", "missed"]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert r"| patch \(badnet\) | 5 % | 5 | 1 of 1 | 1 of 1 | found |" in card and "| 0 of 1 | 1 of 1 | missed |" in card
+    assert verify(out) == [] and (out / "data").is_dir() and (out / "model").is_dir()
+
+
+def test_nothing_found_by_a_test_that_finds_what_is_planted_says_so(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store", size=12)
+    summary = read_json(publish_store(store, tmp_path, {}, "no_evidence", control_record(badnet="found")) / "summary.json")
+    assert summary["verdict"] == "no_evidence"
+    assert summary["sentence"].endswith("Power of the test here: of a planted patch at 5 % of all samples 1 of 1 was found.")
+
+
+@pytest.mark.parametrize("verdict", ["poisoned", "inconclusive"])
+def test_a_control_changes_no_other_verdict(verdict: str, tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    found = [
+        read_json(publish_store(store, tmp_path / name, CHANGED, verdict, control) / "summary.json")
+        for name, control in (("a", control_record(badnet="missed")), ("b", None))
+    ]
+    assert [summary["verdict"] for summary in found] == [verdict] * 2 and found[0]["sentence"] == found[1]["sentence"]
 
 
 def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:

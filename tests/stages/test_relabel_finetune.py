@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +21,7 @@ from meca.params import PRESETS
 from meca.stages import relabel_finetune
 from meca.stages.tensors import EVERYTHING
 from tests.method.tiny import same
-from tests.stages.chain import N_TRAIN, quick, run, step, with_inputs
+from tests.stages.chain import N_TRAIN, NOTHING, quick, run, step, with_inputs
 
 Finished = Callable[..., Path]
 
@@ -82,11 +84,10 @@ def test_the_power_is_that_of_the_network_that_split_trained_on_everything_where
     monkeypatch.setattr(relabel_finetune, "measure", measure)
     folder = with_inputs("relabel_finetune", finished(), tmp_path)
     step("relabel_finetune", folder, quick())
-    (folder / "work" / "split" / EVERYTHING).mkdir()
-    for name in ("model.json", "model.safetensors"):
-        shutil.copy(finished() / "work" / "train_clean" / name, folder / "work" / "split" / EVERYTHING / name)
+    shutil.rmtree(folder / "work" / "split" / EVERYTHING)
     step("relabel_finetune", folder, quick())
-    assert same(asked[1], load_model(finished() / "work" / "partition")) and same(asked[3], load_model(finished() / "work" / "train_clean"))
+    learnt = load_model(finished() / "work" / "split" / EVERYTHING)
+    assert same(asked[1], learnt) and same(asked[3], load_model(finished() / "work" / "partition")) and not same(asked[1], asked[3])
 
 
 def test_relabelled_samples_are_learnt(finished: Finished) -> None:
@@ -95,7 +96,7 @@ def test_relabelled_samples_are_learnt(finished: Finished) -> None:
 
 
 def test_nothing_flagged_is_nothing_relabelled_and_the_model_is_the_clean_one(finished: Finished, tmp_path: Path) -> None:
-    folder = after_split(finished, tmp_path, split__min_range=1e9)
+    folder = after_split(finished, tmp_path, **NOTHING)
     table, verdict = read(folder)
     assert (verdict["verdict"], verdict["estimated_rate"], verdict["leak"], verdict["leak_power"]) == ("no_evidence", None, None, None)
     assert set(table["action"].to_pylist()) == {"keep"} and table["new_label"].null_count == N_TRAIN
@@ -136,3 +137,20 @@ def test_a_flag_that_does_not_say_how_it_was_proven_hands_nothing_back(word: str
 
 def test_the_ids_are_those_of_the_store(finished: Finished) -> None:
     assert read(finished())[0]["sample_id"].to_pylist() == open_store(finished() / "data" / "store").ids[:N_TRAIN]
+
+
+def test_what_waits_for_a_person_stays_where_it_is_and_everything_is_accounted_for(finished: Finished, tmp_path: Path) -> None:
+    before = read(finished(), "split")[0]
+    labels, flagged = before["label"].to_numpy(), np.array(before["verdict"].to_pylist()) == "poisoned"
+    worst = min(set(labels.tolist()), key=lambda c: (~flagged)[labels == c].mean())
+    folder = after_split(finished, tmp_path, split__cap_left=float((~flagged)[labels == worst].mean()) + 0.01)
+    (table, verdict), metrics = read(folder), json.loads((folder / "work" / "relabel_finetune" / "metrics.json").read_text())
+    words, actions = (np.array(table[name].to_pylist()) for name in ("verdict", "action"))
+    held = flagged & (labels == worst)
+    assert (verdict["verdict"], verdict["held"]) == ("poisoned", [worst]) and held.any() and (flagged & ~held).any()
+    assert np.array_equal(actions == "quarantine", held) and np.array_equal(words == "review", held), "whatever the clean model says of it"
+    assert not any(new is not None for new, out in zip(table["new_label"].to_pylist(), held, strict=True) if out)
+    counts = Counter(actions.tolist())
+    assert counts["keep"] + counts["relabel"] + counts["remove"] + counts["quarantine"] == N_TRAIN
+    assert metrics["kept"] == counts["keep"] + counts["relabel"] and metrics["relabelled"] == counts["relabel"]
+    assert verdict["estimated_rate"]["value"] == (words == "poisoned").sum() / N_TRAIN, "what waits is not called poisoned"

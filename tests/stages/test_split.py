@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from meca.data.columns import pc
 from meca.data.store import open_store, read_parquet, rewrite
-from meca.method.enhance import SIDES
+from meca.method.evidence import combined
+from meca.method.proofs import REASONS
 from meca.metrics import wilson
-from meca.models import read_description
+from meca.models import load_model, read_description
 from meca.params import PRESETS
-from meca.stages.tensors import EVERYTHING
-from tests.stages.chain import N_TRAIN, quick, step, with_inputs
+from meca.stages.tensors import EVERYTHING, KEPT
+from tests.method.tiny import same
+from tests.stages.chain import N_TRAIN, NOTHING, quick, step, with_inputs
 
 Finished = Callable[..., Path]
 
@@ -42,12 +43,14 @@ def test_every_sample_has_one_verdict_and_the_counts_agree(preset: str, finished
     early = read_parquet(finished(preset) / "work" / "partition" / "scores.parquet").sort_by("row")["suspicion"].to_numpy()
     flagged_early = early[np.array(table["verdict"].to_pylist()) == "poisoned"] >= 0.9
     assert flagged_early.any() and not flagged_early.all(), "both kinds are there to be seen"
+    proofs = {each["label"]: each["proof"] for each in verdict["evidence"]}
     for row in table.to_pylist():
-        flagged_as, cleared_as = {"default": ("stands-apart", "with-its-class"), "paper": ("fitted-by-enhanced", "not-fitted-by-enhanced")}[preset]
-        why = flagged_as if row["verdict"] == "poisoned" else cleared_as if preset == "paper" or row["label"] in held else "no-evidence"
+        proof = proofs.get(row["label"], "fitted-by-enhanced")
+        cleared_as = "not-fitted-by-enhanced" if preset == "paper" else "with-its-class" if row["label"] in held else "no-evidence"
+        why = REASONS[proof] if row["verdict"] == "poisoned" else cleared_as
         assert row["reasons"] == [why, *["early-loss"] * (row["verdict"] == "poisoned" and bool(early[row["row"]] >= 0.9))]
-        proven_as = {"default": "difference", "paper": "fitted-by-enhanced"}[preset]
-        assert row["proof"] == (proven_as if row["verdict"] == "poisoned" else None), "what is flagged says how it was proven"
+        assert row["proof"] == (proof if row["verdict"] == "poisoned" else None), "what is flagged says how it was proven"
+    assert verdict["held"] == []
     assert table["new_label"].null_count == table["clean_pred"].null_count == N_TRAIN
     metrics = json.loads((finished(preset) / "work" / "split" / "metrics.json").read_text())
     assert metrics["flagged"] == flagged
@@ -71,12 +74,36 @@ def test_a_broken_cap_removes_nothing(finished: Finished, tmp_path: Path) -> Non
     assert np.array_equal(table["proof"].is_valid().to_numpy(), before)
 
 
-def test_one_heap_a_class_is_no_evidence(finished: Finished, tmp_path: Path) -> None:
+def test_one_class_that_would_lose_too_much_is_held_alone(finished: Finished, tmp_path: Path) -> None:
+    before = read(finished())[0]
+    labels, flagged = before["label"].to_numpy(), np.array(before["verdict"].to_pylist()) == "poisoned"
+    left = {int(c): float((~flagged)[labels == c].mean()) for c in set(labels.tolist())}
+    worst, *others = sorted(left, key=lambda c: left[c])
+    assert flagged[labels == worst].any() and any(flagged[labels == c].any() for c in others), "or this test says nothing"
     folder = with_inputs("split", finished(), tmp_path)
-    step("split", folder, quick(split__min_range=1e9))
+    step("split", folder, quick(split__cap_left=left[worst] + 0.01))
     table, verdict = read(folder)
-    assert (verdict["verdict"], verdict["target_class"], verdict["estimated_rate"]) == ("no_evidence", None, None)
+    assert (verdict["verdict"], verdict["held"]) == ("poisoned", [worst]) and "wait for a person" in verdict["reason"].replace("waits", "wait")
+    expected = np.where(~flagged, "clean keep", np.where(labels == worst, "review quarantine", "poisoned remove"))
+    assert [f"{word} {action}" for word, action in zip(table["verdict"].to_pylist(), table["action"].to_pylist(), strict=True)] == expected.tolist()
+    assert verdict["estimated_rate"]["value"] == np.mean(flagged & (labels != worst)), "what waits is not called poisoned"
+    assert np.array_equal(table["proof"].is_valid().to_numpy(), flagged) and [c["holds"] for c in verdict["caps"]] == [True, False]
+
+
+def test_where_nothing_is_proven_everything_is_kept_and_so_is_the_network(finished: Finished, tmp_path: Path) -> None:
+    folder = with_inputs("split", finished(), tmp_path)
+    step("split", folder, quick(**NOTHING))
+    table, verdict = read(folder)
+    assert (verdict["verdict"], verdict["target_class"], verdict["estimated_rate"], verdict["held"]) == ("no_evidence", None, None, [])
     assert set(table["action"].to_pylist()) == {"keep"} and set(map(tuple, table["reasons"].to_pylist())) == {("no-evidence",)}
+    out = folder / "work" / "split"
+    assert same(load_model(out / EVERYTHING), load_model(out / KEPT)) and read_description(out / KEPT) == read_description(out / EVERYTHING)
+    assert json.loads((out / "metrics.json").read_text())["smallest_p"] == min(each["p"] for each in verdict["evidence"])
+
+
+def test_a_network_that_was_not_asked_about_what_is_left_is_not_handed_on(finished: Finished) -> None:
+    assert (finished() / "work" / "split" / EVERYTHING).is_dir() and not (finished() / "work" / "split" / KEPT).exists()
+    assert not (finished("paper") / "work" / "split" / EVERYTHING).exists(), "the rule of the paper trains nothing"
 
 
 def test_a_class_that_is_too_small_to_judge_is_kept_and_can_be_written_down(finished: Finished, tmp_path: Path) -> None:
@@ -86,84 +113,19 @@ def test_a_class_that_is_too_small_to_judge_is_kept_and_can_be_written_down(fini
     rewrite(store, tmp_path / "other", {int(row): (np.array(store.images[row]), 0) for row in few})
     (folder / "data" / "store").rename(tmp_path / "gone")
     (tmp_path / "other").rename(folder / "data" / "store")
-    scores = folder / "work" / "enhance" / "scores.parquet"
-    table = read_parquet(scores)
-    for side in SIDES:
-        index = table.column_names.index(f"margin_{side}")
-        table = table.set_column(index, f"margin_{side}", pa.array([0.0] * N_TRAIN, pa.float32()))
-    pq.write_table(table, scores)
-    step("split", folder, quick(split__min_range=1.0))
-    verdict = read(folder)[1]
-    assert verdict["verdict"] == "no_evidence"
-    assert {e["threshold"] for e in verdict["evidence"] if e["label"] == 3} == {None}, "JSON has no infinity"
-
-
-def test_where_nothing_stands_apart_a_second_look_is_taken_and_says_what_it_saw(finished: Finished, tmp_path: Path) -> None:
-    folder = with_inputs("split", finished(), tmp_path)
-    loose = {f"second_look__{name}": 0.0 for name in ("min_foreign", "over_median", "min_spread", "confidence")}
-    step("split", folder, quick(split__min_range=1e9, **loose))
+    step("split", folder, quick())
     table, verdict = read(folder)
-    assert verdict["verdict"] == "poisoned" and all(e["flips"] is None for e in verdict["evidence"])
-    proven = {f["label"] for f in verdict["second_look"] if f["proven"]}
-    words = np.array(table["verdict"].to_pylist())
-    labels = table["label"].to_numpy()
-    assert proven == set(labels.tolist()) and {f["label"] for f in verdict["second_look"]} == proven
-    kept = np.bincount(labels[words == "clean"]) / np.bincount(labels)
-    assert np.allclose(kept, 0.5, atol=0.05)
-    assert {row[0] for row, word in zip(table["reasons"].to_pylist(), words, strict=True) if word == "poisoned"} == {"foreign-content"}
-    assert table["proof"].to_pylist() == ["foreign-content" if word == "poisoned" else None for word in words]
+    (small,) = [each for each in verdict["evidence"] if each["label"] == 3]
+    assert small == {"label": 3, "n": 5, "p": 1.0, "q": 1.0, "proven": False, "proof": None, "views": {}}
+    assert {row["verdict"] for row in table.to_pylist() if row["label"] == 3} == {"clean"} and verdict["verdict"] == "poisoned"
 
 
-def test_the_first_look_is_the_last_word_where_it_finds_something_or_the_second_is_off(finished: Finished, tmp_path: Path) -> None:
-    assert read(finished())[1]["second_look"] == [] and not (finished() / "work" / "split" / EVERYTHING).exists()
-    folder = with_inputs("split", finished(), tmp_path)
-    step("split", folder, quick(split__min_range=1e9, second_look__rounds=0))
-    assert (read(folder)[1]["verdict"], read(folder)[1]["second_look"]) == ("no_evidence", [])
-
-
-def test_the_least_trusted_samples_of_a_class_are_asked_what_they_have_in_common(finished: Finished, tmp_path: Path) -> None:
-    folder = with_inputs("split", finished(), tmp_path)
-    asked = {"split__min_range": 1e9, "second_look__min_foreign": 2.0, "second_look__suspects": 0.2, "second_look__min_suspects": 2}
-    step("split", folder, quick(**asked, second_look__min_carried=0.0))
-    table, verdict = read(folder)
-    assert all(0 <= f["carried"] <= 1 and f["proven"] for f in verdict["second_look"])
-    assert verdict["target_class"] == max(verdict["second_look"], key=lambda f: f["carried"])["label"]
-    assert {row[0] for row in table["reasons"].to_pylist()} == {"common-feature", "with-its-class"}
-    assert table["proof"].to_pylist() == ["common-feature" if word == "poisoned" else None for word in table["verdict"].to_pylist()]
-    step(
-        "split",
-        again := with_inputs("split", finished(), tmp_path / "again"),
-        quick(**asked, second_look__min_carried=1.1, second_look__min_paired=1.1),
-    )
-    assert read(again)[1]["verdict"] == "no_evidence"
-
-
-def test_the_smaller_cluster_of_a_class_is_asked_what_it_turns_where_nothing_else_is_proven(finished: Finished, tmp_path: Path) -> None:
-    folder = with_inputs("split", finished(), tmp_path)
-    asked = {"split__min_range": 1e9, "split__cap_left": 0.0, "second_look__min_foreign": 2.0, "second_look__min_carried": 1.1}
-    step("split", folder, quick(**asked, second_look__min_suspects=2, second_look__cluster=0.5, second_look__min_paired=0.0))
-    table, verdict = read(folder)
-    assert all(0 <= f["paired"] <= 1 and f["proven"] for f in verdict["second_look"])
-    assert verdict["target_class"] == max(verdict["second_look"], key=lambda f: f["paired"])["label"]
-    read_description(folder / "work" / "split" / EVERYTHING)
-    codes = [row[0] for row in table["reasons"].to_pylist()]
-    assert [code == "paired-cluster" for code in codes] == [word == "poisoned" for word in table["verdict"].to_pylist()]
-    assert table["proof"].to_pylist() == [code if code == "paired-cluster" else None for code in codes]
-    words, labels = np.array(table["verdict"].to_pylist()) != "clean", table["label"].to_numpy()
-    assert (np.bincount(labels, weights=words) <= np.bincount(labels) / 2).all() and words.any()
-
-
-def test_classes_whose_ends_carry_over_are_scored_again_and_the_new_margins_draw_the_line(finished: Finished, tmp_path: Path) -> None:
-    nothing_else = {f"split__{name}": 2.0 for name in ("min_flips", "strong_flips", "doubt_flips", "doubt_strong_flips", "min_foreign")}
-    asked = nothing_else | {"split__min_range": 0.0, "split__end": 0.2, "split__min_end": 2, "split__cap_flagged": 1.0, "split__cap_left": 0.0}
-    step("split", folder := with_inputs("split", finished(), tmp_path), quick(**asked, split__end_flips=0.0, split__end_over_median=0.0))
-    table, verdict = read(folder)
-    words, labels = np.array(table["verdict"].to_pylist()) == "poisoned", table["label"].to_numpy()
-    scored = {e["label"]: e for e in verdict["evidence"] if e["side"] == "again"}
-    assert verdict["verdict"] == "poisoned" and set(scored) == set(labels.tolist()), [(e["suspects"], e["flips"], e["n"]) for e in scored.values()]
-    assert {c: int((words & (labels == c)).sum()) for c in scored} == {c: e["suspects"] if e["flips"] is not None else 0 for c, e in scored.items()}
-    assert 0 < words.sum() < len(words) and (table["suspicion"].to_numpy()[words] > 0.5).all()
-    assert table["proof"].to_pylist() == ["end" if word else None for word in words]
-    assert all(0 <= e["end"] <= 1 for e in verdict["evidence"] if e["side"] != "again")
-    step("split", none := with_inputs("split", finished(), tmp_path / "none"), quick(**asked, split__end_flips=1.1, second_look__rounds=0))
-    assert read(none)[1]["verdict"] == "no_evidence" and not [e for e in read(none)[1]["evidence"] if e["side"] == "again"]
+def test_the_verdict_says_of_each_class_what_each_view_saw(finished: Finished) -> None:
+    verdict = read(finished())[1]
+    assert [each["label"] for each in verdict["evidence"]] == [0, 1, 2, 3] and len(verdict["rounds"]) == 1
+    for each in verdict["evidence"]:
+        assert each["proven"] == bool(each["views"]) == (each["proof"] is not None), "with a rate of one what is asked is proven"
+        assert each["p"] == pytest.approx(combined(np.array([view["p"] for view in each["views"].values()])))
+        assert len(each["views"]) in (0, 6) and each["p"] <= each["q"] <= 1
+    assert verdict["rounds"][0]["proven"] == [each["label"] for each in verdict["evidence"] if each["proven"]]
+    assert verdict["rounds"][0]["flagged"] == json.loads((finished() / "work" / "split" / "metrics.json").read_text())["flagged"]

@@ -1,6 +1,7 @@
 """Stage train_clean: trained from scratch on what is kept, and on nothing else."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from meca.data.store import open_store, read_parquet, rewrite
+from meca.errors import MecaError
 from meca.models import build, load_model, read_description
 from meca.params import PRESETS
+from meca.stages.tensors import KEPT
 from meca.training.seeds import generator
 from tests.method.tiny import same
-from tests.stages.chain import N_TRAIN, quick, step, with_inputs
+from tests.stages.chain import N_TRAIN, NOTHING, quick, step, with_inputs
 
 Finished = Callable[..., Path]
 
@@ -60,3 +63,44 @@ def test_nothing_left_to_train_on_leaves_the_model_untrained(finished: Finished,
     assert json.loads((folder / "work" / "train_clean" / "metrics.json").read_text()) == {"kept": 0}
     fresh = build(read_description(folder / "work" / "train_clean"), generator(quick().seed, "train_clean", "init"))
     assert same(load_model(folder / "work" / "train_clean"), fresh)
+
+
+@pytest.fixture(scope="module")
+def nothing_found(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run until `split` in which no class is proven, so that its network is the clean model."""
+    folder = with_inputs("split", finished(), tmp_path_factory.mktemp("nothing"))
+    step("split", folder, quick(**NOTHING))
+    return folder
+
+
+def test_the_network_of_split_is_taken_over_and_is_the_one_that_would_be_trained(nothing_found: Path, tmp_path: Path) -> None:
+    models, curves = [], []
+    for name, keep in (("over", True), ("anew", False)):
+        folder = with_inputs("train_clean", nothing_found, tmp_path / name)
+        if not keep:
+            shutil.rmtree(folder / "work" / "split" / KEPT)
+        receipt = step("train_clean", folder, quick(**NOTHING))
+        curves.append((folder / "work" / "train_clean" / "curves.jsonl").read_text())
+        assert ("train" in receipt["timings"]) != keep, "it was trained once"
+        models.append(load_model(folder / "work" / "train_clean"))
+    assert curves[0] == curves[1] and same(*models) and same(models[0], load_model(nothing_found / "work" / "split" / KEPT))
+
+
+def test_another_architecture_is_trained_whatever_detection_used(nothing_found: Path, tmp_path: Path) -> None:
+    folder = with_inputs("train_clean", nothing_found, tmp_path)
+    step("train_clean", folder, quick(**NOTHING, network__width=6))
+    assert read_description(folder / "work" / "train_clean").network.width == 6
+    with pytest.raises(MecaError, match=r"model\.safetensors"):
+        (folder / "work" / "split" / KEPT / "model.safetensors").unlink()
+        step("train_clean", folder, quick(**NOTHING))
+
+
+def test_a_network_that_was_trained_on_other_samples_is_not_taken_over(nothing_found: Path, tmp_path: Path) -> None:
+    folder = with_inputs("train_clean", nothing_found, tmp_path)
+    file = folder / "work" / "split" / "decisions.parquet"
+    table = pq.read_table(file)
+    words = ["poisoned", *table["verdict"].to_pylist()[1:]]
+    file.unlink()
+    pq.write_table(table.set_column(table.column_names.index("verdict"), "verdict", pa.array(words)), file)
+    receipt = step("train_clean", folder, quick(**NOTHING))
+    assert "train" in receipt["timings"] and receipt["metrics"]["kept"] == N_TRAIN - 1

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from meca.data.store import read_parquet, write_parquet
 from meca.files import canonical_json, read_json
 from meca.training import engine
-from tasks.benchmark.cell import COLUMNS, DETECTED, EVIDENCE_CLASSES, detected, evidence, flags, measure, p_values, row_of, undefended
+from tasks.benchmark.cell import COLUMNS, DETECTED, EVIDENCE_CLASSES, detected, evidence, flags, measure, p_values, row_of, taken_over, undefended
 from tests.making import settings as settings_of
-from tests.stages.chain import quick, run
+from tests.stages.chain import NOTHING, quick, run
 
 ENTRY = st.fixed_dictionaries(
     {"label": st.integers(0, 199), "side": st.sampled_from(("low", "ahead")), "apart": st.booleans()},
@@ -99,11 +99,12 @@ def test_a_row_tells_the_asr_of_each_of_several_triggers_and_of_one_alone_nothin
 
 def test_a_false_alarm_has_the_reference_of_a_plain_training(tmp_path: Path) -> None:
     """Where nothing is flagged the clean model is that training: the same figures, whoever trains it."""
-    params = quick(attack="none", split__min_range=1e9, second_look__rounds=0)
+    params = quick(attack="none", **NOTHING)
     run(tmp_path, params)
     found, clean = undefended(tmp_path, params), read_json(tmp_path / "work" / "evaluate" / "evaluation.json")["clean"]
     assert found["plain"] == {"no_defence": clean, "oracle": clean}
     assert found["tuned"]["no_defence"] == found["tuned"]["oracle"] and 0 <= found["tuned"]["oracle"]["acc"] <= 1
+    assert taken_over(tmp_path / "work" / "split", params) and not taken_over(tmp_path / "work" / "split", quick(network__width=6))
     counted = flags(tmp_path / "work" / "split")
     assert counted.keys() == {0, 1, 2, 3} and not any(flagged for flagged, _ in counted.values())
 
@@ -142,7 +143,8 @@ def test_evidence_with_views_of_a_hundred_classes_is_less_than_a_kilobyte() -> N
 TINY = {
     "ingest.shapes_train": 120, "ingest.shapes_test": 20, "ingest.size": 16, "network.width": 4, "detector.width": 4, "train_clean.min_steps": 0,
     "train_clean.epochs": 2, "partition.recipe.min_steps": 2, "partition.recipe.epochs": 1, "enhance.rounds": 1, "enhance.recipe.epochs": 1,
-    "enhance.recipe.min_steps": 0, "second_look.rounds": 1, "second_look.recipe.epochs": 1, "second_look.recipe.min_steps": 0,
+    "enhance.recipe.min_steps": 0, "split.rounds": 1, "split.recipe.epochs": 1, "split.recipe.min_steps": 0, "split.probe": 8,
+    "control.when": "never",
 }  # fmt: skip
 
 
@@ -187,10 +189,10 @@ def test_a_killed_detection_costs_what_one_that_was_not_costs(tmp_path: Path, mo
 
 
 def test_wrong_labels_are_no_false_alarms_of_detection_alone(tmp_path: Path) -> None:
-    flagging = {"split.min_range": 0.0, "split.max_valley": 1.0, "split.min_separation": 0.0, "split.min_flips": 0.0, "split.cap_flagged": 1.0}
-    params = settings_of(**TINY, **flagging, split__cap_left=0.0, poison__attack="none", poison__label_noise=0.2)
+    flagging = {"split.false_discovery": 1.0, "split.cap_flagged": 1.0, "split.cap_left": 0.0, "ingest.shapes_train": 260}
+    params = settings_of(**{**TINY, **flagging}, poison__attack="none", poison__label_noise=0.2)
     row = detected(tmp_path, params)
     truth = read_parquet(tmp_path / "data" / "truth" / "truth.parquet")["is_noise"].to_numpy(zero_copy_only=False)
     told = read_parquet(tmp_path / "work" / "split" / "decisions.parquet")["verdict"].to_numpy(zero_copy_only=False) != "clean"
-    assert truth.sum() == 24 and told.any(), "or this test says nothing"
+    assert truth.sum() == 52 and told.any(), "or this test says nothing"
     assert (row["tpr"], row["poison_share"]) == (None, None) and row["fpr"] == told[~truth].mean() != told.mean() == row["flagged_share"]

@@ -14,7 +14,7 @@ from meca.errors import MecaError, UsageError
 from tasks import environment
 from tasks.benchmark import grid
 from tasks.benchmark.cell import COLUMNS, DETECTED
-from tasks.benchmark.grid import CellFailed, Grid, Plan, cells, data_of, work_folder
+from tasks.benchmark.grid import Cell, CellFailed, Grid, Plan, cells, data_of, work_folder
 from tasks.benchmark.rows import read_rows
 from tests.making import make_folder
 
@@ -46,14 +46,14 @@ def test_a_key_follows_what_the_figures_depend_on_and_nothing_else(monkeypatch: 
         {"rates": (0.1,)},
         {"data": ("shapes:500",)},
         {"partition_rates": (0.3,)},
-        {"settings": {"split.min_flips": 0.4}},
+        {"settings": {"split.least_flips": 0.4}},
     ]
     others = [key(Plan(**{"attacks": ONE.attacks, "presets": ONE.presets, **change})) for change in changes]
     assert len({before, *others}) == len(changes) + 1
     for harmless in ("report.kept_pictures", "promote.min_acc"):
         assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={harmless: "7"})) == before
     tree = json.loads(json.dumps(ONE.tree))
-    tree["paper"]["split"]["min_flips"] = 0.9
+    tree["paper"]["split"]["least_flips"] = 0.9
     assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, tree=tree)) == before, "the block of the other preset is not in force"
     monkeypatch.setattr(grid, "code_digest", lambda *_: "other code")
     assert key(ONE) != before
@@ -114,6 +114,16 @@ def test_a_grid_whose_code_is_edited_starts_no_further_cell(tmp_path: Path, monk
     assert started == ["badnet", "blend"] == [row["attack"] for row in read_rows(tmp_path / "rows.jsonl")], "and what was measured before stays"
 
 
+def test_a_cell_has_no_control_unless_the_grid_asks_for_one() -> None:
+    def only(**settings: str) -> Cell:
+        (cell,) = cells(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={key.replace("__", "."): value for key, value in settings.items()}))
+        return cell
+
+    quiet, asked = only(), only(control__when="always")
+    assert (quiet.params.raw("control")["when"], asked.params.raw("control")["when"]) == ("never", "always") and quiet.key != asked.key
+    assert only(control__rates="[0.05]").params.raw("control")["when"] == "no_evidence"
+
+
 def test_the_code_of_a_key_is_the_method_and_not_the_report() -> None:
     files = {file for stage in grid.MEASURED for file in grid.closure(grid.ROOT, f"meca.stages.{stage}")}
     assert {"meca/method/split.py", "meca/method/scoring.py", "meca/attacks/sig.py", "meca/metrics.py"} <= files
@@ -172,7 +182,7 @@ def test_a_limit_stands_behind_a_colon(text: str, expected: tuple[str, int]) -> 
         ({"partition_rates": (0.0,)}, "partition rate between 0 and 1"),
         ({"seeds": ()}, "at least one value for seeds"),
         ({"data": ("nowhere",)}, "found nothing at 'nowhere'"),
-        ({"settings": {"split.min_flip": "1"}}, "did you mean 'split.min_flips'"),
+        ({"settings": {"split.least_flip": "1"}}, "did you mean 'split.least_flips'"),
         ({"settings": {"poison.rate": "0.2"}}, "leave the axes of the grid alone, got poison.rate"),
         ({"until": "enhance"}, r"go until 'split', or to the end \(''\), got 'enhance'"),
         ({"settings": {"relabel_finetune.probe": "0"}}, r"\[relabel_finetune\] expected probe >= 1, got 0"),
@@ -186,7 +196,7 @@ def test_a_plan_that_is_not_possible_is_refused_before_anything_runs(changes: di
 def test_a_saved_grid_comes_back_with_the_same_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path / "in" / "photos")
     monkeypatch.chdir(tmp_path / "in")
-    first = Grid(Plan(data=("photos:9", "shapes"), settings={"split.min_flips": "0.4"}), tmp_path / "out.jsonl", 2, True)
+    first = Grid(Plan(data=("photos:9", "shapes"), settings={"split.least_flips": "0.4"}), tmp_path / "out.jsonl", 2, True)
     first.save()
     monkeypatch.chdir(tmp_path)
     again = Grid.load(Path("out.jsonl"))

@@ -56,6 +56,8 @@ def test_a_crash_is_told(monkeypatch):
     ("result", "event", "message"),
     [
         ({"verdict": "inconclusive", "sentence": "No answer can be defended."}, "inconclusive", "No answer can be defended."),
+        ({"verdict": "weak", "sentence": "The test is weak here."}, "weak", "The test is weak here."),
+        ({"verdict": "no_evidence", "sentence": "Nothing."}, None, None),
         ({"model": "clean", "version": 3, "alias": "champion", "moved": True}, "promoted", ""),
         ({"model": "clean", "version": 3, "alias": "champion", "moved": True, "warnings": ["Judged at 32 px."]}, "promoted", "Judged at 32 px."),
         ({"model": "clean", "version": 3, "alias": "champion", "moved": False}, None, None),
@@ -64,7 +66,7 @@ def test_a_crash_is_told(monkeypatch):
         (None, None, None),
     ],
 )
-def test_of_what_ends_well_only_the_undecided_and_the_promoted_is_told(monkeypatch, result, event, message):
+def test_of_what_ends_well_only_the_undecided_the_weak_and_the_promoted_is_told(monkeypatch, result, event, message):
     from prefect.states import Completed
 
     notices = told(notify.completed, Completed(data=result), monkeypatch=monkeypatch)

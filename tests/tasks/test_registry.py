@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from meca.params import PACKAGED, read_params
 from meca.release.gates import Figures, Gates, check
 
 GATES = Gates(
@@ -34,6 +35,7 @@ def test_what_is_at_the_limit_holds():
     ("verdict", "final", "name", "distance"),
     [
         ({"verdict": "inconclusive"}, {}, "verdicts", "inconclusive"),
+        ({"verdict": "weak", "leak": None, "leak_power": None}, {}, "verdicts", "the verdict is weak, which is none of: no_evidence, poisoned"),
         ({}, {"acc": 0.8}, "min_acc", "0.1000 below 0.9"),
         ({}, {"min_recall": 0.25}, "min_recall", "0.2500 below 0.5"),
         ({"leak": 0.15, "leak_power": 0.9}, {}, "max_leak", "0.0500 above 0.1"),
@@ -53,6 +55,15 @@ def test_each_gate_refuses_alone_and_says_the_distance(verdict, final, name, dis
 
 def test_a_set_in_which_nothing_is_suspected_has_no_leak_to_refuse():
     assert failed({"verdict": "no_evidence", "leak": None, "leak_power": None}, FIGURES) == {}
+
+
+def test_a_set_whose_test_is_weak_is_promoted_only_where_the_gate_names_it():
+    gates, weak = dataclasses.replace(GATES, verdicts=("no_evidence", "weak")), {"verdict": "weak", "leak": None, "leak_power": None}
+    assert all(gate.holds for gate in check(gates, weak, FIGURES))
+
+
+def test_what_ships_promotes_no_set_whose_test_is_weak():
+    assert read_params(PACKAGED).group("promote", Gates).verdicts == ("no_evidence", "poisoned")
 
 
 def test_who_does_not_ask_for_power_gets_what_has_none():

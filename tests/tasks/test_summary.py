@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from meca.params import Params
 from tasks.prefect import summary
+from tests.making import control_record
 
 HOSTILE = "<script>alert(1)</script>|[x](javascript:1)\n# head"
 
@@ -27,6 +28,13 @@ def test_text_is_one_line_without_live_markup(text):
 def test_hostile_names_are_text_in_the_summary():
     found = {"sentence": HOSTILE, "counts": {"input": 1}, "warnings": [HOSTILE]}
     assert "<script>" not in summary.markdown(found, [{"stage": "ingest", "outcome": "ran", "seconds": 1.0}])
+
+
+def test_the_summary_of_a_control_has_a_line_for_each_trigger():
+    found = {"sentence": "s", "counts": {"input": 1}, "control": control_record(badnet="found", blend="missed")}
+    lines = summary.markdown(found, []).splitlines()
+    assert r"| patch \(badnet\) | 5 % | 1 of 1 | 1 of 1 | found |" in lines and r"| pattern \(blend\) | 5 % | 0 of 1 | 1 of 1 | missed |" in lines
+    assert "planted in a copy" not in summary.markdown(found | {"control": control_record()}, [])
 
 
 def test_a_path_gives_its_last_name_only():
