@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.quality import campaign_tables
 from benchmarks.quality.campaign import AGAINST, CAMPAIGN, OWN
+from meca.data.store import open_store
 from meca.errors import UsageError
-from tasks.benchmark.cell import DETECTION, own_output
+from meca.files import read_json
+from tasks.benchmark.cell import DETECTION, OWN_OUTPUT, measure, own_output
 from tasks.benchmark.grid import Grid, Plan, cells
 from tasks.benchmark.rows import read_rows
 from tests.benchmarks.test_campaign_goals import whole
@@ -19,6 +22,23 @@ TINY = {
     "enhance.recipe.min_steps": 0, "split.rounds": 1, "split.recipe.epochs": 1, "split.recipe.min_steps": 0, "split.probe": 8,
     "relabel_finetune.recipe.epochs": 1, "relabel_finetune.recipe.min_steps": 0,
 }  # fmt: skip
+
+
+def test_the_second_detection_sees_what_was_published_with_nothing_planted_and_no_sample_left_out(tmp_path: Path) -> None:
+    given = {**TINY, "control.when": "never", "evaluate.references": False}
+    params = settings(**given, poison__attack="badnet", poison__rate=0.1, poison__label_noise=0.1, poison__imbalance=0.9)
+    row = measure(tmp_path / "run", params)
+    told = own_output(tmp_path / "run", tmp_path / "again", params)
+    assert told is not None and tuple(told) == OWN_OUTPUT
+    counts = read_json(tmp_path / "run" / "published" / "summary.json")["counts"]
+    assert counts["kept"] + counts["relabelled"] == told["n_train"] <= row["n_train"] < 160
+    store, before = open_store(tmp_path / "again" / "data" / "store"), open_store(tmp_path / "run" / "data" / "store")
+    published, judged = ({image.tobytes() for image in np.asarray(each.images[each.train])} for each in (store, before))
+    assert published <= judged, "the same pixels, those with the trigger among them"
+    assert read_json(tmp_path / "again" / "data" / "truth" / "attack.json") == {"attack": "none"}
+    assert told["verdict"] == read_json(tmp_path / "again" / "work" / DETECTION / "verdict.json")["verdict"]
+    again = own_output(tmp_path / "run", tmp_path / "again", params)
+    assert {**told, "seconds": 0} == {**(again or {}), "seconds": 0}, "it goes on where it was"
 
 
 def test_a_run_that_published_no_data_has_no_output_to_judge(tmp_path: Path) -> None:
