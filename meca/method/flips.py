@@ -27,7 +27,7 @@ from meca.method.content import lower_mean
 from meca.method.enhance import TAILS
 from meca.training.trainer import as_input
 
-__all__ = ["REACHES", "Flips", "Light", "Part", "Probes", "flips_of_parts", "light_of", "mean_in_light", "parts_of", "probes_of"]
+__all__ = ["LEAST", "REACHES", "Flips", "Light", "Part", "Probes", "flips_of_parts", "light_of", "mean_in_light", "parts_of", "probes_of"]
 
 REACHES = ("all", "many", "one")  # on how many of the other classes a trigger works
 LEAST = 6  # samples of a part, and of the rest: the mean of fewer shows single images

@@ -31,7 +31,7 @@ from torch import nn
 from meca.errors import check_fields
 from meca.method.content import Content, foreign_share, look_without, lower_mean
 from meca.method.evidence import Finding, findings
-from meca.method.flips import REACHES, Flips, Light, Probes, flips_of_parts, light_of, mean_in_light, parts_of, probes_of
+from meca.method.flips import LEAST, REACHES, Flips, Light, Probes, flips_of_parts, light_of, mean_in_light, parts_of, probes_of
 from meca.method.localise import Seeds, order_by_features, separate
 from meca.method.proofs import Proof
 from meca.models import Network, build
@@ -43,6 +43,7 @@ __all__ = ["UNFLAGGED", "Asked", "Class", "Decision", "Found", "SplitParams", "b
 ASKED = 20  # samples of a class, below which it is not asked: a part of so few is single images
 FIRST = 0.5  # of the probes: so many choose the part, as many as all of them measure it
 SUSPECTED = 0.7  # quantile of how typical samples are of other classes, above which they are suspects to begin with
+MOSTLY = 0.5  # share of a class that is poisoned, from which clean samples are as typical of others as poison is, but never of far ones
 NOTHING_LEFT = 0.1  # least share of a class that is taken to be poisoned, where it is proven
 EVERYTHING_BUT = 0.95  # and the largest
 PLAIN: dict[Proof, float] = {"foreign-content": 0.3, "difference": 0.15}  # share of a class that is taught as plain, the least suspicious: by
@@ -213,6 +214,7 @@ class _Round:
         self.rows = [np.flatnonzero((self.labels == c) & kept) for c in range(self.classes_)]
         self.features = features(model, asked.data.images).double().cpu().numpy()
         self.flips: dict[int, Flips] = {}
+        self.far: dict[int, Bools] = {}  # by class, of its rows: what looks like the classes that it is least like
 
     def classes(self) -> list[Class]:
         """Return what all views say of each class."""
@@ -267,8 +269,8 @@ class _Round:
             margins = {side: margin[rows] for side, margin in self.asked.margins.items()}
             parts = parts_of(self.features[rows], margins, params.end, self.asked.session.seed)
             elsewhere = (total - sums[c]) / (n - len(rows))
-            far = np.isin(self.content.seen[rows], _least(shares[c], params.lower)) & (self.content.typical[rows] >= min(params.typical))
-            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, far, probes, of_source, params.lower)
+            self.far[c] = np.isin(self.content.seen[rows], _least(shares[c], params.lower)) & (self.content.typical[rows] >= min(params.typical))
+            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, self.far[c], probes, of_source, params.lower)
 
     def poison(self, proven: Sequence[Class]) -> dict[int, tuple[Ints, Floats]]:
         """Return for each proven class its rows and how far on the side of the poison each lies: flagged above zero."""
@@ -277,18 +279,19 @@ class _Round:
         return {c: (seed.rows, margins[c]) for c, seed in seeds.items()}
 
     def _seeds(self, proven: Class) -> Seeds:
-        rows = self.rows[proven.label]
+        rows, plain = self.rows[proven.label], PLAIN[proven.proof or "difference"]
         if proven.proof == "foreign-content":
-            typical = self.content.typical[rows]
-            suspects = typical > np.quantile(typical, SUSPECTED)
-            views = [view for name, view in proven.views.items() if name.startswith("content")]
+            typical, views = self.content.typical[rows], [view for name, view in proven.views.items() if name.startswith("content")]
             share = min(views, key=lambda view: view["p"])["value"]
+            suspects = typical > np.quantile(typical, SUSPECTED)
+            if share > MOSTLY and self.far[proven.label].sum() >= LEAST:
+                suspects, plain = self.far[proven.label], PLAIN["difference"]
         else:
             reach = min(REACHES, key=lambda name: proven.views[f"flips {name}"]["p"])
             part = self.flips[proven.label].part[reach]
             suspects, share = (part.rows, part.share) if part else (np.zeros(len(rows), dtype=bool), 0.0)
         order = order_by_features(self.features[rows], suspects) if 0 < suspects.sum() < len(rows) else suspects.astype(np.float64)
-        return Seeds(rows, order, float(np.clip(share, NOTHING_LEFT, EVERYTHING_BUT)), PLAIN[proven.proof or "difference"])
+        return Seeds(rows, order, float(np.clip(share, NOTHING_LEFT, EVERYTHING_BUT)), plain)
 
 
 def _least(shares: Floats, lower: float) -> Ints:
