@@ -91,7 +91,7 @@ def test_a_class_that_is_proven_for_another_reason_is_no_trigger_that_was_found(
     store = make_store(tmp_path / "clean", 200)
     rows = np.flatnonzero(store.labels[:200] != 2)[:20]
     rewrite(store, tmp_path / "store", {int(row): (badnet(np.array(store.images[row : row + 1]), 3)[0], 2) for row in rows})
-    faint = {"control__kinds": ["blend"], "control__blend_alpha": 0.01}
+    faint = {"control__kinds": ["sig"], "control__sig_delta": 1.0}  # with wrong labels the class would be proven by them, and rightly so
     found = controlled(answered(tmp_path, open_store(tmp_path / "store")), shipped(**QUICKLY | SHORT | faint, split__cap_flagged=1.0))
     (tried,), (copy,) = found["tries"], found["copies"]
     assert tried["target_class"] != 2 and (copy["verdict"], copy["proven_without_trigger"]) == ("poisoned", [2])
