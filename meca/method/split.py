@@ -43,6 +43,7 @@ __all__ = ["UNFLAGGED", "Asked", "Class", "Decision", "Found", "SplitParams", "b
 ASKED = 20  # samples of a class, below which it is not asked: a part of so few is single images
 FIRST = 0.5  # of the probes: so many choose the part, as many as all of them measure it
 SUSPECTED = 0.7  # quantile of how typical samples are of other classes, above which they are suspects to begin with
+SHOWS = 0.05  # p of a view of flips, up to which its part is where to begin in a class that content proves
 MOSTLY = 0.5  # share of a class that is poisoned, from which clean samples are as typical of others as poison is, but never of far ones
 NOTHING_LEFT = 0.1  # least share of a class that is taken to be poisoned, where it is proven
 EVERYTHING_BUT = 0.95  # and the largest
@@ -280,16 +281,19 @@ class _Round:
 
     def _seeds(self, proven: Class) -> Seeds:
         rows, plain = self.rows[proven.label], PLAIN[proven.proof or "difference"]
-        if proven.proof == "foreign-content":
+        reach = min(REACHES, key=lambda name: proven.views.get(f"flips {name}", {"p": 1.0})["p"])
+        part = self.flips[proven.label].part[reach] if proven.label in self.flips else None
+        # A part that flips images is purer than what looks typical of other classes, also where it alone would be no proof.
+        shows = part is not None and proven.views[f"flips {reach}"]["p"] <= SHOWS
+        if proven.proof == "foreign-content" and not shows:
             typical, views = self.content.typical[rows], [view for name, view in proven.views.items() if name.startswith("content")]
             share = min(views, key=lambda view: view["p"])["value"]
             suspects = typical > np.quantile(typical, SUSPECTED)
             if share > MOSTLY and self.far[proven.label].sum() >= LEAST:
                 suspects, plain = self.far[proven.label], PLAIN["difference"]
         else:
-            reach = min(REACHES, key=lambda name: proven.views[f"flips {name}"]["p"])
-            part = self.flips[proven.label].part[reach]
             suspects, share = (part.rows, part.share) if part else (np.zeros(len(rows), dtype=bool), 0.0)
+            plain = PLAIN["difference"]
         order = order_by_features(self.features[rows], suspects) if 0 < suspects.sum() < len(rows) else suspects.astype(np.float64)
         return Seeds(rows, order, float(np.clip(share, NOTHING_LEFT, EVERYTHING_BUT)), plain)
 
