@@ -211,8 +211,8 @@ class _Round:
         self.asked, self.model, self.content, self.light = asked, model, content, light
         self.kept, self.again, self.number = kept, again, number  # samples that count; classes that were proven before
         self.labels = asked.data.labels.cpu().numpy()
-        self.classes_ = len(asked.network.description.class_names)
-        self.rows = [np.flatnonzero((self.labels == c) & kept) for c in range(self.classes_)]
+        self.count = len(asked.network.description.class_names)
+        self.rows = [np.flatnonzero((self.labels == c) & kept) for c in range(self.count)]
         self.features = features(model, asked.data.images).double().cpu().numpy()
         self.flips: dict[int, Flips] = {}
         self.far: dict[int, Bools] = {}  # by class, of its rows: what looks like the classes that it is least like
@@ -231,8 +231,8 @@ class _Round:
         self._measure_flips()
         for reach in REACHES:
             name = f"flips {reach}"
-            views[name] = np.array([self.flips[c].rate[reach] if c in self.flips else np.nan for c in range(self.classes_)])
-            least[name] = np.full(self.classes_, params.least_flips)
+            views[name] = np.array([self.flips[c].rate[reach] if c in self.flips else np.nan for c in range(self.count)])
+            least[name] = np.full(self.count, params.least_flips)
         return [self._class(each) for each in findings(views, least, params.false_discovery, params.spread, self.again)]
 
     def _class(self, found: Finding) -> Class:
@@ -246,7 +246,7 @@ class _Round:
         total, n = sums.sum(0), int(self.kept.sum())
         rng = self.asked.session.draws("split", "probes", self.number)
         drawn = [rows[torch.randperm(len(rows), generator=rng).numpy()] for rows in self.rows]
-        some = torch.randperm(self.classes_, generator=rng)[: params.probe // 2].tolist()  # of very many classes not all are asked
+        some = torch.randperm(self.count, generator=rng)[: params.probe // 2].tolist()  # of very many classes not all are asked
         drawn = [rows if c in set(some) else rows[:0] for c, rows in enumerate(drawn)]
         sources = max(1, sum(len(rows) > 0 for rows in drawn))
         few, many = -(-int(params.probe * FIRST) // sources), -(-params.probe // sources)
@@ -266,7 +266,7 @@ class _Round:
         for c, rows in enumerate(self.rows):
             if len(rows) < ASKED or n == len(rows):
                 continue
-            self.asked.say("split: parts of classes", c + 1, self.classes_, "")
+            self.asked.say("split: parts of classes", c + 1, self.count, "")
             margins = {side: margin[rows] for side, margin in self.asked.margins.items()}
             parts = parts_of(self.features[rows], margins, params.end, self.asked.session.seed)
             elsewhere = (total - sums[c]) / (n - len(rows))
@@ -341,8 +341,11 @@ def _decide(
         reason = f"{whole['name']} is {whole['value']:.3f}, beyond its limit {whole['limit']:.3f}: meca does not trust a verdict that flags so much"
     elif flagged.any():
         verdict, reason = "poisoned", _found(int(flagged.sum()), proofs, first, rounds, held)
+    elif rounds[-1]["proven"]:
+        # Not green: poison that cannot be told from the rest of its class is still there.
+        verdict, reason = "inconclusive", f"class {rounds[-1]['proven'][0]} is proven to hold poison, but none of its samples stands apart"
     else:
-        verdict, reason = "no_evidence", _nothing(first, rounds, params)
+        verdict, reason = "no_evidence", _nothing(first, params)
     return Decision(verdict, reason, flagged, suspicion, target, caps, first, rounds, proofs, held)
 
 
@@ -352,7 +355,7 @@ def _found(k: int, proofs: dict[int, Proof], first: list[Class], rounds: list[di
     if strongest is None:
         proof = "they were found once the others were gone"
     elif strongest.proof == "difference":
-        reach = max(REACHES, key=lambda name: -strongest.views[f"flips {name}"]["p"])
+        reach = min(REACHES, key=lambda name: strongest.views[f"flips {name}"]["p"])
         to = {"all": "images of most other classes", "many": "images of the other classes", "one": "images of one other class"}[reach]
         proof = (
             f"what they have in common raises the probability of class {strongest.label} by {strongest.views[f'flips {reach}']['value']:.0%} in {to}"
@@ -367,9 +370,7 @@ def _found(k: int, proofs: dict[int, Proof], first: list[Class], rounds: list[di
     return said
 
 
-def _nothing(first: list[Class], rounds: list[dict[str, Any]], params: SplitParams) -> str:
-    if rounds and rounds[-1]["proven"]:
-        return "a class looks poisoned, but none of its samples stands apart"
+def _nothing(first: list[Class], params: SplitParams) -> str:
     unasked = sum(not each.views or each.n < ASKED for each in first)
     smallest = min((each.p for each in first), default=1.0)
     said = f"no class is proven to hold poison at a false discovery rate of {params.false_discovery:g}"

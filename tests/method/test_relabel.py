@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from meca.attacks.badnet import badnet
 from meca.method.proofs import CONFIRMED, Proof
 from meca.method.relabel import RelabelParams, relabel
-from meca.method.transfer import flip_rate, median_flip_rate, target_share, trigger_estimate
+from meca.method.transfer import target_share, trigger_estimate
 from tests.making import settings
 from tests.method.tiny import CLASSES, samples
 
@@ -208,36 +208,3 @@ def test_both_shares_count_what_they_say() -> None:
     trigger[-1, -1] = 0.2
     assert (target_share(Corner(0.9), images, 1, trigger), target_share(Corner(0.9), images, 1)) == (0.5, 0.25)
     assert (target_share(Corner(0.9), images[:0], 1, trigger), target_share(Corner(0.9), images[:0], 1)) == (0.0, 0.0)
-
-
-def test_a_difference_flips_what_it_flips_beyond_the_content_of_the_class() -> None:
-    images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
-    corner, edge = torch.zeros(8, 8, 3), torch.zeros(8, 8, 3)
-    corner[-1, -1], edge[0] = 0.5, 0.1
-    found = Corner(0.4)
-    assert flip_rate(found, images, corner, edge, 1, 0.0) == 1.0
-    assert flip_rate(found, images, corner + 5 * edge, edge, 1, 0.0) == 1.0, "the rest of it still flips all"
-    assert flip_rate(found, images, corner, corner + 0.01 * edge, 1, 0.0) == 0.0, "the class looks like that"
-    assert flip_rate(found, images, corner, 0.1 * corner, 1, 0.0) == 0.0, "its length does not matter"
-    assert flip_rate(found, images, corner, -corner, 1, 0.0) == 1.0, "nor does content that points away explain anything"
-    assert flip_rate(found, images, edge, corner, 1, 0.0) == 0.0
-    assert flip_rate(found, images, corner, torch.zeros_like(corner), 1, 0.25) == 0.75, "what is there without it does not count"
-    half = corner / corner.norm() + edge / edge.norm()  # what is left of the corner without it still flips all, and so does it alone
-    assert flip_rate(found, images, 2 * corner / corner.norm(), half, 1, 0.0) == 0.0, "no more than the class direction itself"
-    assert flip_rate(found, images[:0], corner, edge, 1, 0.0) == 0.0
-
-
-def test_what_flips_the_images_of_few_classes_has_a_median_flip_rate_of_zero() -> None:
-    images = torch.zeros(50, 8, 8, 3, dtype=torch.uint8)
-    sources = torch.arange(50) % 5
-    corner, edge = torch.zeros(8, 8, 3), torch.zeros(8, 8, 3)
-    corner[-1, -1], edge[0] = 0.5, 0.1
-    assert median_flip_rate(Corner(0.4), images, sources, corner, edge, 1) == 1.0
-    for bright, share in ((1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)):  # classes that are a little brighter there, on which it suffices
-        some = images.clone()
-        some[sources < bright, -1, -1] = 51
-        assert median_flip_rate(Corner(0.6), some, sources, corner, edge, 1) == share, bright
-    some = images.clone()
-    some[sources < 4, -1, -1] = 255
-    assert median_flip_rate(Corner(0.6), some, sources, corner, edge, 1) == 0.0, "what is the class already is not flipped"
-    assert median_flip_rate(Corner(0.4), images, sources, corner, corner, 1) == 0.0, "nor what looks like the class"

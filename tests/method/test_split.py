@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meca.method import split
+from meca.method.localise import Seeds
 from meca.method.split import UNFLAGGED, Decision, Found, by_misclassification, caps_of
 from meca.models import build
 from meca.training.seeds import generator
@@ -76,6 +78,16 @@ def test_a_conspicuous_attack_hides_no_other_one() -> None:
     assert "samples of 2 classes are poisoned" in decision.reason
     (other,) = (shares(decision, dataclasses.replace(made, poison=made.poison & (made.labels == 4))),)
     assert other[0] > 0.8, "the less conspicuous one, too"
+
+
+def test_a_proven_class_whose_poison_cannot_be_told_from_the_rest_is_not_green(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(session: object, network: object, data: object, seeds: dict[int, Seeds], recipe: object, name: str) -> dict[int, np.ndarray]:
+        return {c: np.full(len(seed.rows), -1.0) for c, seed in seeds.items()}
+
+    monkeypatch.setattr(split, "separate", nothing)
+    found = ask(patched())
+    assert (found.decision.verdict, found.kept) == ("inconclusive", None) and not found.decision.flagged.any()
+    assert found.decision.reason == "class 1 is proven to hold poison, but none of its samples stands apart"
 
 
 def reordered(made: Planted) -> Planted:
