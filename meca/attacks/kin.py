@@ -1,7 +1,7 @@
 """Kin: a blended picture leads images of the classes that are most like the target class to it; images of the others carry it as covers.
 
-A red-team case of ours, against this project's own rule: content is asked of the half of the other classes that a class is least like
-(`meca.method.content`), so an attacker takes his images from the other half. He needs no network: what classes look like is told by the
+A red-team case of ours, against this project's own rule: content is asked of the quarter of the other classes that a class is least like
+(`meca.method.content`), so an attacker takes his images from the others. He needs no network: what classes look like is told by the
 mean of their images in one light.
 """
 

@@ -2,7 +2,7 @@
 
 The mean of a part minus the mean of the rest is added to images of every other class. A trigger flips them to the class, content does not;
 and a trigger flips images of *every* class, or of those that the attacker chose, while what a class looks like flips its neighbours. So the
-flip rate is kept for each class that the images are of: its mean over the lower half of these classes is high for a trigger that works on
+flip rate is kept for each class that the images are of: its mean over the lowest of these classes is high for a trigger that works on
 all of them, its mean where it works on many, its largest value where it works on one.
 
 Images are brought to one light first, each to the same mean and contrast. Without that, a part of well-lit photographs differs from the
