@@ -148,8 +148,8 @@ DECISIONS: dict[str, dict[str, Any]] = {
     "classes asked once": {"split.rounds": 1},
     "two groups of classes": {"split.groups": 2},
     "ten groups of classes": {"split.groups": 10},
-    "a trigger that works on a quarter of the classes": {"split.lower": 0.25},
-    "a trigger that works on all classes": {"split.lower": 1.0},
+    "content of half of the classes": {"split.lower_content": 0.5},
+    "a trigger that works on all classes": {"split.lower_content": 1.0, "split.lower_flips": 1.0},
     "ends of a twentieth": {"split.end": 0.05},
     "5 % false discoveries": {"split.false_discovery": 0.05},
 }

@@ -31,7 +31,7 @@ from torch import nn
 from meca.errors import check_fields
 from meca.method.content import Content, foreign_share, look_without, lower_mean
 from meca.method.evidence import Finding, findings
-from meca.method.flips import LEAST, REACHES, Flips, Light, Probes, flips_of_parts, light_of, mean_in_light, parts_of, probes_of
+from meca.method.flips import LEAST, REACHES, SURE, Flips, Light, Part, Probes, flips_of_parts, light_of, mean_in_light, parts_of, probes_of
 from meca.method.localise import Seeds, order_by_features, separate
 from meca.method.proofs import Proof
 from meca.models import Network, build
@@ -66,7 +66,8 @@ class SplitParams:
     groups: int  # into so many groups the classes are cut; a network is trained without each
     recipe: Recipe  # of these networks
     typical: tuple[float, ...]  # a sample is typical of a class if at least this share of that class's samples looks less like it; each is a view
-    lower: float  # share of the other classes, those that show least, that a trigger has to work on
+    lower_content: float  # share of the other classes, those that a class is least like, whose look counts
+    lower_flips: float  # share of the other classes, those that show least, that a trigger has to work on
     end: float  # share of a class that the end of a view is
     probe: int  # images of other classes that a difference is measured on
     least_content: float  # share of a class: is added to what views of content show; less is chance
@@ -83,7 +84,8 @@ class SplitParams:
             self,
             ("groups", ">= 2", self.groups >= 2),
             ("typical", "numbers in (0, 1), one at least", bool(self.typical) and all(0 < share < 1 for share in self.typical)),
-            ("lower", "in (0, 1]", 0 < self.lower <= 1),
+            ("lower_content", "in (0, 1]", 0 < self.lower_content <= 1),
+            ("lower_flips", "in (0, 1]", 0 < self.lower_flips <= 1),
             ("end", "in (0, 0.5)", 0 < self.end < 0.5),
             ("probe", ">= 2", self.probe >= 2),
             ("least_content", "> 0", self.least_content > 0),
@@ -215,6 +217,7 @@ class _Round:
         self.rows = [np.flatnonzero((self.labels == c) & kept) for c in range(self.count)]
         self.features = features(model, asked.data.images).double().cpu().numpy()
         self.flips: dict[int, Flips] = {}
+        self.parts: dict[int, list[Part]] = {}
         self.far: dict[int, Bools] = {}  # by class, of its rows: what looks like the classes that it is least like
 
     def classes(self) -> list[Class]:
@@ -225,9 +228,9 @@ class _Round:
         for strictness in params.typical:
             name, shares = f"content {strictness:g}", foreign_share(self.content, self.labels, self.kept, strictness)
             asked = (sizes >= ASKED) & np.isfinite(shares).any(1)
-            views[name] = np.array([lower_mean(row, params.lower) if each else np.nan for each, row in zip(asked, shares, strict=True)])
-            # One sample more in the half of the classes that counts: of few samples, by chance some look typical of a far class.
-            least[name] = np.maximum(params.least_content, 1 / (params.lower * (1 - strictness) * np.maximum(sizes, 1)))
+            views[name] = np.array([lower_mean(row, params.lower_content) if each else np.nan for each, row in zip(asked, shares, strict=True)])
+            # One sample more in the classes that count: of few samples, by chance some look typical of a far class.
+            least[name] = np.maximum(params.least_content, 1 / (params.lower_content * (1 - strictness) * np.maximum(sizes, 1)))
         self._measure_flips()
         for reach in REACHES:
             name = f"flips {reach}"
@@ -268,10 +271,14 @@ class _Round:
                 continue
             self.asked.say("split: parts of classes", c + 1, self.count, "")
             margins = {side: margin[rows] for side, margin in self.asked.margins.items()}
-            parts = parts_of(self.features[rows], margins, params.end, self.asked.session.seed)
+            parts = self.parts[c] = parts_of(self.features[rows], margins, params.end, self.asked.session.seed)
             elsewhere = (total - sums[c]) / (n - len(rows))
-            self.far[c] = np.isin(self.content.seen[rows], _least(shares[c], params.lower)) & (self.content.typical[rows] >= min(params.typical))
-            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, self.far[c], probes, of_source, params.lower)
+            self.far[c] = np.isin(self.content.seen[rows], _least(shares[c], params.lower_flips)) & (
+                self.content.typical[rows] >= min(params.typical)
+            )
+            looks = np.where(self.content.typical[rows] >= min(params.typical), self.content.seen[rows], -1)
+            of = probes, of_source, params.lower_flips
+            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, self.far[c], looks, *of)
 
     def poison(self, proven: Sequence[Class]) -> dict[int, tuple[Ints, Floats]]:
         """Return for each proven class its rows and how far on the side of the poison each lies: flagged above zero."""
@@ -288,14 +295,27 @@ class _Round:
         if proven.proof == "foreign-content" and not shows:
             typical, views = self.content.typical[rows], [view for name, view in proven.views.items() if name.startswith("content")]
             share = min(views, key=lambda view: view["p"])["value"]
-            suspects = typical > np.quantile(typical, SUSPECTED)
-            if share > MOSTLY and self.far[proven.label].sum() >= LEAST:
-                suspects, plain = self.far[proven.label], PLAIN["difference"]
+            suspects, far = typical > np.quantile(typical, SUSPECTED), self.far.get(proven.label, np.zeros(len(rows), dtype=bool))
+            if share > MOSTLY and far.sum() >= LEAST:
+                suspects, plain = far, PLAIN["difference"]
+            elif (distant := _most_distant(self.parts.get(proven.label, []), far)) is not None:
+                suspects = distant.rows
         else:
             suspects, share = (part.rows, part.share) if part else (np.zeros(len(rows), dtype=bool), 0.0)
             plain = PLAIN["difference"]
         order = order_by_features(self.features[rows], suspects) if 0 < suspects.sum() < len(rows) else suspects.astype(np.float64)
         return Seeds(rows, order, float(np.clip(share, NOTHING_LEFT, EVERYTHING_BUT)), plain)
+
+
+def _most_distant(parts: Sequence[Part], far: Bools) -> Part | None:
+    """Return the part in which far samples are most surely more frequent than in the rest; None where that is nowhere sure."""
+    best, most = None, SURE
+    for part in parts:
+        chance = np.sqrt(far.mean() * (1 - far.mean()) * (1 / part.rows.sum() + 1 / (~part.rows).sum()))
+        sure = (far[part.rows].mean() - far[~part.rows].mean()) / max(float(chance), 1e-12)
+        if sure > most:
+            best, most = part, sure
+    return best
 
 
 def _least(shares: Floats, lower: float) -> Ints:

@@ -18,7 +18,8 @@ WIDTH = 8
 FULL = recipe(epochs=8, batch_size=16, lr=0.1)
 SHORT = recipe(epochs=8, batch_size=16, lr=0.05)
 PARAMS = SplitParams(
-    rule="tests", groups=5, recipe=recipe(epochs=6, batch_size=16, lr=0.1), typical=(0.75, 0.5, 0.1), lower=0.5, end=0.15, probe=60,
+    rule="tests", groups=5, recipe=recipe(epochs=6, batch_size=16, lr=0.1), typical=(0.8, 0.1), lower_content=0.25, lower_flips=0.5, end=0.15,
+    probe=60,
     least_content=0.05, least_flips=0.05, spread=0.5, false_discovery=0.01, rounds=3, cap_flagged=0.3, cap_left=0.3,
 )  # fmt: skip
 

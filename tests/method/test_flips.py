@@ -78,6 +78,7 @@ def ask(
     light: Light | None = None,
     share: float = 0.5,
     far: np.ndarray | None = None,
+    looks: np.ndarray | None = None,
 ) -> Flips:
     """Return what the parts of class 1 do."""
     light = light or light_of(images)
@@ -98,6 +99,7 @@ def ask(
         parts,
         elsewhere,
         np.zeros(len(rows[LABEL]), dtype=bool) if far is None else far,
+        np.full(len(rows[LABEL]), -1) if looks is None else looks,
         probes,
         of_source,
         share,
@@ -108,7 +110,8 @@ def ask(
 def test_a_planted_pattern_flips_images_and_the_part_that_has_it_is_told_from_the_one_that_lacks_it(pattern: Tensor) -> None:
     """A sine that is taken away is a sine, too: by what they flip the two cannot be told apart."""
     images, labels, has = planted(pattern, 12)
-    found = ask(Reader(pattern), images, labels, [Part("lacks", ~has), Part("has", has), Part("chance", np.arange(EACH) % 2 == 0)])
+    parts = [Part("lacks", ~has), Part("has", has), Part("chance", np.arange(EACH) % 2 == 0)]
+    found = ask(Reader(pattern), images, labels, parts, looks=np.where(has, 3, -1))
     for reach in REACHES:
         part = found.part[reach]
         assert found.rate[reach] > 0.9 and part is not None and part.name == "has", reach
@@ -155,12 +158,18 @@ def test_each_reach_sees_its_trigger() -> None:
     pattern = square()
     images, labels, has = planted(pattern, 12)
     parts = [Part("has", has)]
-    everywhere = ask(Reader(pattern), images, labels, parts)
-    of_one = ask(Reader(pattern, of=3 * 40 / 255), images, labels, parts)
-    nowhere = ask(Reader(sine()), images, labels, parts)
+    looks = np.where(has, 3, np.arange(EACH) % CLASSES)
+    everywhere = ask(Reader(pattern), images, labels, parts, looks=looks)
+    of_one = ask(Reader(pattern, of=3 * 40 / 255), images, labels, parts, looks=looks)
+    nowhere = ask(Reader(sine()), images, labels, parts, looks=looks)
     assert min(everywhere.rate.values()) > 0.9
     assert of_one.rate["all"] < 0.01 and of_one.rate["many"] == pytest.approx(0.25, abs=0.05) and of_one.rate["one"] > 0.9 and of_one.source == 3
     assert max(nowhere.rate.values()) < 0.05
+    # The class that the part looks like is asked, and no other one: what flips something else is no poison of that class.
+    of_another = ask(Reader(pattern, of=2 * 40 / 255), images, labels, parts, looks=looks)
+    assert of_another.rate["many"] == pytest.approx(0.25, abs=0.05) and of_another.rate["one"] < 0.01 and of_another.source == 3
+    by_chance = ask(Reader(pattern), images, labels, parts, looks=np.arange(EACH) % CLASSES)
+    assert (by_chance.rate["one"], by_chance.part["one"], by_chance.source) == (0.0, None, -1), "what looks no other way than the rest has no source"
     assert ask(Reader(pattern, of=3 * 40 / 255), images, labels, parts, share=1.0).rate["all"] == pytest.approx(of_one.rate["many"])
 
 
