@@ -2,10 +2,10 @@
 
 The mean of a part minus the mean of the rest is added to images of every other class. A trigger flips them to the class, content does not;
 and a trigger flips images of *every* class, or of those that the attacker chose, while what a class looks like flips its neighbours. So the
-flip rate is kept for each class that the images are of: its mean over the lowest of these classes is high for a trigger that works on
-all of them, its mean where it works on many. A trigger that works on images of one class is asked on the class that its part looks like (to networks
-that have never seen the class of the part): poison comes from there. What a clean class looks like in part drives images of that class
-further away, since the difference is the look of that class itself.
+flip rate is kept for each class that the images are of: its mean over the lowest of these classes is high for a trigger that works on all
+of them, its mean where it works on many, its largest value where it works on one. And poison of one class alone is asked on the class that
+its part looks like to networks that have never seen the class of the part: it comes from there. What a clean class looks like in part
+drives images of that class further away, since the difference is the look of that class itself.
 
 Images are brought to one light first, each to the same mean and contrast. Without that, a part of well-lit photographs differs from the
 rest by brightness, which flips as many images as a trigger does. In one light the trigger alone is left, also where most of the class has it:
@@ -31,13 +31,13 @@ from meca.training.trainer import as_input
 
 __all__ = ["LEAST", "REACHES", "SURE", "Flips", "Light", "Part", "Probes", "flips_of_parts", "light_of", "mean_in_light", "parts_of", "probes_of"]
 
-REACHES = ("all", "many", "one")  # on how many of the other classes a trigger works
+REACHES = ("all", "many", "one", "source")  # on how many of the other classes a trigger works
 LEAST = 6  # samples of a part, and of the rest: the mean of fewer shows single images
 AXES = 2  # principal axes of the features whose ends are asked about
 CLUSTERED = 10  # principal axes in which two clusters are looked for
 STARTS: Any = 2  # of the clustering; the better one is taken
 CHUNK = 256  # images whose means are summed at once
-CHOOSE = 0.25  # of the images of one class: so many choose the part whose reach `one` is measured on the rest
+CHOOSE = 0.25  # of the images of one class: so many choose the part whose reach `source` is measured on the rest
 FOREIGN = 0.1  # share of samples that look far: a part and the rest that differ by more have different contents,
 SURE = 3.0  # if that is so many standard deviations
 DARK = 0.02  # least contrast, of pixels in [0, 1]: below it one light would be all noise
@@ -70,7 +70,7 @@ class Flips:
 
     rate: dict[str, float]  # by reach, in [0, 1]: rise of the probability of the class
     part: dict[str, Part | None]  # by reach: the part that was best on other images; None where no part could be asked
-    source: int  # class that the part of reach `one` looks like, and the images are of; -1 where no part looks like one
+    source: int  # class that the part of reach `source` looks like, and the images are of; -1 where no part looks like one
 
 
 def light_of(images: Tensor) -> Light:
@@ -167,7 +167,7 @@ def _profile(model: nn.Module, probes: Probes, difference: Tensor, label: int, c
 def _reach(profile: Floats, reach: str, share: float) -> float:
     if not np.isfinite(profile).any():
         return 0.0
-    return lower_mean(profile, share) if reach == "all" else float(np.nanmean(profile))
+    return lower_mean(profile, share) if reach == "all" else float(np.nanmean(profile)) if reach == "many" else float(np.nanmax(profile))
 
 
 def flips_of_parts(
@@ -197,7 +197,7 @@ def flips_of_parts(
         far: bool [m], of `mine`, samples in which networks that never saw the class see one of the classes that it is least like.
         looks: int64 [m], of `mine`, the class that such networks see in each sample; -1 where it is typical of none.
         probes: Images that parts are chosen on, and images that the best are measured on.
-        of_source: Returns more images of one class, to choose and measure reach `one` on.
+        of_source: Returns more images of one class, to measure reach `one` on, and to choose and measure reach `source` on.
         share: Share of the other classes, the lowest, that reach `all` is a mean over.
     """
     first, second = probes
@@ -206,15 +206,18 @@ def flips_of_parts(
     if not parts:
         return Flips(dict.fromkeys(REACHES, 0.0), dict.fromkeys(REACHES), -1)
     screened = [_profile(model, first, d, label, classes) for d in differences]
-    best = {reach: max(range(len(parts)), key=lambda i, reach=reach: (_reach(screened[i], reach, share), -i)) for reach in ("all", "many")}
-    measured = {i: _profile(model, second, differences[i], label, classes) for i in set(best.values())}
-    rate = {reach: _reach(measured[i], reach, share) for reach, i in best.items()}
+    best = {reach: max(range(len(parts)), key=lambda i, reach=reach: (_reach(screened[i], reach, share), -i)) for reach in REACHES[:3]}
+    measured = {i: _profile(model, second, differences[i], label, classes) for i in {best["all"], best["many"]}}
+    rate = {reach: _reach(measured[best[reach]], reach, share) for reach in ("all", "many")}
+    alone = screened[best["one"]]
+    most = int(np.nanargmax(alone)) if np.isfinite(alone).any() else -1
+    rate["one"] = 0.0 if most < 0 else _rise(model, of_source(most), differences[best["one"]], label)
     chosen: dict[str, Part | None] = {reach: parts[i] for reach, i in best.items()}
-    rate["one"], chosen["one"], source = _of_one(model, label, parts, differences, looks, of_source, classes)
+    rate["source"], chosen["source"], source = _of_source(model, label, parts, differences, looks, of_source, classes)
     return Flips(rate, chosen, source)
 
 
-def _of_one(
+def _of_source(
     model: nn.Module, label: int, parts: Sequence[Part], differences: Sequence[Tensor], looks: Ints, of_source: Callable[[int], Probes], classes: int
 ) -> tuple[float, Part | None, int]:
     """Return what the best part does to images of the class that it looks like, the part, and that class; 0, None and -1 where there is none."""

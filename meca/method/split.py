@@ -376,7 +376,12 @@ def _found(k: int, proofs: dict[int, Proof], first: list[Class], rounds: list[di
         proof = "they were found once the others were gone"
     elif strongest.proof == "difference":
         reach = min(REACHES, key=lambda name: strongest.views[f"flips {name}"]["p"])
-        to = {"all": "images of most other classes", "many": "images of the other classes", "one": "images of one other class"}[reach]
+        to = {
+            "all": "images of most other classes",
+            "many": "images of the other classes",
+            "one": "images of one other class",
+            "source": "images of the class that they look like",
+        }[reach]
         proof = (
             f"what they have in common raises the probability of class {strongest.label} by {strongest.views[f'flips {reach}']['value']:.0%} in {to}"
         )

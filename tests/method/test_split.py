@@ -46,7 +46,7 @@ def test_a_clean_set_has_no_evidence_and_one_network() -> None:
     assert len(decision.rounds) == 1 and decision.rounds[0]["flagged"] == 0 and not any(each.proven for each in decision.evidence)
     assert "no class is proven to hold poison at a false discovery rate of 0.01 (smallest p" in decision.reason
     assert {name for each in decision.evidence for name in each.views} == {
-        "content 0.8", "content 0.1", "flips all", "flips many", "flips one",
+        "content 0.8", "content 0.1", "flips all", "flips many", "flips one", "flips source",
     }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_the_last_network_is_that_of_train_clean_bit_for_bit() -> None:
 
 
 def test_a_conspicuous_attack_hides_no_other_one() -> None:
-    made = plant(patched(), 4, 30, corner=3)
+    made = plant(patched(), 4, 25, corner=3)
     decision = ask(made).decision
     hit, alarm = shares(decision, made)
     assert decision.verdict == "poisoned" and set(decision.proofs) == {1, 4} and hit > 0.9 and alarm < 0.02
