@@ -101,6 +101,8 @@ class Params:
     def group(self, group: str, cls: type[T]) -> T:
         """Return a group as the dataclass `cls`; unknown, missing and ill-typed fields are errors.
 
+        Only a field with a default may be missing: it is newer than the files of people, and the default is what these mean.
+
         Raises:
             UsageError: Names the group, the field and what was expected.
         """
@@ -108,13 +110,14 @@ class Params:
         hints = typing.get_type_hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
         unknown = [key for key in block if key not in names]
-        missing = [name for name in names if name not in block]
+        needed = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]  # pyright: ignore[reportArgumentType]
+        missing = [name for name in needed if name not in block]
         if unknown or missing:
             near = {key: difflib.get_close_matches(str(key), names, 1) for key in unknown}
             said = [f"{key!r}" + (f" (did you mean {match[0]!r}?)" if match else "") for key, match in near.items()]
             parts = [f"has unknown {', '.join(said)}"] * bool(said) + [f"lacks {missing}"] * bool(missing)
             raise UsageError(f"{self.origin}: [{group}] {' and '.join(parts)}.")
-        values = {name: self._convert(f"{group}.{name}", block[name], hints[name]) for name in names}
+        values = {name: self._convert(f"{group}.{name}", block[name], hints[name]) for name in names if name in block}
         try:
             return cls(**values)
         except ValueError as error:  # a range that the dataclass checks
