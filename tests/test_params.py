@@ -201,12 +201,14 @@ def test_ingest_refuses_numbers_without_meaning(changes: dict) -> None:
 )
 def test_a_size_that_means_nothing_is_refused_with_what_was_expected(size: int | str, sentence: str) -> None:
     with pytest.raises(UsageError, match=rf"params\.yaml: expected .*ingest\.size .*{sentence}"):
-        with_settings(read_params(PACKAGED), {"ingest.size": size}).group("ingest", IngestParams)
+        IngestParams(**{**read_params(PACKAGED).raw("ingest"), "size": size})
 
 
-@pytest.mark.parametrize("size", ["auto", 0, 32, "64", "96x128", "1x1024", 1024])
-def test_every_form_of_a_size_can_be_set(size: int | str) -> None:
-    assert with_settings(read_params(PACKAGED), {"ingest.size": size}).group("ingest", IngestParams).size == size
+@pytest.mark.parametrize("size", ["auto", 0, 32, "96x128", "1x1024", 1024])
+def test_every_form_of_a_size_can_be_set_and_a_number_stays_one(size: int | str) -> None:
+    for given in (size, str(size)):
+        assert with_settings(read_params(PACKAGED), {"ingest.size": given}).group("ingest", IngestParams).size == size
+    assert with_settings(read_params(PACKAGED), {"ingest.source": "32"}).raw("ingest")["source"] == "32", "a path"
 
 
 def test_a_file_of_an_older_meca_means_what_it_meant() -> None:

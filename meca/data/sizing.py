@@ -62,8 +62,7 @@ def given_side(size: int | str) -> tuple[int, int] | str:
     """
     if size == AUTO:
         return AUTO
-    text = str(size)
-    # A number may come as text: where a field may hold a word, `--set` leaves everything as it is.
+    text = str(size)  # who writes '96x128' in quotes may write '96' so
     if re.fullmatch(r"-?[0-9]{1,12}", text):
         height, width = int(text), int(text)
         if height < 0:

@@ -30,7 +30,7 @@ class IngestParams:
     origin: str  # an address that `source` is a copy of; only recorded here
     format: str  # auto, or a name of `FORMATS`
     label_column: str
-    size: int | str  # auto, a side, 0, or HEIGHTxWIDTH; a side may come as text
+    size: int | str  # auto, a side, 0, or HEIGHTxWIDTH
     train_limit: int
     test_limit: int
     shapes_train: int
