@@ -56,7 +56,7 @@ class Classifier:
             raise ValueError(f"expected {expected}, got {images.dtype} {list(images.shape)}")
         images = self.description.preprocess(images)
         with torch.inference_mode():
-            confidence, label = predict(self.model, torch.from_numpy(np.ascontiguousarray(images))).softmax(1).max(1)
+            confidence, label = predict(self.model, torch.from_numpy(np.require(images, requirements=("C", "W")))).softmax(1).max(1)
         names = np.array(self.description.class_names, dtype=object)
         return {"label": label.numpy(), "class_name": names[label.numpy()], "confidence": confidence.numpy().astype(np.float64)}
 
