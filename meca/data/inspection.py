@@ -114,8 +114,8 @@ def inspect(path: str | Path, format: str = "auto", label_column: str = "auto") 
     heights, widths = np.array([size for size in trained if size], np.int64).reshape(-1, 2).T
     # The very images that `clean` will look at, as far as they were decoded.
     looked_at = [trained[row] for row in drawn(n, packaged.seed) if row < len(trained)]
-    of_sample = np.array([size for size in looked_at if size], np.int64).reshape(-1, 2).T
-    sizing = sizing_of(params.size) or choose(*of_sample, n, params.budget)
+    sample_heights, sample_widths = np.array([size for size in looked_at if size], np.int64).reshape(-1, 2).T
+    sizing = sizing_of(params.size) or choose(sample_heights, sample_widths, n, params.budget)
     side = sizing.side or (next((size for size in trained if size), (0, 0)))
     judged = {**judged_at(side, heights, widths), **sizing.record(params.fit)}
     longer = np.maximum(heights, widths)

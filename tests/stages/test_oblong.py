@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_takes_a_store_that_is_no_square(folder: Path) -> None:
     store = open_store(folder / "data" / "store")
     assert store.images.shape[1:] == (HIGH, WIDE, 3) and store.info.source["size"]["fit"] == "pad"
-    assert (store.images[store.labels >= 0][:, :7] == 128).any(axis=(1, 2, 3)).all(), "the border"
+    assert (store.images[:, :7] == 128).all() and (store.images[:, 17:] == 128).all(), "10 x 40 pixels in the middle"
     assert verify(folder / "published") == []
     record = json.loads((folder / "published" / "summary.json").read_text())["judged_at"]
     assert record == {
@@ -59,7 +59,7 @@ def test_every_stage_takes_a_store_that_is_no_square(folder: Path) -> None:
         "chosen": "given", "reason": "ingest.size is 24x40.", "fit": "pad",
     }  # fmt: skip
     said = json.loads((folder / "work" / "control" / "control.json").read_text())
-    assert said["ran"] and sum(line["planted"] for line in said["lines"])
+    assert said["ran"] and any(max(line["planted"]) for line in said["lines"])
 
 
 def test_the_page_shows_it_as_it_is(folder: Path) -> None:

@@ -149,7 +149,7 @@ def resize(pixels: Pixels, height: int, width: int, fit: str = "squash") -> Pixe
     if pixels.shape[:2] == (height, width):
         return pixels
     if fit == "pad":
-        top, left, high, wide = place(*pixels.shape[:2], height, width)
+        top, left, high, wide = place(pixels.shape[0], pixels.shape[1], height, width)
         whole = np.full((height, width, 3), BORDER, np.uint8)
         whole[top : top + high, left : left + wide] = resize(pixels, high, wide)
         return whole
