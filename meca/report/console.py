@@ -56,7 +56,7 @@ def _clean_lines(judged: Mapping[str, Any], estimate: Mapping[str, Any]) -> list
     cores = f"{estimate['cores']} core{'s' * (estimate['cores'] != 1)}"
     times = f"{_duration(estimate['seconds'])}, or {_duration(estimate['seconds_with_control'])} where nothing is found and the control is run"
     return [
-        f"Stored at     {pixels(judged)} pixels{padded}. {judged['reason']}",
+        f"Stored at     {pixels(judged)} pixels{padded}. {plain(judged['reason'], 400)}",
         f"Time          meca clean: about {times}; an estimate for {cores} like those of docs/performance.md, without a GPU",
     ]
 
