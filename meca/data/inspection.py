@@ -28,9 +28,9 @@ __all__ = ["Inspection", "inspect"]
 SHOWN = 20  # odd entries by name; the rest is counted
 CHECKED = 50_000  # images that are decoded; enough to see what a set is like, in seconds
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
-# Seconds of one core for one pixel in one step of training, with what goes beside the steps (scores, probes): network compact, measured at
-# 32 to 160 pixels on an AMD EPYC of two cores, where it was 1.1 to 1.7 microseconds. Another network takes another time.
-SECONDS_PER_PIXEL = 1.5e-6
+# Seconds of one core for one pixel of one image in a step of training, with network compact: 1.1 to 1.4 microseconds at 32 to 160 pixels on
+# an AMD EPYC of two cores. What goes beside the steps (scores, probes) is within that. Another network takes another time.
+SECONDS_PER_PIXEL = 1.3e-6
 SIDES, FOLDS = 3, 2  # of stage enhance (`meca.method.enhance`): so many networks a round
 SECONDS = 120.0  # after which no further image is decoded: a few thousand that each hang their decoder would take days
 # Tools of ours would read these if they stood in the folder that they run in.
@@ -151,7 +151,8 @@ def _estimate(params: Params, n: int, pixels: int, classes: int) -> dict[str, An
     """Return `{cores, seconds, seconds_with_control}`: about how long `meca clean` takes on the processor.
 
     It is reckoned from the steps of training that the recipes ask for: where the set is small that is their `min_steps`, whatever its size.
-    The control, which is run where nothing is found, finds and trains as often again as it has copies.
+    Where poison is found, what is left is trained on once more; the clean model is the network that has just been asked. Where nothing is
+    found the control is run, which does the same with each of its copies.
 
     Args:
         params: Those of `clean`.
@@ -171,7 +172,8 @@ def _estimate(params: Params, n: int, pixels: int, classes: int) -> dict[str, An
     rounds, together = len(control["rates"]) * control["tries"], max(1, classes // control["classes_per_target"])
     copies = max(rounds, math.ceil(rounds * len(control["kinds"]) / together))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    seconds = [SECONDS_PER_PIXEL * pixels * seen / cores for seen in (detection + images(clean), detection * (1 + copies) + images(clean))]
+    found = detection + images(clean)
+    seconds = [SECONDS_PER_PIXEL * pixels * seen / cores for seen in (found, detection + copies * found)]
     return {"cores": cores, "seconds": round(seconds[0]), "seconds_with_control": round(seconds[1])}
 
 
