@@ -27,6 +27,7 @@ PACKAGED = Path(__file__).with_name("params.yaml")
 PRESETS = ("default", "paper")
 OVERLAY = "paper"  # the preset that is a group of its own: the leaves that differ from the default
 SHARED = "recipe"  # the group that every recipe takes its missing fields from
+WORD_OR_NUMBER = ("ingest.size",)  # fields that hold a text and may hold a number
 MAX_BYTES = 2**20  # of a parameter file; the packaged one has 20 kB
 MAX_DEPTH = 20
 ONE_MEANING = {  # how a value must be written, so that YAML 1.1 and 1.2 take it for the same: not `no`, `017`, `12:30:45`
@@ -101,6 +102,8 @@ class Params:
     def group(self, group: str, cls: type[T]) -> T:
         """Return a group as the dataclass `cls`; unknown, missing and ill-typed fields are errors.
 
+        Only a field with a default may be missing: it is newer than the files of people, and the default is what these mean.
+
         Raises:
             UsageError: Names the group, the field and what was expected.
         """
@@ -108,13 +111,14 @@ class Params:
         hints = typing.get_type_hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
         unknown = [key for key in block if key not in names]
-        missing = [name for name in names if name not in block]
+        needed = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]  # pyright: ignore[reportArgumentType]
+        missing = [name for name in needed if name not in block]
         if unknown or missing:
             near = {key: difflib.get_close_matches(str(key), names, 1) for key in unknown}
             said = [f"{key!r}" + (f" (did you mean {match[0]!r}?)" if match else "") for key, match in near.items()]
             parts = [f"has unknown {', '.join(said)}"] * bool(said) + [f"lacks {missing}"] * bool(missing)
             raise UsageError(f"{self.origin}: [{group}] {' and '.join(parts)}.")
-        values = {name: self._convert(f"{group}.{name}", block[name], hints[name]) for name in names}
+        values = {name: self._convert(f"{group}.{name}", block[name], hints[name]) for name in names if name in block}
         try:
             return cls(**values)
         except ValueError as error:  # a range that the dataclass checks
@@ -272,7 +276,7 @@ def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
     """Return a copy with fields replaced; keys are dotted paths that exist already, such as `ingest.source`.
 
     The value is in force whatever the preset: [paper] loses what it says about the field where it is the preset.
-    Strings are read as YAML where the field holds no text. A text stays as it is: a path may hold `#`, `: ` and quotes.
+    Strings are read as YAML where the field holds no text, or may hold a number. A text stays as it is: a path may hold `#`, `: ` and quotes.
     """
     tree = copy.deepcopy(dict(params.tree))
     if "preset" in settings:
@@ -286,7 +290,8 @@ def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
         if not isinstance(known, dict) or not isinstance(node, dict) or name not in known:
             near = difflib.get_close_matches(key, _leaves(dict(Params(tree, params.origin).numbers)), 1)
             raise UsageError(f"{params.origin} has no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
-        node[name] = parse_yaml(value, f"--set {key}") if isinstance(value, str) and not isinstance(known[name], str) else value
+        is_yaml = isinstance(value, str) and (key in WORD_OR_NUMBER or not isinstance(known[name], str))
+        node[name] = parse_yaml(value, f"--set {key}") if is_yaml else value
         if tree.get("preset") == OVERLAY:
             _forget(tree.get(OVERLAY), path)
     return Params(tree=tree, origin=params.origin)

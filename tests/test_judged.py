@@ -139,19 +139,34 @@ def test_a_badge_is_green_only_where_nothing_was_lost_on_the_way(tmp_path: Path)
     assert css.index(".badge.no_evidence") < css.index(".badge.weak"), "of two rules that fit, the later one holds"
 
 
-@pytest.mark.parametrize(("sizes", "n"), [([(48, 48)] * 4, 8), ([(32, 32), (40, 20)], 2), ([(32, 32), (20, 10)], 0)])
-def test_inspect_says_the_size_that_clean_would_judge_at(sizes: list[Size], n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert read_params(PACKAGED).raw("ingest")["size"] == 32
+@pytest.mark.parametrize(
+    ("sizes", "side", "n"),
+    [([(48, 48)] * 4, 48, 0), ([(32, 32), (40, 20)], 48, 0), ([(32, 32), (20, 10)], 32, 0), ([(20, 10), (24, 32), (70, 20)], 32, 2)],
+)
+def test_inspect_says_the_size_that_clean_would_judge_at(
+    sizes: list[Size], side: int, n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_params(PACKAGED).raw("ingest")["size"] == "auto"
     root = images(tmp_path / "in", sizes)
-    images(root, [(60, 60)], "test")  # is not judged
+    images(root, [(600, 600)], "test")  # is not judged
     assert cli.run(["inspect", str(root)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "judged" in line]
+    lines = capsys.readouterr().out.splitlines()
     assert cli.run(["inspect", str(root), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["judged_at"] == of_store(ingest(root, tmp_path / "store", size=32))
-    assert found["judged_at"]["images_reduced"] == n
+    assert found["judged_at"] == of_store(ingest(root, tmp_path / "store", size="auto"))
+    assert (found["judged_at"]["width"], found["judged_at"]["chosen"], found["judged_at"]["images_reduced"]) == (side, "auto", n)
+    assert f"Stored at     {side} x {side} pixels. {found['judged_at']['reason']}" in lines
     assert [warning for warning in found["warnings"] if "judged" in warning] == [notice(found["judged_at"])] * bool(n)
-    assert lines == [f"Warning       {notice(found['judged_at'])}"] * bool(n)
+    assert [line for line in lines if "judged" in line] == [f"Warning       {notice(found['judged_at'])}"] * bool(n)
+    assert not n or found["judged_at"]["reason"] in notice(found["judged_at"]), "why it is no larger"
+
+
+def test_inspect_says_how_large_images_are_and_about_how_long_clean_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = images(tmp_path / "in", [(40, 20), (10, 50), (60, 60), (8, 8), (100, 1)])
+    assert cli.run(["inspect", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert "Longer sides  8 to 100 pixels, half of them 40 to 60, the median 50\n" in said
+    assert re.search(r"\nTime          meca clean: about \d+ minutes, or \d+ minutes where nothing is found .* estimate for \d+ cores? like", said)
 
 
 def test_inspect_knows_no_size_where_no_image_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +174,9 @@ def test_inspect_knows_no_size_where_no_image_can_be_read(tmp_path: Path, capsys
     for file in root.rglob("*.png"):
         file.write_bytes(b"no image")
     assert cli.run(["inspect", str(root), "--json"]) == 3  # `clean` will refuse it
-    assert json.loads(capsys.readouterr().out)["judged_at"] == {"height": 32, "width": 32, "largest": None, "images_reduced": 0}
+    found = json.loads(capsys.readouterr().out)
+    assert found["judged_at"].items() >= {"height": 32, "width": 32, "largest": None, "images_reduced": 0}.items()
+    assert found["longer_sides"] == {}
 
 
 Line = tuple[int, int, int, bool]  # height and width as found, EXIF orientation (0: none), quarantined

@@ -124,8 +124,8 @@ def test_recipes_have_what_they_share_and_may_say_otherwise() -> None:
 
 # SHA-256 of all numbers in force.
 BEFORE = {
-    "default": "a27509732dcdf673cb7d7f45fa557b62179d952738f531c5432e39c84bb33b92",
-    "paper": "8aae292411b4f827249711b3fec9dfc68b1076102e2cc7ae3a63998449441e48",
+    "default": "36179ff3ecf132da36e687b99ffab084eb2b4264b94940d10b4f4a5655defc5b",
+    "paper": "3275b7aa7ad6be3da433ed7a80c8654109e8f6897c35bebf230ca88ddcb67bf9",
 }
 
 
@@ -174,11 +174,51 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_params(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("changes", [{"size": -1}, {"size": 5000}, {"train_limit": -1}, {"shapes_train": 5}, {"quarantine_share": 1.5}])
+@pytest.mark.parametrize(
+    "changes", [{"size": -1}, {"size": 5000}, {"budget": 0}, {"fit": "crop"}, {"train_limit": -1}, {"shapes_train": 5}, {"quarantine_share": 1.5}]
+)
 def test_ingest_refuses_numbers_without_meaning(changes: dict) -> None:
     name = next(iter(changes))
     with pytest.raises(UsageError, match=f"expected ingest.{name}"):
         IngestParams(**{**read_params(PACKAGED).raw("ingest"), **changes})
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ("big", r"to be auto, a side in pixels \(0: the size of the first image\), or HEIGHTxWIDTH such as 96x128, got 'big'"),
+        ("96 x 128", "such as 96x128, got '96 x 128'"),
+        ("96x", "such as 96x128, got '96x'"),
+        ("", "such as 96x128, got ''"),
+        ("٣٢", "such as 96x128, got"),
+        ("9" * 5000, "such as 96x128, got '9{40}'"),
+        ("-1", "to be 0 or more, got -1"),
+        ("0x32", "to be 1 or more, got 0x32"),
+        ("32x1025", "to be at most 1024 pixels, got 32x1025"),
+        ("1025", "to be at most 1024 pixels, got 1025"),
+        (100_000, "to be at most 1024 pixels, got 100000"),
+    ],
+)
+def test_a_size_that_means_nothing_is_refused_with_what_was_expected(size: int | str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=rf"params\.yaml: expected .*ingest\.size .*{sentence}"):
+        IngestParams(**{**read_params(PACKAGED).raw("ingest"), "size": size})
+
+
+@pytest.mark.parametrize("size", ["auto", 0, 32, "96x128", "1x1024", 1024])
+def test_every_form_of_a_size_can_be_set_and_a_number_stays_one(size: int | str) -> None:
+    for given in (size, str(size)):
+        assert with_settings(read_params(PACKAGED), {"ingest.size": given}).group("ingest", IngestParams).size == size
+    assert with_settings(read_params(PACKAGED), {"ingest.source": "32"}).raw("ingest")["source"] == "32", "a path"
+
+
+def test_a_file_of_an_older_meca_means_what_it_meant() -> None:
+    tree = dict(read_params(PACKAGED).tree)
+    tree["ingest"] = {name: value for name, value in tree["ingest"].items() if name not in ("fit", "budget")} | {"size": 64}
+    found = Params(tree, "params.yaml").group("ingest", IngestParams)
+    assert (found.size, found.fit) == (64, "squash")
+    del tree["ingest"]["size"]
+    with pytest.raises(UsageError, match=r"\[ingest\] lacks \['size'\]"):
+        Params(tree, "params.yaml").group("ingest", IngestParams)
 
 
 def test_a_file_that_is_read_again_is_read_anew_and_nobody_shares_what_was_read(tmp_path: Path) -> None:

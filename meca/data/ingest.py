@@ -16,11 +16,12 @@ from meca.data.decoder.decode import Decoded, resize
 from meca.data.decoder.pool import Decoder, Outcome
 from meca.data.readers import LABELLED, IngestParams, open_source
 from meca.data.readers.source import Found, Labels, Source
+from meca.data.sizing import Sizing, choose, drawn, sizing_of
 from meca.data.store import Lines, StoreInfo, pixel_id, write_store
 from meca.errors import InputRefused, UsageError
 from meca.files import need_room
 
-__all__ = ["Told", "chosen", "encoded", "read_source", "refusal", "refusal_of_images"]
+__all__ = ["Told", "chosen", "encoded", "read_source", "refusal", "refusal_of_images", "upright"]
 
 
 Told = Callable[[str, int, int], None]
@@ -57,6 +58,25 @@ def encoded(found: Found) -> bytes | None:
     return found.data if found.pixels is None and found.reason is None else None
 
 
+def upright(found: Found, outcome: Outcome) -> tuple[int, int] | None:
+    """Return height and width of a sample as the networks see it, before any resize; None where it cannot be read."""
+    if found.pixels is not None:
+        return found.pixels.shape[0], found.pixels.shape[1]
+    return outcome.upright if isinstance(outcome, Decoded) else None
+
+
+def _sizing(params: IngestParams, source: Source, take: NDArray[np.bool_], seed: int, decoder: Decoder) -> Sizing:
+    """Return the size of the store; `take` says which training samples there will be."""
+    if given := sizing_of(params.size):
+        return given
+    rows = np.flatnonzero(take)
+    looked_at = np.zeros(len(take), bool)
+    looked_at[rows[drawn(len(rows), seed)]] = True
+    seen = [upright(found, outcome) for found, outcome in decoder.map(source.read("train", looked_at), encoded, pixels=False)]
+    heights, widths = np.array([size for size in seen if size], np.int64).reshape(-1, 2).T
+    return choose(heights, widths, len(rows), params.budget)
+
+
 def read_source(params: IngestParams, seed: int, out: Path, progress: Told | None = None, decoder: Decoder | None = None) -> StoreInfo:
     """Decode a source into a new store at `out` and return what the store says about itself.
 
@@ -81,18 +101,21 @@ def read_source(params: IngestParams, seed: int, out: Path, progress: Told | Non
     limit = _most_unreadable(params.quarantine_share, total)
     share = total / sum(len(labels) for labels in source.labels.values())
     expected = (total, int(share * _size_of(Path(params.source))))
-    with _Collector(out, source.class_names, params.size, limit, expected) as collector, decoder or Decoder() as decoder:
-        for split in ("train", "test"):
-            for found, outcome in decoder.map(source.read(split, take[split]), encoded, lambda: collector.side):
-                collector.add(found, outcome, split)
-                if progress and len(collector.lines) % 500 == 0:
-                    progress("ingest", len(collector.lines), total)
-        if progress:
-            progress("ingest", total, total)
-        lines = collector.finish()
-        columns = pa.concat_tables([source.columns(split, take[split]) for split in ("train", "test")]) if source.columns else None
-        about = {"kind": source.format, "format": source.format, "name": source.name, "options": source.options}
-        return write_store(out, collector.images(), lines, source.class_names, about, collector.payload, columns)
+    with decoder or Decoder() as decoder:
+        sizing = _sizing(params, source, take["train"], seed, decoder)
+        with _Collector(out, source.class_names, sizing.side, params.fit, limit, expected) as collector:
+            for split in ("train", "test"):
+                for found, outcome in decoder.map(source.read(split, take[split]), encoded, lambda: collector.side, fit=params.fit):
+                    collector.add(found, outcome, split)
+                    if progress and len(collector.lines) % 500 == 0:
+                        progress("ingest", len(collector.lines), total)
+            if progress:
+                progress("ingest", total, total)
+            lines = collector.finish()
+            columns = pa.concat_tables([source.columns(split, take[split]) for split in ("train", "test")]) if source.columns else None
+            about = {"kind": source.format, "format": source.format, "name": source.name, "options": source.options}
+            about["size"] = sizing.record(params.fit)
+            return write_store(out, collector.images(), lines, source.class_names, about, collector.payload, columns)
 
 
 def _size_of(path: Path) -> int:
@@ -176,10 +199,12 @@ def _empty(class_names: tuple[str, ...], counts: NDArray[np.int64], what: str) -
 class _Collector:
     """Gathers samples into files beside the store, so that memory does not grow with the number of pixels."""
 
-    def __init__(self, out: Path, class_names: tuple[str, ...], size: int, limit: int, expected: tuple[int, int]) -> None:
+    def __init__(
+        self, out: Path, class_names: tuple[str, ...], side: tuple[int, int] | None, fit: str, limit: int, expected: tuple[int, int]
+    ) -> None:
         self.out, self.class_names, self.limit = out, class_names, limit
         self.expected = expected  # samples, and bytes of their files
-        self.side: tuple[int, int] | None = (size, size) if size else None
+        self.side, self.fit = side, fit  # without a side, the first image that can be read sets it
         self.lines = Lines()
         self.payload = out / "payload.tmp"
         self._pixels = out / "images.tmp"
@@ -241,7 +266,7 @@ class _Collector:
             self._need_room(line["format"] == "raw")
         if side != self.side:
             line["notes"].append(f"resized:{side[1]}x{side[0]}")
-        self._files[1].write(np.ascontiguousarray(resize(pixels, *self.side)).tobytes())
+        self._files[1].write(np.ascontiguousarray(resize(pixels, *self.side, self.fit)).tobytes())
         line["row"] = self._rows
         self._rows += 1
 

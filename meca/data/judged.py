@@ -1,7 +1,7 @@
 """At which size images are judged, and what that leaves unseen: said wherever a verdict is.
 
-The method looks at images of one size, that of the store (params.yaml: ingest.size). A larger image is reduced first. A trigger
-that does not survive that is in no verdict, and the image is published as it came.
+The method looks at images of one size, that of the store (`meca.data.sizing`). A larger image is reduced first. A trigger that does
+not survive that is in no verdict, and the image is published as it came.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from meca.data.columns import pc
+from meca.data.sizing import AUTO, FIRST, FITS, GIVEN, size_record
+from meca.text import plain
 
 if TYPE_CHECKING:
     from meca.data.store import Store
 
-__all__ = ["as_tag", "at_size", "beside", "is_reduced", "judged_at", "notice", "of_store", "of_verdicts", "on_their_side", "pixels"]
+__all__ = ["as_tag", "at_size", "beside", "fits", "is_reduced", "judged_at", "notice", "of_store", "of_verdicts", "on_their_side", "pixels"]
 
 LYING = r"(?m)^orientation:[5-8]$"  # EXIF orientations that change places of height and width
 
@@ -38,9 +40,10 @@ def judged_at(side: tuple[int, int], heights: NDArray[np.int64], widths: NDArray
 
 
 def of_store(store: "Store") -> dict[str, Any]:
-    """Return `judged_at` of the readable training images of a store."""
+    """Return `judged_at` of the readable training images of a store, with `chosen`, `reason` and `fit` of `meca.data.sizing`."""
     lines = store.readable.slice(0, store.info.n_train)
-    return judged_at((store.info.height, store.info.width), *_upright(lines, on_their_side(lines["notes"].combine_chunks())))
+    sizes = _upright(lines, on_their_side(lines["notes"].combine_chunks()))
+    return {**judged_at((store.info.height, store.info.width), *sizes), **size_record(store.info.source)}
 
 
 def of_verdicts(verdicts: pa.Table, lies: NDArray[np.bool_], side: tuple[int, int]) -> dict[str, Any]:
@@ -54,6 +57,14 @@ def of_verdicts(verdicts: pa.Table, lies: NDArray[np.bool_], side: tuple[int, in
     judged = pc.not_equal(verdicts["verdict"], "quarantined").to_numpy()
     heights, widths = _upright(verdicts, lies)
     return judged_at(side, heights[judged], widths[judged])
+
+
+def fits(record: Mapping[str, Any], computed: Mapping[str, Any]) -> bool:
+    """Tell whether a record of somebody else has what was computed, and beside it nothing but where the size comes from."""
+    words = {"chosen": (AUTO, FIRST, GIVEN), "fit": FITS}
+    said = {name: value for name, value in record.items() if name not in computed}  # nothing in a folder of an older meca
+    known = all(said[name] in words[name] if name in words else name == "reason" and isinstance(said[name], str) for name in said)
+    return known and {name: record.get(name) for name in computed} == computed
 
 
 def on_their_side(notes: pa.Array) -> NDArray[np.bool_]:
@@ -109,7 +120,10 @@ def notice(record: Mapping[str, Any] | None) -> str:
     """Return the warning where images are or would be reduced, as sentences, and nothing otherwise."""
     if record is None or not is_reduced(record):
         return ""
+    why = ""
+    if record.get("chosen") == AUTO:
+        why = f" {plain(record['reason'], 300)} Another size, or a larger ingest.budget, can be set."
     return (
         f"Images are judged at {pixels(record)} pixels (ingest.size). Larger ones: {record['images_reduced']}, up to {pixels(record['largest'])}. "
-        f"A trigger that is lost at {pixels(record)} is not seen, and images that are kept keep their own size."
+        f"A trigger that is lost at {pixels(record)} is not seen, and images that are kept keep their own size.{why}"
     )

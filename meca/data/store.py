@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from meca.data.columns import pc
+from meca.data.sizing import size_record
 from meca.errors import InputRefused, MecaError
 from meca.files import canonical_json, read_json, sha256_file
 
@@ -285,7 +286,7 @@ def rewrite(
                     if line["offset"] < 0:
                         line["sample_id"] = pixel_id(image)
                     elif line["format"] == "raw":
-                        found = _as_found(image, line)
+                        found = _as_found(image, line, size_record(store.info.source)["fit"])
                         data = found.tobytes()
                         line["sample_id"] = pixel_id(found)
                     else:
@@ -305,10 +306,15 @@ def rewrite(
     return info
 
 
-def _as_found(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
-    """Return uint8 [h w c] pixels in the size and with the channels that the sample had before it was changed."""
+def _as_found(image: np.ndarray, line: Mapping[str, Any], fit: str) -> np.ndarray:
+    """Return uint8 [h w c] pixels in the size and with the channels that the sample had before it was changed; without the borders of `pad`."""
     from PIL import Image
 
+    from meca.data.decoder.decode import place
+
+    if fit == "pad":
+        top, left, high, wide = place(line["height"], line["width"], *image.shape[:2])
+        image = image[top : top + high, left : left + wide]
     resized = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     resized = resized.convert(line["mode"]).resize((line["width"], line["height"]), Image.Resampling.BILINEAR)
     return np.asarray(resized).reshape(line["height"], line["width"], -1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +78,27 @@ class Description:
     channels: int
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
+    # How an image of another size comes to this one: see `meca.data.decoder.decode.resize`. A model of an older meca was squashed.
+    fit: Literal["squash", "pad"] = "squash"
+    resampling: Literal["bilinear"] = "bilinear"  # with antialiasing
+
+    def preprocess(self, images: np.ndarray) -> np.ndarray:
+        """Return images in the size and with the channels that the network takes, as stage ingest stores them.
+
+        Args:
+            images: uint8 [n h w c] with 1 or 3 channels.
+
+        Returns:
+            uint8 [n height width channels].
+        """
+        from meca.data.decoder.decode import resize  # only here: what is of the store needs no codec
+
+        if images.shape[1:] == (self.height, self.width, self.channels):
+            return images
+        made = np.empty((len(images), self.height, self.width, 3), np.uint8)
+        for at, image in enumerate(images):
+            made[at] = resize(image, self.height, self.width, self.fit)
+        return made[..., : self.channels]
 
 
 @dataclasses.dataclass(frozen=True)

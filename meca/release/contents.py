@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from meca.data.columns import pc
-from meca.data.judged import of_verdicts, on_their_side
+from meca.data.judged import fits, of_verdicts, on_their_side
 from meca.data.store import each_line, pixel_id
 from meca.errors import InputRefused, MecaError
 from meca.power import FINDS, is_weak
@@ -320,7 +320,7 @@ def _accounts(summary: Mapping[str, Any], verdicts: pa.Table) -> Iterator[str]:
         yield "The counts per class in summary.json are not those of verdicts.parquet."
     judged = summary["judged_at"]
     side = judged["height"], judged["width"]
-    if any(type(pixels) is not int for pixels in side) or of_verdicts(verdicts, verdicts[NOTES].to_numpy(), side) != judged:
+    if any(type(pixels) is not int for pixels in side) or not fits(judged, of_verdicts(verdicts, verdicts[NOTES].to_numpy(), side)):
         yield "The sizes at which images were judged (judged_at) in summary.json do not fit those in verdicts.parquet."
     sources = verdicts["source"]
     if sources.null_count or not pc.all(pc.less(sources[:-1], sources[1:]), min_count=0).as_py():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from meca.data.judged import pixels
 from meca.report.numbers import interval, percent
 from meca.text import plain
 
@@ -23,7 +24,9 @@ def inspection_lines(found: Mapping[str, Any]) -> list[str]:
         f"Format        {plain(found['format'])} {plain(found['option'])}".rstrip(),
         "Samples       " + ", ".join(f"{plain(split)} {n}" for split, n in found["samples"].items()),
         f"Sizes         {commonest(found['sizes'])}",
+        *_longer_sides(found["longer_sides"]),
         f"Kinds         {commonest(found['modes'])}",
+        *_clean_lines(found["judged_at"], found["estimate"]),
         "",
         f"{'class':<{width}}" + "".join(f"{plain(split):>10}" for split in splits),
     ]
@@ -36,7 +39,35 @@ def inspection_lines(found: Mapping[str, Any]) -> list[str]:
                 f"{title:<14}{found[f'n_{key}']} of {found['checked']} checked" if key == "unreadable" else f"{title:<14}{found[f'n_{key}']}",
             ]
             lines += [f"  {plain(item)}" for item in found[key]]
-    return [*lines, *([""] if found["warnings"] else []), *(f"Warning       {plain(warning, 400)}" for warning in found["warnings"])]
+    return [*lines, *([""] if found["warnings"] else []), *(f"Warning       {plain(warning, 800)}" for warning in found["warnings"])]
+
+
+def _longer_sides(quantiles: Mapping[str, int]) -> list[str]:
+    """Return the line about the longer sides of the training images; none where there is one size or no image."""
+    if not quantiles or quantiles["0"] == quantiles["100"]:
+        return []
+    middle = f"half of them {quantiles['25']} to {quantiles['75']}, the median {quantiles['50']}"
+    return [f"Longer sides  {quantiles['0']} to {quantiles['100']} pixels, {middle}"]
+
+
+def _clean_lines(judged: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
+    """Return what `meca clean` would do: the size that it looks at images at, and about how long it takes."""
+    padded = ", with borders" if judged["fit"] == "pad" else ""
+    cores = f"{estimate['cores']} core{'s' * (estimate['cores'] != 1)}"
+    times = f"{_duration(estimate['seconds'])}, or {_duration(estimate['seconds_with_control'])} where nothing is found and the control is run"
+    return [
+        f"Stored at     {pixels(judged)} pixels{padded}. {plain(judged['reason'], 400)}",
+        f"Time          meca clean: about {times}; an estimate for {cores} like those of docs/performance.md, without a GPU",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people say it, roughly: an estimate has no seconds."""
+    if seconds < 90:
+        return "1 minute"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 36 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def verdict_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -182,7 +182,8 @@ def build(run: Run, seed: int, params: ReportParams) -> dict[str, Any]:
         "confusions": _confusions(run),
         "command": _command(run),
         "versions": _versions(run.summary),
-        "image_size": f"{run.store.info.width} × {run.store.info.height}",
+        "image_size": f"{run.store.info.width} × {run.store.info.height}" + (" with borders" if judged["fit"] == "pad" else ""),
+        "size_reason": plain(judged["reason"], 300),
         "n_test": run.store.info.n_test,
     }
 

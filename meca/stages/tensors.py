@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from meca.data.sizing import size_record
 from meca.data.store import Store, open_store, read_parquet
 from meca.errors import MecaError
 from meca.models import Description, NetworkParams
@@ -54,6 +55,7 @@ def describe_network(store: Store, images: Tensor, network: NetworkParams) -> De
         info.channels,
         tuple(round(float(m), 6) for m in mean),
         tuple(round(float(s), 6) for s in std),
+        fit=size_record(info.source)["fit"],  # pyright: ignore[reportArgumentType]
     )
 
 

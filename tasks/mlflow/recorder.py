@@ -226,8 +226,7 @@ class Recorder:
         from mlflow.models import ModelSignature
         from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-        size = read_json(folder / "model.json")
-        shape = (-1, size["height"], size["width"], size["channels"])
+        shape = (-1, -1, -1, -1)  # any size, and grey or RGB: the model resizes as its model.json says (`tasks.mlflow.serving`)
         answers = [(DataType.long, "label"), (DataType.string, "class_name"), (DataType.double, "confidence")]
         signature = ModelSignature(Schema([TensorSpec(np.dtype("uint8"), shape)]), Schema([ColSpec(kind, name) for kind, name in answers]))
         self.client.in_time()
@@ -244,7 +243,7 @@ class Recorder:
                 # No input example: MLflow would load the model to try it, and with it torch, once more in each run.
                 # Named, because finding them out loads the model in a second process. meca is not among them: whoever serves
                 # the model installs it from its repository; an index may hold another package of that name.
-                pip_requirements=["torch", "numpy", "safetensors", "pyyaml"],
+                pip_requirements=["torch", "numpy", "pillow", "safetensors", "pyyaml"],
                 tags={"meca.stage": stage},
             )
 

@@ -40,7 +40,8 @@ class Classifier:
         """Return `label` (int64), `class_name` and `confidence` (of the label, in [0, 1]) of each image.
 
         Args:
-            images: uint8 [n height width channels], as the files have them; other types and sizes are refused.
+            images: uint8 [n h w c], upright and with 1 or 3 channels, as the files have them. Those of another size than the model's are
+                resized as they were for its training (model.json: height, width, fit); another type is refused.
             params: Nothing is read from it.
         """
         import numpy as np
@@ -48,12 +49,14 @@ class Classifier:
 
         from meca.training.engine import predict
 
-        size = (self.description.height, self.description.width, self.description.channels)
         images = np.asarray(images)
-        if images.dtype != np.uint8 or images.shape[1:] != size:
-            raise ValueError(f"expected uint8 [n, {size[0]}, {size[1]}, {size[2]}], got {images.dtype} {list(images.shape)}")
+        channels = sorted({1, self.description.channels})
+        if images.dtype != np.uint8 or images.ndim != 4 or min(images.shape[1:3]) < 1 or images.shape[3] not in channels:
+            expected = f"uint8 [n, height, width, {' or '.join(map(str, channels))}]"
+            raise ValueError(f"expected {expected}, got {images.dtype} {list(images.shape)}")
+        images = self.description.preprocess(images)
         with torch.inference_mode():
-            confidence, label = predict(self.model, torch.from_numpy(np.ascontiguousarray(images))).softmax(1).max(1)
+            confidence, label = predict(self.model, torch.from_numpy(np.require(images, requirements=("C", "W")))).softmax(1).max(1)
         names = np.array(self.description.class_names, dtype=object)
         return {"label": label.numpy(), "class_name": names[label.numpy()], "confidence": confidence.numpy().astype(np.float64)}
 
@@ -105,9 +108,10 @@ def _check(name: str, alias: str) -> dict[str, Any]:
     with TemporaryDirectory() as temporary:
         version, folder = registry.fetch_alias(Path(), name, alias, Path(temporary))
         served = mlflow.pyfunc.load_model(str(folder.parents[1]))  # what was looked at, and not what the alias may name by now
-        (taken,) = served.metadata.signature.inputs.inputs
-        images = np.random.default_rng(0).integers(0, 256, (IMAGES, *taken.shape[1:]), dtype=np.uint8)
-        given, direct = served.predict(images), Classifier(folder)
+        direct = Classifier(folder)
+        size = (direct.description.height, direct.description.width, direct.description.channels)
+        images = np.random.default_rng(0).integers(0, 256, (IMAGES, *size), dtype=np.uint8)
+        given = served.predict(images)
         names = direct.description.class_names
         labels = [int(label) for label in given["label"]]
         expected = direct.predict(images)

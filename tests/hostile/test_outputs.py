@@ -55,6 +55,9 @@ def shown(payload: str) -> list[str]:
         "samples": {payload: 3},
         "sizes": {payload: 1},
         "modes": {payload: 2},
+        "longer_sides": {},
+        "judged_at": {"height": 32, "width": 32, "fit": "pad", "reason": payload},
+        "estimate": {"cores": 2, "seconds": 60, "seconds_with_control": 90_000},
     }
     seen |= {
         "classes": {payload: {payload: 3}},

@@ -210,11 +210,11 @@ def test_the_model_loads_without_pickle_and_predicts_the_same(workspace, monkeyp
     told = tracking.record(workspace)
     with open_client(workspace):
         model = mlflow.pyfunc.load_model(told["models"]["relabel_finetune"])
-    shape = model.metadata.signature.inputs.inputs[0].shape
-    images = np.random.default_rng(1).integers(0, 256, (4, *shape[1:]), dtype=np.uint8)
+    said = read_json(workspace / "work" / "relabel_finetune" / "model.json")
+    images = np.random.default_rng(1).integers(0, 256, (4, said["height"], said["width"], said["channels"]), dtype=np.uint8)
     with torch.inference_mode():
         logits = load_model(workspace / "work" / "relabel_finetune")(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
-    given, names = model.predict(images), read_json(workspace / "work" / "relabel_finetune" / "model.json")["class_names"]
+    given, names = model.predict(images), said["class_names"]
     assert given["label"].tolist() == logits.argmax(1).tolist() and list(given["class_name"]) == [names[label] for label in given["label"]]
     np.testing.assert_allclose(given["confidence"], logits.softmax(1).max(1).values.numpy(), rtol=1e-5)
     files = [file.suffix for file in (workspace / "mlruns").rglob("*") if file.is_file()]

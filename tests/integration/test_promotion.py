@@ -535,6 +535,8 @@ def test_what_is_served_answers_with_names(make, capsys, monkeypatch):
         images[label, ..., 2 - label] = 180
     given = model.predict(images)
     assert list(given["class_name"]) == ["blue", "green", "red"] and given["label"].tolist() == [0, 1, 2]
+    larger = model.predict(images.repeat(3, 1).repeat(5, 2))
+    assert larger["label"].tolist() == [0, 1, 2], "of another size and shape"
     with pytest.raises(Exception, match="uint8"):
         model.predict(images.astype(np.float32))
 

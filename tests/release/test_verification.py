@@ -172,6 +172,11 @@ LISTED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: change_sizes(f, images_reduced=0), "do not fit those in verdicts.parquet"),
     (lambda f: change_sizes(f, largest={"height": 8, "width": 8}), "(judged_at) in summary.json do not fit"),
     (lambda f: change_sizes(f, height=[8]), "at which images were judged (judged_at) in summary.json do not fit"),
+    (lambda f: change_sizes(f, fit="crop"), "(judged_at) in summary.json do not fit"),
+    (lambda f: change_sizes(f, fit=["squash"]), "(judged_at) in summary.json do not fit"),
+    (lambda f: change_sizes(f, chosen="by hand"), "(judged_at) in summary.json do not fit"),
+    (lambda f: change_sizes(f, reason=[1]), "(judged_at) in summary.json do not fit"),
+    (lambda f: change_sizes(f, more=1), "(judged_at) in summary.json do not fit"),
     (lambda f: change_sizes(f, width=math.inf), "it holds Infinity, which is no number in JSON"),
     (lambda f: change_summary(f, judged_at=None), "summary.json or verdicts.parquet lacks what meca writes"),
     (lambda f: (f / "README.md").unlink(), "manifest.json does not list README.md"),
@@ -189,6 +194,13 @@ def test_a_change_is_found_behind_a_manifest_that_fits(change: Callable[[Path], 
     change(copy)
     list_again(copy)
     assert any(sentence in found for found in verify(copy)), verify(copy)
+
+
+def test_a_folder_of_an_older_meca_does_not_say_where_its_size_comes_from(copy: Path) -> None:
+    judged = json.loads((copy / "summary.json").read_text())["judged_at"]
+    change_summary(copy, judged_at={name: judged[name] for name in ("height", "width", "largest", "images_reduced")})
+    list_again(copy)
+    assert verify(copy) == []
 
 
 @pytest.mark.parametrize("make", [make_folder, make_shards, make_batches, make_idx, make_tar_of_classes, "digits"])

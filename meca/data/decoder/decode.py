@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_RATIO", "Decoded", "Unreadable", "decode", "resize"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_RATIO", "Decoded", "Unreadable", "decode", "place", "resize"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -21,6 +21,9 @@ MAX_PIXELS = 50_000_000  # read from the header, before anything is decoded
 MAX_BYTES = 256 * 2**20  # of an encoded image
 MAX_RATIO = 1000  # longer side to shorter side
 BEHIND_ALPHA = (255, 255, 255)  # what is seen where an image is transparent
+# Of the borders: one grey for all images, in the middle of the scale. It holds nothing of the image, so a trigger at an edge is neither
+# smeared nor repeated, and who serves a model needs nothing of the training set to draw the same borders.
+BORDER = (128, 128, 128)
 
 Pixels = NDArray[np.uint8]
 
@@ -130,10 +133,41 @@ def _to_rgb(image: Image.Image, how: str) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Return uint8 [h w c] pixels with 3 channels in another size, with antialiasing; unchanged where nothing is to do."""
+def resize(pixels: Pixels, height: int, width: int, fit: str = "squash") -> Pixels:
+    """Return uint8 [h w c] pixels with 3 channels in another size, with antialiasing; unchanged where nothing is to do.
+
+    Nothing is cut off: a trigger may sit in a corner.
+
+    Args:
+        pixels: uint8 [h w c] with 1 or 3 channels.
+        height: Of the result, in pixels.
+        width: Likewise.
+        fit: One of `meca.data.sizing.FITS`. squash: height and width are scaled each for itself; pad: both alike, and the rest is `BORDER`.
+    """
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
     if pixels.shape[:2] == (height, width):
         return pixels
+    if fit == "pad":
+        top, left, high, wide = place(pixels.shape[0], pixels.shape[1], height, width)
+        whole = np.full((height, width, 3), BORDER, np.uint8)
+        whole[top : top + high, left : left + wide] = resize(pixels, high, wide)
+        return whole
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None))
+
+
+def place(height: int, width: int, room_height: int, room_width: int) -> tuple[int, int, int, int]:
+    """Return where an image lies that is scaled into a room with `pad`: top, left, height and width, in pixels; in the middle.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Likewise.
+        room_height: Of the room, in pixels.
+        room_width: Likewise.
+    """
+    # In whole numbers, so that every machine rounds alike.
+    if height * room_width >= width * room_height:
+        high, wide = room_height, max(1, (2 * width * room_height + height) // (2 * height))
+    else:
+        high, wide = max(1, (2 * height * room_width + width) // (2 * width)), room_width
+    return (room_height - high) // 2, (room_width - wide) // 2, high, wide

@@ -25,6 +25,7 @@ import PIL
 from meca.data.decoder.decode import CONVERSIONS, FORMATS, MAX_PIXELS, MAX_RATIO, Decoded
 from meca.data.decoder.starter import start
 from meca.data.decoder.worker import REPLY, REQUEST
+from meca.data.sizing import FITS
 from meca.errors import MecaError, system_failure
 
 __all__ = ["Decoder", "Outcome"]
@@ -63,6 +64,7 @@ class _Job(Generic[T]):
     item: T
     data: bytes
     side: Side
+    fit: str  # of `FITS`
     is_wanted: bool  # the pixels; else only what is said about them
     outcome: Outcome = None
     is_done: bool = False
@@ -102,7 +104,12 @@ class Decoder:
         self._workers, self._open, self._held = [], 0, 0
 
     def map(
-        self, items: Iterable[T], data_of: Callable[[T], bytes | None], side: Callable[[], Side] | None = None, pixels: bool = True
+        self,
+        items: Iterable[T],
+        data_of: Callable[[T], bytes | None],
+        side: Callable[[], Side] | None = None,
+        pixels: bool = True,
+        fit: str = "squash",
     ) -> Iterator[tuple[T, Outcome]]:
         """Yield each item with its outcome, in the order of the items, which are read some way ahead.
 
@@ -112,6 +119,7 @@ class Decoder:
             side: Returns the size that the pixels of the next image shall have. While it returns None, the images go one at a
                 time and their pixels come as found, because the first that is readable may set the size of all others.
             pixels: False where it is enough to know what an image is; `Decoded.pixels` is empty then.
+            fit: How an image comes to that size, one of `FITS`.
 
         Raises:
             MecaError: The workers cannot be started. Nothing is ever decoded in this process.
@@ -125,7 +133,7 @@ class Decoder:
                 while not is_over and self._has_room(len(jobs), side):
                     try:
                         item = next(source)
-                        jobs.append(self._enter(item, data_of(item), side() if side else None, pixels))
+                        jobs.append(self._enter(item, data_of(item), side() if side else None, fit, pixels))
                     except StopIteration:
                         is_over = True
                     except Exception as error:
@@ -150,8 +158,8 @@ class Decoder:
             return False
         return len(self._workers) < self._limit or any(worker.has_room for worker in self._workers)
 
-    def _enter(self, item: T, data: bytes | None, side: Side, is_wanted: bool) -> _Job[T]:
-        job = _Job(item, data or b"", side, is_wanted, is_done=data is None)
+    def _enter(self, item: T, data: bytes | None, side: Side, fit: str, is_wanted: bool) -> _Job[T]:
+        job = _Job(item, data or b"", side, fit, is_wanted, is_done=data is None)
         self._open += len(job.data)
         if data is not None:
             self._free().give(job)
@@ -253,7 +261,7 @@ class _Worker:
         self.jobs.append(job)
         self._load += len(job.data)
         height, width = job.side or (0, 0)
-        self.unsent += REQUEST.pack(len(job.data), height, width, job.is_wanted) + job.data
+        self.unsent += REQUEST.pack(len(job.data), height, width, FITS.index(job.fit), job.is_wanted) + job.data
 
     def send(self) -> None:
         """Send what the socket takes."""

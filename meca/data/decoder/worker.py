@@ -1,6 +1,7 @@
 """The program that decodes, in a process that holds nothing and can reach nothing: requests in, replies out, until the pipe closes.
 
-    request  bytes of the image, height and width that the pixels shall have (0, 0: as found), whether they are wanted; then the bytes
+    request  bytes of the image, height and width that the pixels shall have (0, 0: as found), which of `FITS` brings them to it, whether
+             they are wanted; then the bytes
     reply    number of the request, whether it is an image, lengths of text and pixels, width and height as found; then text and pixels
 
 The text is the reason why there is no image, or mode, format and notes of it, a line each. Whoever started the program
@@ -27,10 +28,11 @@ from PIL import Image, MpoImagePlugin, TiffImagePlugin
 
 from meca.data.decoder.confinement import confine
 from meca.data.decoder.decode import ORIENTATION, Decoded, Unreadable, decode, resize
+from meca.data.sizing import FITS
 
 __all__ = ["CODE", "GRACE", "REPLY", "REQUEST", "main", "samples", "serve", "work"]
 
-REQUEST = struct.Struct("<QIII")
+REQUEST = struct.Struct("<QIIII")
 REPLY = struct.Struct("<IIIQII")
 GRACE, CODE = struct.Struct("<d"), struct.Struct("<i")  # seconds that a worker has to end by itself; how it ended
 GIVEN = 3  # descriptors for a worker
@@ -50,6 +52,7 @@ class Request:
     data: bytes
     height: int
     width: int
+    fit: str
     is_wanted: bool  # the pixels; else only what is said about them
 
 
@@ -164,7 +167,7 @@ def _describe(data: bytes) -> object:
         image = decode(data)
     except Unreadable as problem:
         return str(problem)
-    return _text(image), resize(image.pixels, 4, 4).tobytes()
+    return _text(image), *(resize(image.pixels, 4, 4, fit).tobytes() for fit in FITS)
 
 
 def serve(requests: BinaryIO, replies: BinaryIO, seconds: int) -> None:
@@ -177,9 +180,9 @@ def serve(requests: BinaryIO, replies: BinaryIO, seconds: int) -> None:
     """
     number = 0
     while header := requests.read(REQUEST.size):
-        length, height, width, is_wanted = REQUEST.unpack(header)
+        length, height, width, fit, is_wanted = REQUEST.unpack(header)
         _allow(seconds)
-        for part in _answer(number, Request(requests.read(length), height, width, bool(is_wanted))):
+        for part in _answer(number, Request(requests.read(length), height, width, FITS[fit], bool(is_wanted))):
             replies.write(part)
         replies.flush()
         number = (number + 1) % 2**32
@@ -206,7 +209,7 @@ def _answer(number: int, request: Request) -> tuple[bytes, memoryview | bytes]:
 
 
 def _pixels(image: Decoded, request: Request) -> memoryview:
-    pixels = resize(image.pixels, request.height, request.width) if request.height else image.pixels
+    pixels = resize(image.pixels, request.height, request.width, request.fit) if request.height else image.pixels
     return np.ascontiguousarray(pixels).data.cast("B")
 
 

@@ -15,6 +15,7 @@ from meca.data.readers.files import text
 from meca.data.readers.formats import BY_NAME, FORMATS, LABELLED
 from meca.data.readers.source import Source
 from meca.data.readers.splits import quoted, seeming
+from meca.data.sizing import FITS, LADDER, given_side
 from meca.errors import InputRefused, UsageError, check_choice
 
 __all__ = ["BY_NAME", "FORMATS", "LABELLED", "IngestParams", "Source", "open_format", "open_source"]
@@ -29,23 +30,28 @@ class IngestParams:
     origin: str  # an address that `source` is a copy of; only recorded here
     format: str  # auto, or a name of `FORMATS`
     label_column: str
-    size: int
+    size: int | str  # auto, a side, 0, or HEIGHTxWIDTH
     train_limit: int
     test_limit: int
     shapes_train: int
     shapes_test: int
     quarantine_share: float
+    # What a file means that does not say them: it is of a meca that had no other way, and its size is a number.
+    fit: str = "squash"
+    budget: int = 20_000_000  # pixels
 
     def __post_init__(self) -> None:
         """Refuse a format that there is not, and numbers that have no meaning."""
         check_choice("ingest.format", self.format, ("auto", *FORMATS))
-        for name in ("size", "train_limit", "test_limit", "shapes_test"):
+        check_choice("ingest.fit", self.fit, FITS)
+        given_side(self.size)
+        for name in ("train_limit", "test_limit", "shapes_test"):
             if getattr(self, name) < 0:
                 raise UsageError(f"params.yaml: expected ingest.{name} to be 0 or more, got {getattr(self, name)}.")
         if self.shapes_train < 10:
             raise UsageError(f"params.yaml: expected ingest.shapes_train to be 10 or more, got {self.shapes_train}.")
-        if self.size > 1024:
-            raise UsageError(f"params.yaml: expected ingest.size to be at most 1024 pixels, got {self.size}.")
+        if self.budget < 1:
+            raise UsageError(f"params.yaml: expected ingest.budget to be 1 pixel or more, got {self.budget}.")
         if not 0 <= self.quarantine_share <= 1:
             raise UsageError(f"params.yaml: expected ingest.quarantine_share in [0, 1], got {self.quarantine_share}.")
 
@@ -65,7 +71,8 @@ def open_source(params: IngestParams, seed: int) -> Source:
             f"(a folder of that name is ./{params.source})."
         )
     if params.source == "shapes":
-        return arrays.open_shapes(params.shapes_train, params.shapes_test, seed, params.size)
+        side = given_side(params.size)  # what is generated has no size of its own
+        return arrays.open_shapes(params.shapes_train, params.shapes_test, seed, max(side) if isinstance(side, tuple) else LADDER[0])
     if params.source == "digits":
         return arrays.open_digits()
     if params.source in NAMES:

@@ -35,7 +35,7 @@ def _source(name: str, class_names: tuple[str, ...], images: dict[str, NDArray[n
 
 
 def open_shapes(n_train: int, n_test: int, seed: int, size: int) -> Source:
-    """Return generated objects; `size` is their side, 32 where it is 0."""
-    train, test = shapes.generate(n_train, seed, size or 32), shapes.generate(n_test, seed, size or 32, "test")
+    """Return generated objects; `size` is their side in pixels."""
+    train, test = shapes.generate(n_train, seed, size), shapes.generate(n_test, seed, size, "test")
     of_test = np.arange(n_train + n_test) >= n_train
     return _source("shapes", shapes.CLASS_NAMES, {"train": train[0], "test": test[0]}, np.concatenate([train[1], test[1]]), of_test)

@@ -100,7 +100,7 @@ def work(*given):
     requests = open(0, "rb")
     number = 0
     while header := requests.read(REQUEST.size):
-        length, height, width, wanted = REQUEST.unpack(header)
+        length, height, width, fit, wanted = REQUEST.unpack(header)
         requests.read(length)
         said = {answer}
         while said:

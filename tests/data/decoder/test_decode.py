@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meca.data.decoder.decode import Unreadable, decode, resize
+from meca.data.decoder.decode import Unreadable, decode, place, resize
 from tests.making import encode, pixels
 
 
@@ -166,3 +166,35 @@ def test_resize_leaves_the_right_size_alone_and_smooths_otherwise() -> None:
     board = np.indices((64, 64)).sum(0) % 2 * 255
     small = resize(np.repeat(board[:, :, None], 3, axis=2).astype(np.uint8), 8, 8)
     assert abs(small.astype(int) - 127).max() <= 2, "without antialiasing a fine pattern turns into black or white"
+
+
+sides = st.integers(1, 60)
+
+
+@given(sides, sides, sides, sides)
+def test_padded_images_are_whole_in_the_middle_and_keep_their_aspect(height: int, width: int, room_height: int, room_width: int) -> None:
+    top, left, high, wide = place(height, width, room_height, room_width)
+    assert high == room_height or wide == room_width, "as large as it fits"
+    assert 0 <= top <= room_height - high - top <= top + 1 and 0 <= left <= room_width - wide - left <= left + 1
+    scale = min(room_height / height, room_width / width)
+    assert abs(high - max(1, height * scale)) <= 0.5 + 1e-9 and abs(wide - max(1, width * scale)) <= 0.5 + 1e-9
+    image = pixels(1, height, width)
+    made = resize(image, room_height, room_width, "pad")
+    assert made.shape == (room_height, room_width, 3)
+    assert np.array_equal(made[top : top + high, left : left + wide], resize(image, high, wide)), "what is not border is the whole image"
+    border = np.ones((room_height, room_width), bool)
+    border[top : top + high, left : left + wide] = False
+    assert (made[border] == 128).all()
+
+
+def test_a_trigger_in_a_corner_survives_the_padding() -> None:
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[-10:, -10:] = 255
+    made = resize(image, 32, 32, "pad")
+    assert (made[22:24, 30:32] == 255).all() and (made[:8] == 128).all() and (made[24:] == 128).all()
+
+
+def test_grey_images_are_padded_too_and_what_has_the_size_stays() -> None:
+    image = pixels(2, 4, 8, 1)
+    assert np.array_equal(resize(image, 8, 8, "pad")[2:6], np.repeat(image, 3, axis=2))
+    assert resize(right := pixels(3), 8, 8, "pad") is right
