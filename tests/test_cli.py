@@ -282,7 +282,7 @@ def test_poison_gives_the_set_back_in_its_format_and_the_truth_beside_it(make, t
     for name, is_poisoned in zip(truth["sample_id"].to_pylist(), truth["is_poisoned"].to_pylist(), strict=True):
         label, image = named[name]
         if is_poisoned:
-            assert label == 1 and (image[-2:, -2:] == 255).all() and name not in old
+            assert label == 1 and image[-1, -1].min() > 200 and name not in old
         else:
             assert old[name] == label, "the others keep their bytes and their label"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before", "in", "out"], "nothing is left behind"

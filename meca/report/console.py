@@ -64,7 +64,9 @@ def attack_lines(record: Mapping[str, Any]) -> list[str]:
     if record["attack"] == "none":
         lines = ["Attack        none"]
     else:
-        targets = "to class " + " and ".join(str(target) for target in record["targets"]) if record["targets"] else "every class to the next"
+        names = record.get("class_names") or ()
+        told = [f"{target} ({plain(names[target])})" if names and names[target] != str(target) else str(target) for target in record["targets"]]
+        targets = "to class " + " and ".join(told) if told else "every class to the next"
         lines = [f"Attack        {record['attack']}, {targets}", f"Poisoned      {record['poisoned']} of {record['n']}"]
         lines += [f"Kept label    {record['kept_label']} that carry what poison carries"] if record.get("kept_label") else []
         lines += [f"Covers        {record['covers']['actual']}"] * bool(record["covers"]["requested"])
@@ -72,7 +74,25 @@ def attack_lines(record: Mapping[str, Any]) -> list[str]:
             if counts["capped"]:
                 lines.append(f"Warning       {counts['requested']} {what} were asked for, capped: {counts['reason']}.")
     lines += [f"Wrong labels  {record['noise']['actual']}"] if record.get("noise", {}).get("actual") else []
+    lines += _file_lines(record["files"]) if record.get("files", {}).get("planted") else []
     return lines + ([f"Dropped       {record['dropped']}"] if record.get("dropped") else [])
+
+
+def _file_lines(files: Mapping[str, Any]) -> list[str]:
+    """Return how the planted images were written, and what that did to them."""
+    if files["lossless"]:
+        lines = [f"Files         {files['planted']} PNG: the trigger is unharmed, and the form of a file tells that it was planted"]
+    else:
+        harm = files["harm"]
+        lines = [
+            f"Files         {files['planted']} in the form that they came in; what a reader sees is {harm['mean']:.2f} grey levels from what was "
+            f"planted on average, {harm['largest']} at most"
+        ]
+        if files["reformed"]:
+            lines.append(f"Warning       The form of {files['reformed']} of them could not be kept as it was.")
+    if files["without_trigger"]:
+        lines.append(f"Warning       The trigger changes no pixel of {files['without_trigger']} of them.")
+    return lines
 
 
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
