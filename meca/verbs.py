@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 from meca.pipeline import STORE, Told, find_run, paths_of, refuse_planted, run, run_folder
 from meca.stages.graph import graph
 
-__all__ = ["apply", "clean", "plant", "refuse_test_split", "render"]
+__all__ = ["apply", "clean", "plant", "refuse_test_split", "render", "score"]
 
 
 def clean(
@@ -181,6 +181,13 @@ def plant(
             shutil.rmtree(work, ignore_errors=True)
             shutil.rmtree(temporary, ignore_errors=True)
     return record
+
+
+def score(run: Path, truth: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Return the figures of a run of `clean` on planted data, against the truth that `plant` wrote; see `meca.redteam.score`."""
+    from meca.redteam.score import score as scored
+
+    return scored(run, truth, progress)
 
 
 def render(folder: Path, published: Path | None = None) -> str:

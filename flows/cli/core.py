@@ -167,13 +167,26 @@ def poison(
 
 
 @app.command
-def evaluate(run: Annotated[Path, Parameter(help="A workspace, or the output of `clean`.")], /, *, as_json: Json = False) -> int:
+def evaluate(
+    run: Annotated[Path, Parameter(help="A workspace, or the output of `clean`.")],
+    /,
+    *,
+    truth: Annotated[Path | None, Parameter(help="What `meca poison` wrote: the run on its data is held against it.")] = None,
+    as_json: Json = False,
+) -> int:
     """Print ACC, recall, ASR, TPR and FPR where there is a truth, and say what cannot be known without one."""
     from meca.files import read_json
     from meca.pipeline import find_run
     from meca.report.console import evaluation_lines
 
-    evaluation = read_json(find_run(run, ("work/evaluate",)) / "work" / "evaluate" / "evaluation.json")
+    if truth is not None:
+        from meca import verbs
+        from meca.progress import Progress
+
+        with Progress() as progress:
+            evaluation = verbs.score(run, truth, progress)
+    else:
+        evaluation = read_json(find_run(run, ("work/evaluate",)) / "work" / "evaluate" / "evaluation.json")
     say_json(evaluation) if as_json else say(*evaluation_lines(evaluation))
     return DONE
 

@@ -1,6 +1,6 @@
 """What the terminal shows of a run: what was seen, the verdict, the figures. Lines of text, nothing of them markup."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meca.report.numbers import interval, percent
@@ -78,6 +78,19 @@ def attack_lines(record: Mapping[str, Any]) -> list[str]:
     return lines + ([f"Dropped       {record['dropped']}"] if record.get("dropped") else [])
 
 
+def _class_lines(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each class in which something is poisoned or flagged."""
+    told = [each for each in classes if each["poisoned"] or each["flagged"]]
+    if not told:
+        return []
+    width = min(40, max([12, *(len(plain(each["name"])) for each in told)]))
+    lines = [f"{'class':<{width}} {'samples':>8} {'poisoned':>9} {'flagged':>8} {'TPR':>8} {'FPR':>8}"]
+    for each in told:
+        figures = f"{each['n']:>8} {each['poisoned']:>9} {each['flagged']:>8} {percent(each['tpr']):>8} {percent(each['fpr']):>8}"
+        lines.append(f"{plain(each['name'], width):<{width}} {figures}")
+    return lines
+
+
 def _file_lines(files: Mapping[str, Any]) -> list[str]:
     """Return how the planted images were written, and what that did to them."""
     if files["lossless"]:
@@ -114,8 +127,23 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     if len(lines) == 1:
         lines = ["There is no test split: no accuracy can be given."]
     detection = evaluation.get("detection") or {}
-    lines += [f"{key.upper():<12} {percent(detection[key])}" for key in ("tpr", "fpr") if detection.get(key) is not None]
+    words = {"tpr": "TPR", "fpr": "FPR", "fpr_flagged": "FPR inside flagged classes"}
+    lines += [f"{word:<12} {percent(detection[key])}" for key, word in words.items() if detection.get(key) is not None]
     if detection.get("auroc") is not None:
         lines.append(f"{'AUROC':<12} {detection['auroc']:.3f}")
+    if "poison_relabelled" in detection:
+        kinds = {key: detection[key] for key in ("poisoned", "poison_left", "poison_relabelled", "poison_relabelled_rightly")}
+        lines.append(
+            f"{'poison':<12} {kinds['poisoned']}, of which {kinds['poison_left']} are kept under their false label and {kinds['poison_relabelled']} "
+            f"relabelled, {kinds['poison_relabelled_rightly']} of these rightly"
+        )
+    lines += _class_lines(evaluation.get("classes") or ())
+    matched = evaluation.get("matched") or {}
+    if matched and not matched["samples"] == matched["of_run"] == matched["of_truth"]:
+        lines.append(
+            f"Warning       {matched['samples']} samples stand in both; the run has {matched['of_run']}, the truth {matched['of_truth']}. The others "
+            "are left out of the figures."
+        )
     unknown = evaluation.get("unknown") or []
-    return lines + [f"Cannot be known without the truth: {plain(item)}" for item in unknown]
+    without = "" if evaluation.get("known") else " without the truth"
+    return lines + [f"Cannot be known{without}: {plain(item)}" for item in unknown]
