@@ -131,7 +131,7 @@ def test_the_command_prints_the_figures_and_a_line_for_each_class(planted: Path,
 
 def test_a_truth_that_is_none_is_refused(planted: Path, tmp_path: Path) -> None:
     run, _ = run_on(planted / "data", tmp_path / "run")
-    with pytest.raises(UsageError, match="Expected --truth to be what `meca poison` wrote .* found none at"):
+    with pytest.raises(UsageError, match=r"Expected --truth to be what `meca poison` wrote .* found none at"):
         verbs.score(run, tmp_path)
     other = tmp_path / "other"
     shutil.copytree(planted / "truth", other / "truth")
@@ -151,7 +151,7 @@ def test_a_truth_that_is_none_is_refused(planted: Path, tmp_path: Path) -> None:
     tests = read_parquet(other / "truth" / "test.parquet")
     at = tests.column_names.index("file")
     spoil("test.parquet", tests.set_column(at, "file", [["../../truth/attack.json"] * 15]))
-    with pytest.raises(InputRefused, match="cannot be read .*leaves the folder"):
+    with pytest.raises(InputRefused, match=r"cannot be read .*leaves the folder"):
         verbs.score(run, other)
     record = json.loads((planted / "truth" / "attack.json").read_text())
     spoil("attack.json", {**record, "triggers": [{"target_of": [9, 9, 9]}]})
