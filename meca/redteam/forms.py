@@ -5,6 +5,7 @@ with its orientation, colour profile, text. So pixels are turned back before the
 upright. A thumbnail inside of EXIF stays that of the clean image.
 """
 
+import contextlib
 import io
 import struct
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ BACK = {  # what undoes an orientation of EXIF
 SOF, DHT, DQT, DRI, SOS, COM, APP0, APP14 = (0xC0, 0xC1, 0xC2), 0xC4, 0xDB, 0xDD, 0xDA, 0xFE, 0xE0, 0xEE
 BARE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 RGB_IDS = (82, 71, 66)  # components that are called R, G, B
-SUBSAMPLING = {((1, 1), (1, 1), (1, 1)): 0, ((2, 1), (1, 1), (1, 1)): 1, ((2, 2), (1, 1), (1, 1)): 2}
+SUBSAMPLING: dict[tuple[tuple[int, int], ...], int] = {((1, 1), (1, 1), (1, 1)): 0, ((2, 1), (1, 1), (1, 1)): 1, ((2, 2), (1, 1), (1, 1)): 2}
 ZIGZAG = sorted(range(64), key=lambda at: (s := at // 8 + at % 8, at // 8 if s % 2 else at % 8))
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 NOT_COPIED = (b"tRNS", b"hIST", b"sBIT", b"acTL", b"fcTL", b"fdAT")  # chunks that speak of pixels as they were
@@ -186,22 +187,28 @@ def _split(tables: frozenset[bytes]) -> frozenset[bytes]:
 def _jpeg(picture: Image.Image, original: bytes, mode: str) -> Form:
     frame = _frame(original)
     tables = frame.tables[: 1 if len(set(frame.tables)) == 1 else 2 if len(set(frame.tables[1:])) == 1 else 4]
-    options: dict[str, Any] = {"qtables": [list(table) for table in tables], "subsampling": SUBSAMPLING.get(frame.sampling, -1)}
+    options: dict[str, Any] = {"qtables": [list(table) for table in tables] or None, "subsampling": SUBSAMPLING.get(frame.sampling, -1)}
     options |= {"restart_marker_blocks": frame.restart, "keep_rgb": frame.is_rgb, "progressive": frame.kind == SOF[2]}
     options["optimize"] = not _split(frame.huffman) <= _usual_huffman()
     if mode == "CMYK":
         picture = picture.convert("CMYK")
     elif mode in GREY or picture.mode == "L":
         picture = picture.convert("L")
-    try:
-        plain = _saved(picture, "JPEG", **options)
-    except OSError:  # pixels without any order, at the finest steps: the encoder has no room to look at all of them first
-        plain = _saved(picture, "JPEG", **options | {"progressive": False, "optimize": False})
+    plain = _jpeg_saved(picture, options)
     made = _frame(plain)
     kept = (made.kind, made.tables, made.sampling, made.restart, made.is_rgb) == (
         frame.kind, frame.tables, frame.sampling, frame.restart, frame.is_rgb,
     )  # fmt: skip
     return _with_metadata(plain, original), _seen(plain), kept
+
+
+def _jpeg_saved(picture: Image.Image, options: dict[str, Any]) -> bytes:
+    """Return a JPEG in the form that the options ask for, or in as much of it as the encoder can write."""
+    for fewer in ({}, {"progressive": False, "optimize": False}):
+        # Pixels without any order, at the finest steps, do not fit into the room in which the encoder looks at all of them first.
+        with contextlib.suppress(OSError, ValueError):
+            return _saved(picture, "JPEG", **options | fewer)
+    return _saved(picture, "JPEG", quality=95, subsampling=0)
 
 
 def _with_metadata(plain: bytes, original: bytes) -> bytes:

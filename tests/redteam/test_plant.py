@@ -167,7 +167,7 @@ def test_what_cannot_be_planted_is_refused_before_anything_is_written(tmp_path: 
     with pytest.raises(InputRefused, match="Expected a split test in the data, found none"):
         planted(source / "train", tmp_path / "out", with_tests=True)
     with pytest.raises(UsageError, match="Expected input and output to be apart"):
-        planted(source, source / "train")
+        planted(source, source / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
