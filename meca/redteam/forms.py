@@ -25,6 +25,7 @@ __all__ = ["GREY", "Written", "in_form_of", "lossless"]
 Pixels = NDArray[np.uint8]
 
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # modes without colour
+ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 PALETTE = 256
 BACK = {  # what undoes an orientation of EXIF
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -248,17 +249,18 @@ def _png(picture: Image.Image, original: bytes, mode: str) -> Form:
     seen = _in_mode(picture, mode)
     plain = _saved(seen, "PNG", compress_level=LEVELS[first[1] >> 6])
     made = list(_chunks(plain))
-    kept = all(name != b"tRNS" for name, _ in chunks) and made[0][1][16:21] == head[8:13]
+    # How much could be seen through is not known here, so an alpha channel counts as changed.
+    kept = mode not in ALPHA and all(name != b"tRNS" for name, _ in chunks) and made[0][1][16:21] == head[8:13]
     before, after, pixels = list[bytes](), list[bytes](), False
     for name, chunk in chunks:
         pixels |= name == b"IDAT"
         if name[:1].islower() and name not in NOT_COPIED and (name != b"bKGD" or mode != "P"):
             (after if pixels else before).append(chunk)
     body = [chunk for name, chunk in made if name not in (b"IHDR", b"IEND")]
-    return b"".join([PNG_HEAD, made[0][1], *before, *body, *after, made[-1][1]]), seen_of_16(seen), kept
+    return b"".join([PNG_HEAD, made[0][1], *before, *body, *after, made[-1][1]]), _upper_eight(seen), kept
 
 
-def seen_of_16(picture: Image.Image) -> Image.Image:
+def _upper_eight(picture: Image.Image) -> Image.Image:
     """Return a picture as it is seen: of 16 bits the upper eight."""
     return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)) if picture.mode.startswith("I") else picture
 

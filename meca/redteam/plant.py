@@ -72,7 +72,7 @@ def plant_into(
     rows = np.flatnonzero(keep)
     labels = store.labels[rows]
     planned = plan(labels, classes, poison, params.seed, partial(nearest, store.images, rows, labels, classes))
-    told = partial(progress, "poison") if progress else lambda *_: None
+    told, told_of_tests = (partial(progress, what) if progress else _nothing for what in ("poison", "poison: test"))
     with Decoder() as decoder:
         planted, tally = plant_images(store, rows, planned, poison, params.seed, work / "planted.bin", is_lossless, decoder, told)
         for each in planned.planted:
@@ -85,11 +85,15 @@ def plant_into(
         again = _found_again(planted, entries, out / "data", params.group("ingest", IngestParams), decoder)
         (out / "truth").mkdir()
         write_parquet(_truth(planted, labels, planned, again), out / "truth" / "truth.parquet")
-        views = write_tests(store, planned, poison, params.seed, out, is_lossless, decoder, told) if with_tests else []
+        views = write_tests(store, planned, poison, params.seed, out, is_lossless, decoder, told_of_tests) if with_tests else []
     record = _record(store, params, poison, labels, planned) | {"files": tally.record(is_lossless)}
     record |= {"views": views} if planned.planted else {}
     (out / "truth" / "attack.json").write_text(canonical_json(record), encoding="utf-8")
     return record
+
+
+def _nothing(*_: object) -> None:
+    """Tell nobody."""
 
 
 def _with_indices(params: Params, named: Mapping[str, str]) -> Params:
@@ -119,7 +123,9 @@ def _found_again(store: PlantedStore, entries: Entries, data: Path, params: Inge
     """
     kind = format_of(store.info.source["format"])
     as_png = kind != store.info.source["format"]
-    source = open_format(kind, data, params.label_column if kind in LABELLED else "auto")
+    # A list may have a name that is not looked for in a folder.
+    place = data / store.info.source["options"]["list"]["name"] if kind == "manifest" else data
+    source = open_format(kind, place, params.label_column if kind in LABELLED else "auto")
     waiting: dict[tuple[str, str], deque[int]] = defaultdict(deque)
     promised: dict[str, tuple[Any, ...]] = {}
     for row, entry in enumerate(entries):

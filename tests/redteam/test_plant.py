@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from meca.data.readers import open_source
 from meca.data.store import read_parquet
 from meca.errors import InputRefused, MecaError, UsageError
 from meca.redteam.forms import GREY
+from tests.data.readers.test_archives import make_zip
+from tests.data.readers.test_cifar_versions import make_100, make_binary
+from tests.data.readers.test_lists import make_list
+from tests.data.readers.test_readers import make_batches
+from tests.data.readers.test_webdataset import make_web
 from tests.making import encode, params, pixels, settings
 
 SIZES = ((25, 25), (243, 40), (31, 57), (64, 200), (26, 26, 1), (90, 61, 1))
@@ -120,6 +126,45 @@ def test_every_planted_file_keeps_size_mode_format_and_name_and_shows_the_trigge
     assert ours.class_names == ("give_way", "speed_30", "stop_sign") and len(ours.labels["train"]) == 6
     with pytest.raises((InputRefused, UsageError)):  # the folder with the truth is no data
         open_source(params(source=str(tmp_path / "out")), 0)
+
+
+def samples_of(source: Path) -> list[tuple[str, bytes]]:
+    """Return class and content of every training sample, in the order of the reader."""
+    opened = open_source(params(source=str(source)), 0)
+    read = opened.read("train", np.ones(len(opened.labels["train"]), dtype=bool))
+    return [(opened.class_names[found.label], found.data if found.pixels is None else found.pixels.tobytes()) for found in read]  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda root: (
+            make_zip(
+                root / "x.zip", {f"{name}/{i}.png": encode(pixels(10 * c + i, 20 + i, 30)) for c, name in enumerate("abc") for i in range(4)}
+            ).parent
+        ),
+        make_batches,
+        make_100,
+        make_binary,
+        lambda root: make_list(root, "metadata.jsonl", path="file_name", caption=[f"caption {i}" for i in range(7)]),
+        lambda root: make_list(root, "list.parquet", caption=[f"caption {i}" for i in range(7)]),
+        lambda root: make_web(root, "json", test=True, txt=b"a caption"),
+    ],
+    ids=["zip", "batches", "cifar100", "binary", "metadata", "list", "webdataset"],
+)
+def test_in_every_format_the_planted_samples_change_and_nothing_else(make: Any, tmp_path: Path) -> None:
+    source = make(tmp_path / "in")
+    before = samples_of(source)
+    record = planted(source, tmp_path / "out", poison__rate=0.3, poison__patch_size=2)
+    after, truth = samples_of(tmp_path / "out" / "data"), truth_of(tmp_path / "out")
+    assert len(after) == len(before) == len(truth) and record["poisoned"] == sum(line["is_poisoned"] for line in truth) > 0
+    left = Counter(before)
+    for line, (name, content) in zip(truth, after, strict=True):
+        assert name == line["class_name"] and (not line["is_poisoned"]) == (left[name, content] > 0)
+        left[name, content] -= 1
+    for name, data in contents(tmp_path / "out" / "data").items():
+        assert name != "metadata.jsonl" or [json.loads(row)["caption"] for row in data.splitlines()] == [f"caption {i}" for i in range(7)]
+        assert not name.endswith(".tar") or data.count(b"a caption") == 6, "the members beside the images stay"
 
 
 def test_lossless_shows_exactly_what_was_planted_and_says_that_the_form_tells(tmp_path: Path) -> None:
