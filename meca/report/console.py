@@ -110,13 +110,13 @@ def _file_lines(files: Mapping[str, Any]) -> list[str]:
 
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """Return the figures of every model that was evaluated, and what cannot be known."""
-    lines = [f"{'model':<12} {'ACC':>8} {'ASR':>8}  {'successful attacks':<18} {'95 % interval':<16}"]
+    lines = [f"{'model':<12} {'ACC':>8} {'ASR':>8} {'RA':>8}  {'successful attacks':<18} {'95 % interval':<16}"]
     for key in ("no_defence", "oracle", "enhanced", "clean", "final"):
         figures = evaluation.get(key)
         if figures:
             attacks = f"{figures['asr_k']} of {figures['asr_n']}" if figures.get("asr_n") else "unknown"
             lines.append(
-                f"{key.replace('_', ' '):<12} {percent(figures.get('acc')):>8} {percent(figures.get('asr')):>8}  "
+                f"{key.replace('_', ' '):<12} {percent(figures.get('acc')):>8} {percent(figures.get('asr')):>8} {percent(figures.get('ra')):>8}  "
                 f"{attacks:<18} {interval(figures.get('asr_interval')):<16}".rstrip()
             )
     for key in ("no_defence", "final"):
@@ -134,7 +134,7 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     if "poison_relabelled" in detection:
         kinds = {key: detection[key] for key in ("poisoned", "poison_left", "poison_relabelled", "poison_relabelled_rightly")}
         lines.append(
-            f"{'poison':<12} {kinds['poisoned']}, of which {kinds['poison_left']} are kept under their false label and {kinds['poison_relabelled']} "
+            f"{'poison':<12} {kinds['poisoned']}, of which {kinds['poison_left']} stay as they came and {kinds['poison_relabelled']} are "
             f"relabelled, {kinds['poison_relabelled_rightly']} of these rightly"
         )
     lines += _class_lines(evaluation.get("classes") or ())
