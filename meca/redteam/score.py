@@ -172,9 +172,10 @@ def _measured(store: Store, folder: Path, place: Path, number_of: Ints, attack: 
     theirs = of_view[0]["label"].to_numpy()
     if any(view["file"].to_pylist() != files for view in of_view) or len(views) != len(triggers):
         raise InputRefused(f"Expected the same files for each of {len(triggers)} triggers in {place / 'test.parquet'}; poison the data again.")
-    if len(theirs) and not (0 <= theirs.min() and theirs.max() < len(number_of) and (number_of[theirs] >= 0).all()):
-        raise InputRefused(f"Expected the classes of {place / 'test.parquet'} to be those of the run; poison the data again.")
-    labels: Ints = number_of[theirs]
+    if len(theirs) and not (0 <= theirs.min() and theirs.max() < len(number_of)):
+        raise InputRefused(f"Expected labels in 0..{len(number_of) - 1} in {place / 'test.parquet'}; poison the data again.")
+    known = number_of[theirs] >= 0  # a class that lost all its images is none of the run's
+    files, labels = [file for file, is_known in zip(files, known, strict=True) if is_known], number_of[theirs[known]]
     answers = {view: _answers(folder, tests / view, files, store, progress) for view in (CLEAN, *views)}
     back = {int(number): class_ for class_, number in enumerate(number_of)}  # class of the run: of the truth
     classes = len(store.info.class_names)

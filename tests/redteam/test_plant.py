@@ -172,7 +172,8 @@ def test_lossless_shows_exactly_what_was_planted_and_says_that_the_form_tells(tm
 
     source = scene(tmp_path / "in", 3)
     before = contents(source)
-    record = planted(source, tmp_path / "out", "sig", poison__rate=0.3, is_lossless=True)
+    record = planted(source, tmp_path / "out", "sig", poison__rate=0.34, is_lossless=True)
+    assert record["poisoned"] == 3, "all of the class, one of them grey"
     assert "the form of a file tells that it was planted" in "\n".join(attack_lines(record))
     group = settings().group("poison", PoisonParams)
     for line in truth_of(tmp_path / "out"):
@@ -240,3 +241,6 @@ def test_a_trigger_that_some_sizes_do_not_show_is_counted(tmp_path: Path) -> Non
     record = planted(tmp_path / "in", tmp_path / "out", "sig", poison__rate=0.5)
     assert json.loads((tmp_path / "out" / "truth" / "attack.json").read_text()) == record
     assert record["files"]["without_trigger"] == 1 and record["poisoned"] == 4
+    with pytest.raises(InputRefused, match=r"The trigger of attack 'sig' changes no pixel of these images; change its fields in params\.yaml"):
+        planted(tmp_path / "in", tmp_path / "other", "sig", poison__target_class=0, poison__rate=0.5)
+    assert not (tmp_path / "other").exists()

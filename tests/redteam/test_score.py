@@ -109,13 +109,15 @@ def test_a_class_of_the_run_is_found_by_its_name_and_samples_that_moved_by_their
     shutil.rmtree(tmp_path / "moved" / "blue")
     (tmp_path / "moved" / "green" / "new.png").write_bytes(encode(np.zeros((9, 9, 3), np.uint8)))
     run, store = run_on(tmp_path / "moved", tmp_path / "run")
-    write = tmp_path / "truth" / "truth"
-    shutil.copytree(planted / "truth", write, ignore=shutil.ignore_patterns("test.parquet"))
-    found = verbs.score(run, tmp_path / "truth")
+    found = verbs.score(run, planted)
     (of_red,) = (each for each in found["classes"] if each["poisoned"])
     assert store.info.class_names == ("green", "red") and (of_red["label"], of_red["name"], of_red["poisoned"]) == (1, "red", 6)
     assert found["matched"]["samples"] == found["matched"]["of_run"] - 1 and found["matched"]["of_truth"] == 15
-    assert found["final"] is None and "plant with --test" in found["unknown"][0]
+    assert (found["final"]["n"], found["final"]["asr_n"]) == (10, 5)
+    assert found["final"]["acc"] == 1.0, "the images of the classes that are left, each under the number of its class"
+    shutil.copytree(planted / "truth", tmp_path / "truth" / "truth", ignore=shutil.ignore_patterns("test.parquet"))
+    without = verbs.score(run, tmp_path / "truth")
+    assert without["final"] is None and "plant with --test" in without["unknown"][0] and without["detection"] == found["detection"]
 
 
 def test_the_command_prints_the_figures_and_a_line_for_each_class(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
