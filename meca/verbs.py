@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 from meca.pipeline import STORE, Told, find_run, paths_of, refuse_planted, run, run_folder
 from meca.stages.graph import graph
 
-__all__ = ["apply", "clean", "plant", "refuse_test_split", "render"]
+__all__ = ["apply", "clean", "plant", "refuse_test_split", "render", "score"]
 
 
 def clean(
@@ -135,23 +135,35 @@ def _sign(folder: Path, key: "Ed25519PrivateKey | None") -> None:
         sign(folder, key)
 
 
-def plant(source: str, out: Path, params: Params, progress: Progress | None = None) -> dict[str, Any]:
+def plant(
+    source: str,
+    out: Path,
+    params: Params,
+    progress: Progress | None = None,
+    named: Mapping[str, str] | None = None,
+    is_lossless: bool = False,
+    with_tests: bool = False,
+) -> dict[str, Any]:
     """Plant the attack of group [poison] into the data at `source`, for tests of one's own, and return what attack.json says.
 
-    `out` gets `data/`, the training set in the format that it came in, and `truth/` (docs/files.md). It is replaced in one step.
+    `out` gets `data/`, the training set in the format that it came in, and `truth/` (docs/files.md). It is replaced in one step. Every image
+    keeps its size, its mode and its place, and a planted one is encoded as its file was.
+
+    Args:
+        source: The data.
+        out: The folder to write.
+        params: The parameters; `ingest.size` is not read.
+        progress: Told what is going on.
+        named: Classes by their name or index, by field of group poison, as a person wrote them; they count before `params`.
+        is_lossless: Planted images become PNG under the names they had, which unharms the trigger and tells them apart.
+        with_tests: `out` gets `test/`, the test split with and without the trigger, too.
 
     Raises:
         UsageError: `out` holds something that meca did not write, or lies inside the input; it, or what is kept beside it, is a link or
-            another user's.
-        InputRefused: The data cannot be read, or carries no poison under these numbers.
+            another user's; a class that there is not.
+        InputRefused: The data cannot be read, or carries no poison under these numbers; there is no test split to write.
     """
-    import numpy as np
-
-    from meca.data.columns import pc
-    from meca.data.store import open_store
-    from meca.data.writers import Entries, write_sanitized
-    from meca.stages import ingest, poison
-    from meca.stages.runtime import execute
+    from meca.redteam.plant import plant_into
 
     refuse_planted(out)
     _check_out(source, out, _ours_poisoned)
@@ -162,20 +174,20 @@ def plant(source: str, out: Path, params: Params, progress: Progress | None = No
     refuse_foreign(work, below=True)
     with lock(own_folder(work / "locks", work) / "plant", f"The folder {out}"):
         try:
-            for name, module in (("ingest", ingest), ("poison", poison)):
-                execute(module, paths_of(module, name, work), params, None, progress, work / "scratch")
-            store = open_store(work / STORE)
-            samples = store.samples
-            at = np.flatnonzero(pc.equal(samples["split"], "train").to_numpy() & (samples["row"].to_numpy() >= 0))
-            entries = Entries(samples, at, samples["label"].to_numpy()[at])
             fresh_folder(temporary)
-            write_sanitized(store, entries, temporary / "data")
-            copy_folder(work / "data" / "truth", temporary / "truth")
+            record = plant_into(temporary, work, params, named or {}, progress, is_lossless, with_tests)
             replace_folder(temporary, out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
             shutil.rmtree(temporary, ignore_errors=True)
-    return read_json(out / "truth" / "attack.json")
+    return record
+
+
+def score(run: Path, truth: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Return the figures of a run of `clean` on planted data, against the truth that `plant` wrote; see `meca.redteam.score`."""
+    from meca.redteam.score import score as scored
+
+    return scored(run, truth, progress)
 
 
 def render(folder: Path, published: Path | None = None) -> str:
@@ -226,7 +238,7 @@ def _ours(out: Path) -> bool:
 
 
 def _ours_poisoned(out: Path) -> bool:
-    return (out / "truth" / "attack.json").is_file() and all(path.name in ("data", "truth") for path in out.iterdir())
+    return (out / "truth" / "attack.json").is_file() and all(path.name in ("data", "test", "truth") for path in out.iterdir())
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

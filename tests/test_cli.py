@@ -282,7 +282,7 @@ def test_poison_gives_the_set_back_in_its_format_and_the_truth_beside_it(make, t
     for name, is_poisoned in zip(truth["sample_id"].to_pylist(), truth["is_poisoned"].to_pylist(), strict=True):
         label, image = named[name]
         if is_poisoned:
-            assert label == 1 and (image[-2:, -2:] == 255).all() and name not in old
+            assert label == 1 and image[-1, -1].min() > 200 and name not in old
         else:
             assert old[name] == label, "the others keep their bytes and their label"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before", "in", "out"], "nothing is left behind"
@@ -310,6 +310,9 @@ def test_poison_prints_its_record_as_json_and_replaces_only_its_own(tmp_path, ca
         (["--attack", "tact"], 3, r"set poison\.cover_rate to 0\.0|poison\.cover_rate"),
         (["--attack", "badnet", "--set", "poison.imbalance=2.0"], 4, r"poison\.imbalance to be in \(0, 1\]"),
         (["--attack", "badnet", "--set", "poison.rat=2.0"], 4, r"did you mean 'poison\.rate'"),
+        (["--attack", "badnet", "--target", "dogs"], 4, r"to be a class of this data or its index, got 'dogs'; did you mean 'dog'"),
+        (["--attack", "badnet", "--test"], 3, r"Expected a split test in the data, found none"),
+        (["--attack", "badnet", "--set", "ingest.size=64"], 4, r"Expected no ingest\.size here: the trigger is planted at the size of each image"),
     ],
 )
 def test_poison_says_in_a_sentence_why_it_cannot(more, expected, sentence, tmp_path, capsys):

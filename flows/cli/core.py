@@ -131,38 +131,62 @@ def poison(
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder for the poisoned set (data/) and what is true about it (truth/).")],
     attack: Annotated[str, Parameter(help="badnet, blend, sig, wanet, … (docs/attacks.md); `none` for the options of group poison alone.")],
     rate: Annotated[float | None, Parameter(help="Poisoned / all training samples.")] = None,
-    target: Annotated[int | None, Parameter(help="Index of the class that the backdoor leads to.")] = None,
+    target: Annotated[str | None, Parameter(help="The class that the backdoor leads to: its name or its index.")] = None,
+    source_class: Annotated[str | None, Parameter(help="tact: the class whose images are poisoned: its name or its index.")] = None,
     seed: Annotated[int | None, Parameter(help="Chooses the samples and what is drawn for them.")] = None,
+    test: Annotated[bool, Parameter(negative="", show_default=False, help="Write the test split with and without the trigger, too (test/).")] = False,
+    lossless: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Planted images become PNG: the trigger is unharmed, and the form tells them apart.")
+    ] = False,
     format: Format = "auto",
     params: ParamsFile = None,
     settings: Settings = (),
     as_json: Json = False,
 ) -> int:
-    """Plant a known attack into a copy of your data, to test a defence. Without `--set ingest.size=…` images keep their size."""
+    """Plant a known attack into a copy of your data, to test a defence. Every image keeps its size, its mode and the form of its file."""
     from meca import verbs
     from meca.progress import Progress
     from meca.report.console import attack_lines
 
     existing(path)
-    given = {key: value for key, value in (("poison.rate", rate), ("poison.target_class", target), ("seed", seed)) if value is not None}
-    chosen = params_of(params, None, settings, {"ingest.format": format, "ingest.size": 0, "poison.attack": attack, **given})
+    if any(setting.partition("=")[0].strip() == "ingest.size" for setting in settings):
+        raise UsageError(
+            "Expected no ingest.size here: the trigger is planted at the size of each image. Resize the images before, or leave it away."
+        )
+    given = {key: value for key, value in (("poison.rate", rate), ("seed", seed)) if value is not None}
+    chosen = params_of(params, None, settings, {"ingest.format": format, "poison.attack": attack, **given})
+    named = {field: text for field, text in (("target_class", target), ("source_class", source_class)) if text is not None}
     with Progress() as progress:
-        record = verbs.plant(path, output, chosen, progress)
+        record = verbs.plant(path, output, chosen, progress, named, lossless, test)
     if as_json:
         say_json(record)
     else:
-        say(*attack_lines(record), f"Data          {output / 'data'}", f"Truth         {output / 'truth'}")
+        say(*attack_lines(record), f"Data          {output / 'data'}", *([f"Test          {output / 'test'}"] if test else []))
+        say(f"Truth         {output / 'truth'}")
     return DONE
 
 
 @app.command
-def evaluate(run: Annotated[Path, Parameter(help="A workspace, or the output of `clean`.")], /, *, as_json: Json = False) -> int:
+def evaluate(
+    run: Annotated[Path, Parameter(help="A workspace, or the output of `clean`.")],
+    /,
+    *,
+    truth: Annotated[Path | None, Parameter(help="What `meca poison` wrote: the run on its data is held against it.")] = None,
+    as_json: Json = False,
+) -> int:
     """Print ACC, recall, ASR, TPR and FPR where there is a truth, and say what cannot be known without one."""
     from meca.files import read_json
     from meca.pipeline import find_run
     from meca.report.console import evaluation_lines
 
-    evaluation = read_json(find_run(run, ("work/evaluate",)) / "work" / "evaluate" / "evaluation.json")
+    if truth is not None:
+        from meca import verbs
+        from meca.progress import Progress
+
+        with Progress() as progress:
+            evaluation = verbs.score(run, truth, progress)
+    else:
+        evaluation = read_json(find_run(run, ("work/evaluate",)) / "work" / "evaluate" / "evaluation.json")
     say_json(evaluation) if as_json else say(*evaluation_lines(evaluation))
     return DONE
 

@@ -22,6 +22,8 @@ def moving_logo(images: np.ndarray, draws: Draws) -> np.ndarray:
     if len(images) == 0:
         return images.copy()
     pattern, disc = swirl(*images.shape[1:])
+    if not disc.any():  # an image of a few pixels has no room for it
+        return images.copy()
     rows, columns = np.flatnonzero(disc.any(1)), np.flatnonzero(disc.any(0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     logo, shown = np.rint(255 * pattern[box]).astype(np.uint8), disc[box]

@@ -13,7 +13,7 @@ from meca.attacks.wanet import control_grid
 from meca.data.store import Store, write_array
 from meca.errors import InputRefused
 
-__all__ = ["BLOCK", "counted", "in_light", "recorded", "signed", "triggered", "truth_table", "write_views"]
+__all__ = ["BLOCK", "counted", "in_light", "recorded", "signed", "triggered", "truth_table", "view_names", "write_views"]
 
 
 BLOCK = 1000  # images that are triggered together; what happens to one depends on itself alone
@@ -117,9 +117,13 @@ def write_views(clean: Store, truth: Path, planned: Plan, params: PoisonParams, 
         write_array(truth / name, np.concatenate([view(part, params, seed) for part in parts]))
 
 
+def view_names(views: int) -> list[str]:
+    """Return a name for the test images of each trigger."""
+    return ["triggered", *(f"triggered_{number}" for number in range(2, views + 1))]
+
+
 def _files(planned: Plan) -> list[str]:
-    views = sum(len(each.leads) for each in planned.planted)
-    return ["triggered.npy", *(f"triggered_{number}.npy" for number in range(2, views + 1))]
+    return [f"{name}.npy" for name in view_names(sum(len(each.leads) for each in planned.planted))]
 
 
 def truth_table(labels: np.ndarray, planned: Plan, names: pa.Table) -> pa.Table:

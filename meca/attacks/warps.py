@@ -5,6 +5,7 @@ import numpy as np
 __all__ = ["affine", "bicubic", "reflected", "sampled"]
 
 BLOCK = 256  # images that are sampled together: what lies in memory as float32
+PIXELS = 2**20  # of them that are looked up together: a photograph is read band by band
 
 
 def sampled(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -21,12 +22,16 @@ def sampled(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
         part = slice(start, start + BLOCK)
         flat = images[part].reshape(-1, height * width, channels).astype(np.float32)
         own = part if len(rows) > 1 else slice(None)
-        top, left = np.floor(rows[own]).astype(np.intp), np.floor(columns[own]).astype(np.intp)
-        down, right = (at.reshape(len(at), -1, 1).astype(np.float32) for at in (rows[own] - top, columns[own] - left))
-        below, beside = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-        upper = _between(flat, top * width + left, top * width + beside, right)
-        lower = _between(flat, below * width + left, below * width + beside, right)
-        out[part] = (upper + (lower - upper) * down).reshape(-1, height, width, channels)
+        step = max(1, PIXELS // (width * len(flat)))
+        for first in range(0, height, step):
+            band = slice(first, first + step)
+            at_rows, at_columns = rows[own, band], columns[own, band]
+            top, left = np.floor(at_rows).astype(np.intp), np.floor(at_columns).astype(np.intp)
+            down, right = (at.reshape(len(at), -1, 1).astype(np.float32) for at in (at_rows - top, at_columns - left))
+            below, beside = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+            upper = _between(flat, top * width + left, top * width + beside, right)
+            lower = _between(flat, below * width + left, below * width + beside, right)
+            out[part, band] = (upper + (lower - upper) * down).reshape(len(flat), -1, width, channels)
     return out
 
 

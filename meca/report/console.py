@@ -1,6 +1,6 @@
 """What the terminal shows of a run: what was seen, the verdict, the figures. Lines of text, nothing of them markup."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meca.data.judged import pixels
@@ -95,7 +95,9 @@ def attack_lines(record: Mapping[str, Any]) -> list[str]:
     if record["attack"] == "none":
         lines = ["Attack        none"]
     else:
-        targets = "to class " + " and ".join(str(target) for target in record["targets"]) if record["targets"] else "every class to the next"
+        names = record.get("class_names") or ()
+        told = [f"{target} ({plain(names[target])})" if names and names[target] != str(target) else str(target) for target in record["targets"]]
+        targets = "to class " + " and ".join(told) if told else "every class to the next"
         lines = [f"Attack        {record['attack']}, {targets}", f"Poisoned      {record['poisoned']} of {record['n']}"]
         lines += [f"Kept label    {record['kept_label']} that carry what poison carries"] if record.get("kept_label") else []
         lines += [f"Covers        {record['covers']['actual']}"] * bool(record["covers"]["requested"])
@@ -103,18 +105,49 @@ def attack_lines(record: Mapping[str, Any]) -> list[str]:
             if counts["capped"]:
                 lines.append(f"Warning       {counts['requested']} {what} were asked for, capped: {counts['reason']}.")
     lines += [f"Wrong labels  {record['noise']['actual']}"] if record.get("noise", {}).get("actual") else []
+    lines += _file_lines(record["files"]) if record.get("files", {}).get("planted") else []
     return lines + ([f"Dropped       {record['dropped']}"] if record.get("dropped") else [])
+
+
+def _class_lines(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each class in which something is poisoned or flagged."""
+    told = [each for each in classes if each["poisoned"] or each["flagged"]]
+    if not told:
+        return []
+    width = min(40, max([12, *(len(plain(each["name"])) for each in told)]))
+    lines = [f"{'class':<{width}} {'samples':>8} {'poisoned':>9} {'flagged':>8} {'TPR':>8} {'FPR':>8}"]
+    for each in told:
+        figures = f"{each['n']:>8} {each['poisoned']:>9} {each['flagged']:>8} {percent(each['tpr']):>8} {percent(each['fpr']):>8}"
+        lines.append(f"{plain(each['name'], width):<{width}} {figures}")
+    return lines
+
+
+def _file_lines(files: Mapping[str, Any]) -> list[str]:
+    """Return how the planted images were written, and what that did to them."""
+    if files["lossless"]:
+        lines = [f"Files         {files['planted']} PNG: the trigger is unharmed, and the form of a file tells that it was planted"]
+    else:
+        harm = files["harm"]
+        lines = [
+            f"Files         {files['planted']} in the form that they came in; what a reader sees is {harm['mean']:.2f} grey levels from what was "
+            f"planted on average, {harm['largest']} at most"
+        ]
+        if files["reformed"]:
+            lines.append(f"Warning       The form of {files['reformed']} of them could not be kept as it was.")
+    if files["without_trigger"]:
+        lines.append(f"Warning       The trigger changes no pixel of {files['without_trigger']} of them.")
+    return lines
 
 
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """Return the figures of every model that was evaluated, and what cannot be known."""
-    lines = [f"{'model':<12} {'ACC':>8} {'ASR':>8}  {'successful attacks':<18} {'95 % interval':<16}"]
+    lines = [f"{'model':<12} {'ACC':>8} {'ASR':>8} {'RA':>8}  {'successful attacks':<18} {'95 % interval':<16}"]
     for key in ("no_defence", "oracle", "enhanced", "clean", "final"):
         figures = evaluation.get(key)
         if figures:
             attacks = f"{figures['asr_k']} of {figures['asr_n']}" if figures.get("asr_n") else "unknown"
             lines.append(
-                f"{key.replace('_', ' '):<12} {percent(figures.get('acc')):>8} {percent(figures.get('asr')):>8}  "
+                f"{key.replace('_', ' '):<12} {percent(figures.get('acc')):>8} {percent(figures.get('asr')):>8} {percent(figures.get('ra')):>8}  "
                 f"{attacks:<18} {interval(figures.get('asr_interval')):<16}".rstrip()
             )
     for key in ("no_defence", "final"):
@@ -125,8 +158,23 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     if len(lines) == 1:
         lines = ["There is no test split: no accuracy can be given."]
     detection = evaluation.get("detection") or {}
-    lines += [f"{key.upper():<12} {percent(detection[key])}" for key in ("tpr", "fpr") if detection.get(key) is not None]
+    words = {"tpr": "TPR", "fpr": "FPR", "fpr_flagged": "FPR inside flagged classes"}
+    lines += [f"{word:<12} {percent(detection[key])}" for key, word in words.items() if detection.get(key) is not None]
     if detection.get("auroc") is not None:
         lines.append(f"{'AUROC':<12} {detection['auroc']:.3f}")
+    if "poison_relabelled" in detection:
+        kinds = {key: detection[key] for key in ("poisoned", "poison_left", "poison_relabelled", "poison_relabelled_rightly")}
+        lines.append(
+            f"{'poison':<12} {kinds['poisoned']}, of which {kinds['poison_left']} stay as they came and {kinds['poison_relabelled']} are "
+            f"relabelled, {kinds['poison_relabelled_rightly']} of these rightly"
+        )
+    lines += _class_lines(evaluation.get("classes") or ())
+    matched = evaluation.get("matched") or {}
+    if matched and not matched["samples"] == matched["of_run"] == matched["of_truth"]:
+        lines.append(
+            f"Warning       {matched['samples']} samples stand in both; the run has {matched['of_run']}, the truth {matched['of_truth']}. The others "
+            "are left out of the figures."
+        )
     unknown = evaluation.get("unknown") or []
-    return lines + [f"Cannot be known without the truth: {plain(item)}" for item in unknown]
+    without = "" if evaluation.get("known") else " without the truth"
+    return lines + [f"Cannot be known{without}: {plain(item)}" for item in unknown]
