@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from meca.errors import MecaError, UsageError, check_choice, check_fields
 from meca.files import canonical_json
-from meca.models.compact import compact
+from meca.models.compact import compact, doublings
 from meca.params import Params
 
 __all__ = [
@@ -100,22 +100,24 @@ class Normalize(nn.Module):
         return (x - self.get_buffer("mean")) / self.get_buffer("std")
 
 
-def _compact(network: NetworkParams, classes: int, channels: int) -> nn.Module:
+def _compact(of: Description) -> nn.Module:
+    network = of.network
     if network.stem not in ("s2d", "conv3"):
         raise MecaError(f"Expected network.stem to be s2d or conv3 for compact, got {network.stem!r}; change it in params.yaml.")
-    return compact(classes, channels, network.width, network.stem)
+    return compact(len(of.class_names), of.channels, network.width, network.stem, doublings(of.height, of.width))
 
 
-def _torchvision(network: NetworkParams, classes: int, channels: int) -> nn.Module:
+def _torchvision(of: Description) -> nn.Module:
+    network = of.network
     # torchvision is slow to import and only these three networks need it.
     from meca.models.vision import vision
 
     if network.stem not in ("cifar", "imagenet"):
         raise MecaError(f"Expected network.stem to be cifar or imagenet for {network.name}, got {network.stem!r}; change it in params.yaml.")
-    return vision(network.name, classes, channels, network.stem)
+    return vision(network.name, len(of.class_names), of.channels, network.stem)
 
 
-NETWORKS: dict[str, Callable[[NetworkParams, int, int], nn.Module]] = {
+NETWORKS: dict[str, Callable[[Description], nn.Module]] = {
     "compact": _compact,
     "resnet18": _torchvision,
     "resnet34": _torchvision,
@@ -125,8 +127,7 @@ NETWORKS: dict[str, Callable[[NetworkParams, int, int], nn.Module]] = {
 
 def build(description: Description, rng: torch.Generator) -> nn.Module:
     """Return a freshly initialised network; the weights depend on the generator alone."""
-    network = NETWORKS[description.network.name](description.network, len(description.class_names), description.channels)
-    model = nn.Sequential(Normalize(description.mean, description.std), network)
+    model = nn.Sequential(Normalize(description.mean, description.std), NETWORKS[description.network.name](description))
     reset(model, rng)
     return model.to(memory_format=memory_format(description))  # pyright: ignore[reportCallIssue, reportArgumentType]
 

@@ -1,16 +1,18 @@
 """The networks: every one with every stem, their weights from a generator alone, and their one form on disk."""
 
+import dataclasses
 import itertools
 import json
 import pickle  # a file that the loader must refuse
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from meca.errors import MecaError, UsageError
 from meca.models import (
@@ -117,6 +119,76 @@ def test_the_layout_in_memory_changes_nothing_but_rounding(name: str, stem: str)
     slow = predict(model.to(memory_format=torch.contiguous_format), images)  # pyright: ignore[reportCallIssue, reportArgumentType]
     assert torch.allclose(fast, slow, rtol=1e-3, atol=1e-4 * float(fast.abs().max()))
     assert memory_format(about) == (torch.contiguous_format if stem == "imagenet" else torch.channels_last)
+
+
+def of_today(classes: int, width: int, stem: str) -> nn.Sequential:
+    """Return `compact` for 32 pixels, layer by layer."""
+
+    def block(c_in: int, c_out: int, pool: bool) -> list[nn.Module]:
+        return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), *[nn.MaxPool2d(2)] * pool, nn.BatchNorm2d(c_out), nn.ReLU()]
+
+    s2d = [nn.Conv2d(3, 24, 4, stride=2, padding=1), nn.ReLU(), *block(24, width, False)]
+    layers = [*(s2d if stem == "s2d" else block(3, width, False)), *block(width, 2 * width, True), *block(2 * width, 2 * width, False)]
+    layers += [*block(2 * width, 4 * width, True), *block(4 * width, 4 * width, False)]
+    return nn.Sequential(*layers, nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()), nn.Linear(4 * width, classes))
+
+
+@pytest.mark.parametrize("stem", ["s2d", "conv3"])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (28, 28), (32, 32), (48, 48), (32, 300)])
+def test_compact_is_for_small_images_what_it_was(height: int, width: int, stem: Literal["s2d", "conv3"]) -> None:
+    about = dataclasses.replace(description(NetworkParams("compact", stem, 4)), height=height, width=width)
+    model, expected = build(about, generator("a")), nn.Sequential(Normalize(about.mean, about.std), of_today(4, 4, stem))
+    reset(expected, generator("a"))
+    assert same(model, expected)
+    x = torch.rand(2, 3, height, width, generator=generator("x"))
+    assert torch.allclose(model.eval()(x), expected.eval()(x), atol=1e-6)
+
+
+GROWING = [(32, 32), (48, 48), (64, 64), (96, 96), (96, 128), (128, 128), (192, 192), (224, 224), (448, 448)]
+
+
+def counted(height: int, width: int, stem: Literal["s2d", "conv3"]) -> tuple[float, float]:
+    """Return, for each pixel of an image, the work of a forward pass and the numbers that it leaves for the backward pass."""
+    about = dataclasses.replace(description(NetworkParams("compact", stem, 32)), height=height, width=width)
+    model, numbers = build(about, generator("a")), 0
+
+    def note(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal numbers
+        numbers += output.numel()
+
+    for module in model.modules():
+        if not isinstance(module, nn.Sequential):
+            module.register_forward_hook(note)
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, height, width))
+    return counter.get_total_flops() / (height * width), numbers / (height * width)
+
+
+@pytest.mark.parametrize("stem", ["s2d", "conv3"])
+def test_a_pixel_of_a_larger_image_costs_no_more_work_and_no_more_memory(stem: Literal["s2d", "conv3"]) -> None:
+    work, memory = zip(*(counted(*size, stem) for size in GROWING), strict=True)
+    assert list(work) == sorted(work, reverse=True) and work[2] < 0.5 * work[0]
+    assert max(memory) <= memory[0]
+
+
+@pytest.mark.parametrize("side", [33, 49, 64, 97, 128, 224, 385])
+def test_the_last_map_of_compact_is_as_large_as_that_of_a_small_image(side: int) -> None:
+    seen: list[torch.Size] = []
+    model = build(description(NetworkParams("compact", "s2d", 2), side), generator("a")).eval()
+    last = next(module for module in model.modules() if type(module).__name__ == "MaxOverMap")
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model(torch.zeros(1, 3, side, side))
+    assert 3 <= seen[0][2] <= 6
+
+
+@pytest.mark.parametrize("stem", ["s2d", "conv3"])
+@pytest.mark.parametrize("at", [(0, 0), (97, 130), (221, 221)])
+def test_three_pixels_of_a_large_image_reach_the_logits(at: tuple[int, int], stem: Literal["s2d", "conv3"]) -> None:
+    model = build(description(NetworkParams("compact", stem, 16), 224), generator("a")).eval()
+    x = torch.zeros(1, 3, 224, 224, requires_grad=True)
+    shown = x + torch.nn.functional.pad(torch.ones(1, 3, 3, 3), (at[1], 221 - at[1], at[0], 221 - at[0]))
+    model(shown).square().sum().backward()
+    assert x.grad is not None and (x.grad[0, :, at[0] : at[0] + 3, at[1] : at[1] + 3] != 0).all()
 
 
 def test_normalize_gives_mean_zero_and_deviation_one() -> None:
