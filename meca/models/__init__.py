@@ -6,6 +6,7 @@ loaded model needs nothing but pixels.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from meca.params import Params
 
 __all__ = [
     "NETWORKS",
+    "Architecture",
     "Description",
     "DetectorParams",
     "Network",
@@ -34,12 +36,16 @@ __all__ = [
 ]
 
 
+Stem = Literal["s2d", "conv3", "cifar", "imagenet"]
+CIFAR_UP_TO = 64  # pixels of the longer side: above, torchvision's networks have their own stem
+
+
 @dataclasses.dataclass(frozen=True)
-class NetworkParams:
-    """Group `network` of params.yaml."""
+class Architecture:
+    """What a network is built as, beside its inputs and outputs."""
 
     name: str  # of `NETWORKS`
-    stem: Literal["s2d", "conv3", "cifar", "imagenet"]
+    stem: Stem
     width: int  # channels of the first block; compact only
 
     def __post_init__(self) -> None:
@@ -49,12 +55,36 @@ class NetworkParams:
 
 
 @dataclasses.dataclass(frozen=True)
+class NetworkParams:
+    """Group `network` of params.yaml."""
+
+    name: str  # of `NETWORKS`
+    stem: Literal["auto", "s2d", "conv3", "cifar", "imagenet"]
+    width: int  # channels of the first block; compact only
+    weights: str  # path of a file in safetensors that training starts from; empty: from scratch
+    normalize: Literal["auto", "data", "imagenet"]
+    watch: str  # read by DVC alone
+
+    def __post_init__(self) -> None:
+        """Refuse a network that there is not, or without channels."""
+        self.built(1, 1)
+
+    def built(self, height: int, width: int) -> Architecture:
+        """Return the architecture for images of a size, in pixels."""
+        if self.stem != "auto":
+            return Architecture(self.name, self.stem, self.width)
+        theirs: Stem = "cifar" if max(height, width) <= CIFAR_UP_TO else "imagenet"
+        return Architecture(self.name, "s2d" if self.name == "compact" else theirs, self.width)
+
+
+@dataclasses.dataclass(frozen=True)
 class DetectorParams:
     """Group `detector` of params.yaml."""
 
     name: str  # of `NETWORKS`, or same
-    stem: Literal["s2d", "conv3", "cifar", "imagenet"]
+    stem: Literal["auto", "s2d", "conv3", "cifar", "imagenet"]
     width: int  # channels of the first block; compact only
+    weights: Literal["none", "same"]  # same: partition starts from `network.weights`
 
     def __post_init__(self) -> None:
         """Refuse a network that there is not, or without channels."""
@@ -62,21 +92,33 @@ class DetectorParams:
         check_fields(self, ("width", ">= 1", self.width >= 1))
 
     def resolve(self, network: NetworkParams) -> NetworkParams:
-        """Return the network that detects."""
-        return network if self.name == "same" else NetworkParams(self.name, self.stem, self.width)
+        """Return the network that detects.
+
+        Raises:
+            UsageError: It starts from weights and is another network than the one that they are for.
+        """
+        own = network if self.name == "same" else dataclasses.replace(network, name=self.name, stem=self.stem, width=self.width)
+        if self.weights == "none":
+            return dataclasses.replace(own, weights="", normalize=network.normalize if self.name == "same" else "auto")
+        if not network.weights or (own.name, own.stem, own.width) != (network.name, network.stem, network.width):
+            raise UsageError(
+                "params.yaml: expected detector.weights same with network.weights and detector.name same; set them, or detector.weights none."
+            )
+        return own
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
     """model.json: everything that is needed to build the network of a weights file again."""
 
-    network: NetworkParams
+    network: Architecture
     class_names: tuple[str, ...]
     height: int
     width: int
     channels: int
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
+    weights_sha256: str | None = None  # of the file that its training started from; in model.json only where there was one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +201,10 @@ def save_model(model: nn.Module, description: Description, folder: Path) -> None
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
-    (folder / "model.json").write_text(canonical_json(dataclasses.asdict(description)), encoding="utf-8")
+    record = dataclasses.asdict(description)
+    if description.weights_sha256 is None:
+        del record["weights_sha256"]  # what was trained from scratch can be read by an older meca
+    (folder / "model.json").write_text(canonical_json(record), encoding="utf-8")
 
 
 def load_model(folder: Path) -> nn.Module:
@@ -184,11 +229,14 @@ def read_description(folder: Path) -> Description:
     """Return what model.json says."""
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            record = {"weights_sha256": None, **record}
         found = Params({"model": record}, "model.json").group("model", Description)
     except (OSError, ValueError, UsageError) as error:
         raise MecaError(f"Expected the description of a model in {folder / 'model.json'}: {error}") from None
     sizes = (len(found.class_names), found.height, found.width, found.channels, found.network.width)
-    if min(sizes) < 1 or not len(found.mean) == len(found.std) == found.channels:
+    digest = found.weights_sha256
+    if (digest is not None and not re.fullmatch("[0-9a-f]{64}", digest)) or min(sizes) < 1 or not len(found.mean) == len(found.std) == found.channels:
         raise MecaError(
             f"Expected the description of a model in {folder / 'model.json'}, found sizes that contradict each other or are not positive."
         )
