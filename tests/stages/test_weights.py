@@ -157,7 +157,9 @@ def test_a_stage_that_dvc_starts_wants_dvc_to_see_them_change(
     file = there / "params.yaml"
     options = [word for key, path in paths("train_clean", there).items() for word in (f"--{key.replace('_', '-')}", str(path))]
     for watch, code in ((".dvcignore", 4), (str(given), None)):
-        file.write_text(json.dumps(still(network__weights=str(given), network__watch=watch).tree))  # JSON is YAML
+        file.write_text(
+            json.dumps(still(network__weights=str(given), network__watch=watch, train_clean__lr=0.01, partition__recipe__lr=0.01).tree)
+        )  # JSON is YAML
         if code is None:
             main(MODULES["train_clean"], [*options, "--params", str(file)])
         else:
