@@ -101,11 +101,9 @@ def _parsed(path: Path, limit: int) -> tuple[dict[str, Tensor], str]:
     if len(data) > limit:
         raise UsageError(f"Expected {WHAT} of at most {limit:,} bytes at {path}, and it grows while it is read; name a file that is finished.")
     header = int.from_bytes(data[:8], "little")
-    if 8 <= len(data) - header and header > MAX_HEADER:
+    if MAX_HEADER < header <= len(data) - 8:  # one that the file does not hold is for the reader to refuse
         raise UsageError(f"Expected {WHAT} at {path} whose header has at most {MAX_HEADER:,} bytes, got {header:,}; save the tensors alone.")
     try:
-        if header > MAX_HEADER:
-            raise ValueError("its header is larger than the file")
         return load(data), hashlib.sha256(data).hexdigest()
     # Python's half of the reader meets types that it does not know (KeyError) and lengths that fit no shape.
     except (SafetensorError, KeyError, ValueError, RuntimeError, AssertionError, OverflowError, TypeError) as error:

@@ -28,7 +28,7 @@ from meca.training.engine import Session
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
 from tests.method.tiny import same
-from tests.stages.chain import MODULES, N_TRAIN, paths, quick, run, step
+from tests.stages.chain import MODULES, N_TRAIN, NOTHING, paths, quick, run, step
 
 STILL = {"train_clean__epochs": 1, "train_clean__lr": 1e-9, "partition__recipe__epochs": 1, "partition__recipe__lr": 1e-9}
 NEAR = {"atol": 1e-5, "rtol": 0.0}
@@ -113,6 +113,17 @@ def test_detection_does_not_start_from_them_unless_it_is_asked_to(there: Path, g
         models.append(load_model(out))
     assert same(models[0], models[1]) and near(models[2], load_model(given.parent)) and not near(models[0], models[2])
     assert read_description(out).weights_sha256 == weights_digest(given)
+
+
+def test_split_trains_from_scratch_and_says_so_where_partition_did_not(there: Path, given: Path) -> None:
+    """Else its network would be taken over for a clean model that started from the weights."""
+    shutil.rmtree(there / "work" / "split")
+    params = still(**NOTHING, network__weights=str(given), detector__name="same", detector__weights="same")
+    for name in ("partition", "enhance", "split", "train_clean"):
+        receipt = step(name, there, params)
+    kept, clean = (read_description(there / "work" / name) for name in (f"split/{KEPT}", "train_clean"))
+    assert kept.weights_sha256 is None and clean.weights_sha256 == weights_digest(given)
+    assert dataclasses.replace(kept, weights_sha256=clean.weights_sha256) == clean and "train" in receipt["timings"]
 
 
 def test_weights_that_do_not_fit_show_before_the_detection(there: Path, given: Path) -> None:
