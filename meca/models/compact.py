@@ -33,8 +33,8 @@ def compact(classes: int, channels: int, width: int, stem: str, more: int = 0) -
     It grows with the image by blocks in front, which pool: behind them the map is as large as that of a small image is, so that the layers
     that follow see a share of the image that does not shrink, and a pixel costs less the larger the image is. More blocks at the end
     would see as much, but every pixel would pay for all layers before them. A small trigger outlives the blocks: no layer steps by more
-    than 2 before there are `width` channels that can hold it, each step behind the stem is a max-pool behind a 3x3 convolution, which
-    keeps the strongest answer wherever it stands, and the last pool over the map takes one place of it as well as all.
+    than 2; each step behind the stem is a max-pool behind a 3x3 convolution, which keeps the strongest answer wherever it stands; and
+    the last pool over the map takes one place of it as well as all.
 
     Args:
         classes: Outputs.
