@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from meca.errors import MecaError, UsageError
+from meca.text import plain
 
 __all__ = [
     "atomic_write",
@@ -30,6 +31,7 @@ __all__ = [
     "lock",
     "make_folder",
     "need_room",
+    "open_named",
     "open_new",
     "open_plain",
     "own_folder",
@@ -116,6 +118,30 @@ def open_plain(path: Path) -> BufferedReader:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise UsageError(f"{path} is no file. {AWAY}")
+    return open(handle, "rb")
+
+
+def open_named(path: Path, limit: int, what: str) -> BufferedReader:
+    """Open a file that the user named: a link of theirs is followed, a pipe not waited for, and what is too large is not begun.
+
+    Args:
+        path: Where it should be.
+        limit: Bytes.
+        what: What should be there.
+
+    Raises:
+        UsageError: Nothing is there that can be read, or it is no file, or larger.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        found = "none" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or "a name that no file can have"
+        raise UsageError(f"Expected {what} at {plain(path)}, found {found}; name a file that can be read.") from None
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+        os.close(handle)
+        found = f"{status.st_size:,} bytes" if stat.S_ISREG(status.st_mode) else "a folder" if stat.S_ISDIR(status.st_mode) else "no file"
+        raise UsageError(f"Expected {what} of at most {limit:,} bytes at {plain(path)}, found {found}; name another file.")
     return open(handle, "rb")
 
 

@@ -197,7 +197,7 @@ def _is_ours(folder: Path, name: str, now: Mapping[str, str], say: Callable[[str
 
 
 def _finished(module: ModuleType, paths: Mapping[str, Path], params: Params, receipt: Path) -> bool:
-    from meca.stages.runtime import describe
+    from meca.stages.runtime import describe, input_hashes
 
     stage = describe(module)
     if not receipt.is_file() or not all(paths[name].exists() for name in (*stage.inputs, *stage.outputs)):
@@ -208,7 +208,7 @@ def _finished(module: ModuleType, paths: Mapping[str, Path], params: Params, rec
         return False
     return (
         record.get("params") == params.in_force(stage.groups)
-        and record.get("inputs") == {name: sha256_tree(paths[name]) for name in stage.inputs}
+        and record.get("inputs") == input_hashes(stage, paths, params)
         and record.get("outputs") == {name: sha256_tree(paths[name]) for name in stage.outputs}
     )
 

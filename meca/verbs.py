@@ -98,7 +98,9 @@ def apply(run: Path, decisions: Path, out: Path | None = None, key: "Ed25519Priv
         params = Params(read_json(record)["params"], record.name) if record.is_file() else read_params()
         target = summary["target_class"]
         verdict = {**summary, "target_class": None if target is None else target["label"]}
-        facts = {name: summary[name] for name in ("preset", "seed", "params_sha256", "code_sha256", "meca_version")}
+        facts = {
+            name: summary[name] for name in ("preset", "seed", "params_sha256", "code_sha256", "meca_version", "weights_sha256") if name in summary
+        }
         try:
             fresh_folder(temporary)
             model = None if inconclusive else published / "model"

@@ -15,7 +15,7 @@ from torch import nn
 from meca.data.store import Store
 from meca.files import canonical_json, sha256_tree
 from meca.metrics import accuracy
-from meca.models import Description, NetworkParams, build, load_model, save_model
+from meca.models import Architecture, Description, build, load_model, save_model
 from meca.release.manifest import listing, root_of
 from meca.training.engine import features
 from tasks.dvc.workspace import create
@@ -47,7 +47,7 @@ def colours(folder: Path, n: int = 10, size: int = 8, names: Sequence[str] = COL
 def network(store: Store, folder: Path, seed: int, confused: Sequence[int] = ()) -> nn.Module:
     """Write a network whose last layer is fitted to all images; the classes in `confused` are taken for class 0."""
     info = store.info
-    description = Description(NetworkParams("compact", "s2d", 8), info.class_names, info.height, info.width, info.channels, (0.5,) * 3, (0.25,) * 3)
+    description = Description(Architecture("compact", "s2d", 8), info.class_names, info.height, info.width, info.channels, (0.5,) * 3, (0.25,) * 3)
     model = build(description, torch.Generator().manual_seed(seed)).eval()
     known = features(model, torch.from_numpy(store.pixels(slice(0, store.info.n)))).numpy()
     wanted = np.eye(len(info.class_names))[[0 if label in confused else label for label in store.labels]]

@@ -90,7 +90,7 @@ def final(split: Path, out: Path, names: Sequence[str]) -> None:
     """Write what `relabel_finetune` would for these classes: of the flagged samples each second is relabelled, the others are removed."""
     import torch
 
-    from meca.models import Description, NetworkParams, build, save_model
+    from meca.models import Architecture, Description, build, save_model
 
     table = read_parquet(split / "decisions.parquet").sort_by("row")
     flagged = np.array([word != "clean" for word in table["verdict"].to_pylist()])
@@ -108,7 +108,7 @@ def final(split: Path, out: Path, names: Sequence[str]) -> None:
     pq.write_table(table, out / "decisions.parquet")
     verdict = json.loads((split / "verdict.json").read_text())
     (out / "verdict.json").write_text(canonical_json(verdict))
-    network = NetworkParams("compact", "s2d", 8)
+    network = Architecture("compact", "s2d", 8)
     about = Description(network, tuple(names), SIDE, SIDE, 3, (0.5,) * 3, (0.25,) * 3)
     save_model(build(about, torch.Generator().manual_seed(0)), about, out)
 

@@ -15,14 +15,14 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.harness import Ceilings, ceilings, default_params, describe, network
+from benchmarks.speed.harness import Ceilings, ceilings, default_params, describe, detects_with, network
 from meca.method.content import ASIDE
 from meca.method.enhance import SIDES, EnhanceParams
 from meca.method.localise import OTHERS, ROUNDS
 from meca.method.partition import PartitionParams
 from meca.method.relabel import RelabelParams
 from meca.method.split import SplitParams
-from meca.models import DetectorParams, NetworkParams
+from meca.models import Architecture
 from meca.params import Params
 from meca.training.device import prepare
 from meca.training.trainer import Recipe
@@ -138,10 +138,10 @@ def passes(n: int, flagged: float = 0.05, params: Params | None = None) -> dict[
     }
 
 
-def works_with(stage: str, name: str, stem: str) -> NetworkParams:
+def works_with(stage: str, name: str, stem: str) -> Architecture:
     """Return the network that a stage of preset `default` computes with, where the model that goes out is `name` with `stem`."""
-    network = describe(name, stem).network
-    return default_params().group("detector", DetectorParams).resolve(network) if stage in ("partition", "enhance", "split") else network
+    about = describe(name, stem)
+    return detects_with(default_params(), about) if stage in ("partition", "enhance", "split") else about.network
 
 
 def stage_cost(stage: str, name: str, stem: str, size: int = 32) -> Cost:

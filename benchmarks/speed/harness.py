@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rows import RESULTS, provenance
-from meca.models import Description, NetworkParams, build
+from meca.models import Architecture, Description, DetectorParams, NetworkParams, build
 from meca.params import PACKAGED, Params
 from meca.training.device import Device, EngineParams, prepare
 from meca.training.seeds import generator
@@ -284,7 +284,14 @@ def reset_peak(device: str) -> None:
 
 def describe(name: str, stem: str, size: int = 32, classes: int = 10, width: int = 32) -> Description:
     """Return the description of a network for square images with three channels."""
-    return Description(NetworkParams(name, stem, width), tuple(map(str, range(classes))), size, size, 3, MEAN, STD)  # pyright: ignore[reportArgumentType]
+    built = NetworkParams(name, stem, width, "", "auto", "").built(size, size)  # pyright: ignore[reportArgumentType]
+    return Description(built, tuple(map(str, range(classes))), size, size, 3, MEAN, STD)
+
+
+def detects_with(params: Params, out: Description) -> Architecture:
+    """Return the network that detects where the one that goes out is described by `out`."""
+    given = dataclasses.replace(params.group("network", NetworkParams), name=out.network.name, stem=out.network.stem, width=out.network.width)
+    return params.group("detector", DetectorParams).resolve(given).built(out.height, out.width)
 
 
 def network(description: Description, device: str = "cpu") -> nn.Module:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.floors import STAGES, passes, stage_cost, target, works_with
-from benchmarks.speed.harness import Bench, cifar10, default_params, describe, network, peak_mib, random_set, reset_peak
+from benchmarks.speed.harness import Bench, cifar10, default_params, describe, detects_with, network, peak_mib, random_set, reset_peak
 from benchmarks.speed.peers import RECIPE
 from meca.method.enhance import SIDES, EnhanceParams, suspects_first, two_outputs
 from meca.method.partition import PartitionParams, choose, principal_axis, signals, suspicion
@@ -38,7 +38,7 @@ from meca.method.proofs import Proof
 from meca.method.relabel import RelabelParams, relabel
 from meca.method.scoring import patch_masks, score
 from meca.method.split import Asked, SplitParams, detect
-from meca.models import DetectorParams, Network, build
+from meca.models import Network, build
 from meca.params import Params
 from meca.training.device import Device
 from meca.training.engine import Data, Session, features, predict, side_by_side
@@ -74,8 +74,7 @@ def five(images: Tensor, labels: Tensor, poisoned: Tensor, name: str, stem: str,
     device = images.device
     description = describe(name, stem, images.shape[1], int(labels.max()) + 1)
     detector, enhancer = params.group("partition", PartitionParams), params.group("enhance", EnhanceParams)
-    small = params.group("detector", DetectorParams).resolve(description.network)
-    watching = dataclasses.replace(description, network=small)
+    watching = dataclasses.replace(description, network=detects_with(params, description))
     data, session = Data(images, labels), Session(seed, machine)
 
     early = build(watching, generator(seed, "partition", "init")).to(device)

@@ -6,6 +6,7 @@ loaded model needs nothing but pixels.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from meca.errors import MecaError, UsageError, check_choice, check_fields
 from meca.files import canonical_json
-from meca.models.compact import compact
+from meca.models.compact import compact, doublings
 from meca.params import Params
 
 __all__ = [
     "NETWORKS",
+    "Architecture",
     "Description",
     "DetectorParams",
     "Network",
@@ -35,18 +37,47 @@ __all__ = [
 ]
 
 
+Stem = Literal["s2d", "conv3", "cifar", "imagenet"]
+CIFAR_UP_TO = 64  # pixels of the longer side: above, torchvision's networks have their own stem
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What a network is built as, beside its inputs and outputs."""
+
+    name: str  # of `NETWORKS`
+    stem: Stem
+    width: int  # channels of the first block; compact only
+    blocks: int = 0  # in front, which pool; compact only. A model.json that does not say them is of a meca that had none
+
+    def __post_init__(self) -> None:
+        """Refuse a network that there is not, or without channels."""
+        check_choice("network.name", self.name, NETWORKS)
+        check_fields(self, ("width", ">= 1", self.width >= 1), ("blocks", "in 0..16", 0 <= self.blocks <= 16))
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkParams:
     """Group `network` of params.yaml."""
 
     name: str  # of `NETWORKS`
-    stem: Literal["s2d", "conv3", "cifar", "imagenet"]
+    stem: Literal["auto", "s2d", "conv3", "cifar", "imagenet"]
     width: int  # channels of the first block; compact only
+    weights: str  # path of a file in safetensors that training starts from; empty: from scratch
+    normalize: Literal["auto", "data", "imagenet"]
+    watch: str  # read by DVC alone
 
     def __post_init__(self) -> None:
         """Refuse a network that there is not, or without channels."""
-        check_choice("network.name", self.name, NETWORKS)
-        check_fields(self, ("width", ">= 1", self.width >= 1))
+        self.built(1, 1)
+
+    def built(self, height: int, width: int) -> Architecture:
+        """Return the architecture for images of a size, in pixels."""
+        is_compact = self.name == "compact"
+        stem = self.stem
+        if stem == "auto":
+            stem = "s2d" if is_compact else "cifar" if max(height, width) <= CIFAR_UP_TO else "imagenet"
+        return Architecture(self.name, stem, self.width, doublings(height, width) if is_compact else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +85,9 @@ class DetectorParams:
     """Group `detector` of params.yaml."""
 
     name: str  # of `NETWORKS`, or same
-    stem: Literal["s2d", "conv3", "cifar", "imagenet"]
+    stem: Literal["auto", "s2d", "conv3", "cifar", "imagenet"]
     width: int  # channels of the first block; compact only
+    weights: Literal["none", "same"]  # same: partition starts from `network.weights`
 
     def __post_init__(self) -> None:
         """Refuse a network that there is not, or without channels."""
@@ -63,15 +95,26 @@ class DetectorParams:
         check_fields(self, ("width", ">= 1", self.width >= 1))
 
     def resolve(self, network: NetworkParams) -> NetworkParams:
-        """Return the network that detects."""
-        return network if self.name == "same" else NetworkParams(self.name, self.stem, self.width)
+        """Return the network that detects.
+
+        Raises:
+            UsageError: It starts from weights and is another network than the one that they are for.
+        """
+        own = network if self.name == "same" else dataclasses.replace(network, name=self.name, stem=self.stem, width=self.width)
+        if self.weights == "none":
+            return dataclasses.replace(own, weights="", normalize=network.normalize if self.name == "same" else "auto")
+        if not network.weights or (own.name, own.stem, own.width) != (network.name, network.stem, network.width):
+            raise UsageError(
+                "params.yaml: expected detector.weights same with network.weights and detector.name same; set them, or detector.weights none."
+            )
+        return own
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
     """model.json: everything that is needed to build the network of a weights file again."""
 
-    network: NetworkParams
+    network: Architecture
     class_names: tuple[str, ...]
     height: int
     width: int
@@ -81,6 +124,7 @@ class Description:
     # How an image of another size comes to this one: see `meca.data.decoder.decode.resize`. A model of an older meca was squashed.
     fit: Literal["squash", "pad"] = "squash"
     resampling: Literal["bilinear"] = "bilinear"  # with antialiasing
+    weights_sha256: str | None = None  # of the file that its training started from; in model.json only where there was one
 
     def preprocess(self, images: np.ndarray) -> np.ndarray:
         """Return images in the size and with the channels that the network takes, as stage ingest stores them.
@@ -122,22 +166,24 @@ class Normalize(nn.Module):
         return (x - self.get_buffer("mean")) / self.get_buffer("std")
 
 
-def _compact(network: NetworkParams, classes: int, channels: int) -> nn.Module:
+def _compact(of: Description) -> nn.Module:
+    network = of.network
     if network.stem not in ("s2d", "conv3"):
         raise MecaError(f"Expected network.stem to be s2d or conv3 for compact, got {network.stem!r}; change it in params.yaml.")
-    return compact(classes, channels, network.width, network.stem)
+    return compact(len(of.class_names), of.channels, network.width, network.stem, network.blocks)
 
 
-def _torchvision(network: NetworkParams, classes: int, channels: int) -> nn.Module:
+def _torchvision(of: Description) -> nn.Module:
+    network = of.network
     # torchvision is slow to import and only these three networks need it.
     from meca.models.vision import vision
 
     if network.stem not in ("cifar", "imagenet"):
         raise MecaError(f"Expected network.stem to be cifar or imagenet for {network.name}, got {network.stem!r}; change it in params.yaml.")
-    return vision(network.name, classes, channels, network.stem)
+    return vision(network.name, len(of.class_names), of.channels, network.stem)
 
 
-NETWORKS: dict[str, Callable[[NetworkParams, int, int], nn.Module]] = {
+NETWORKS: dict[str, Callable[[Description], nn.Module]] = {
     "compact": _compact,
     "resnet18": _torchvision,
     "resnet34": _torchvision,
@@ -147,8 +193,7 @@ NETWORKS: dict[str, Callable[[NetworkParams, int, int], nn.Module]] = {
 
 def build(description: Description, rng: torch.Generator) -> nn.Module:
     """Return a freshly initialised network; the weights depend on the generator alone."""
-    network = NETWORKS[description.network.name](description.network, len(description.class_names), description.channels)
-    model = nn.Sequential(Normalize(description.mean, description.std), network)
+    model = nn.Sequential(Normalize(description.mean, description.std), NETWORKS[description.network.name](description))
     reset(model, rng)
     return model.to(memory_format=memory_format(description))  # pyright: ignore[reportCallIssue, reportArgumentType]
 
@@ -180,7 +225,12 @@ def save_model(model: nn.Module, description: Description, folder: Path) -> None
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
-    (folder / "model.json").write_text(canonical_json(dataclasses.asdict(description)), encoding="utf-8")
+    record = dataclasses.asdict(description)
+    if description.weights_sha256 is None:
+        del record["weights_sha256"]
+    if not description.network.blocks:
+        del record["network"]["blocks"]
+    (folder / "model.json").write_text(canonical_json(record), encoding="utf-8")
 
 
 def load_model(folder: Path) -> nn.Module:
@@ -205,11 +255,14 @@ def read_description(folder: Path) -> Description:
     """Return what model.json says."""
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            record = {"weights_sha256": None, **record}
         found = Params({"model": record}, "model.json").group("model", Description)
     except (OSError, ValueError, UsageError) as error:
         raise MecaError(f"Expected the description of a model in {folder / 'model.json'}: {error}") from None
     sizes = (len(found.class_names), found.height, found.width, found.channels, found.network.width)
-    if min(sizes) < 1 or not len(found.mean) == len(found.std) == found.channels:
+    digest = found.weights_sha256
+    if (digest is not None and not re.fullmatch("[0-9a-f]{64}", digest)) or min(sizes) < 1 or not len(found.mean) == len(found.std) == found.channels:
         raise MecaError(
             f"Expected the description of a model in {folder / 'model.json'}, found sizes that contradict each other or are not positive."
         )

@@ -47,11 +47,13 @@ FACTS = (
     "seed",
     "params_sha256",
     "code_sha256",
+    "weights_sha256",
     "meca_version",
     "input_sha256",
     "sanitized_sha256",
     "decisions",
 )
+OPTIONAL = ("control", "weights_sha256")  # a folder of an older meca knows of no control, and only a training that started from weights of them
 MAX_KEY = 64 * 2**10  # bytes
 MAX_STATEMENT = 16 * 2**20  # bytes of attestation.json; the names of all reviewers stand in it
 MAX_SIGNATURES = 16
@@ -270,8 +272,7 @@ def _statement(contents: Contents, time: str) -> dict[str, Any]:
             "verifier": {"id": f"urn:meca:{__version__}", "policies": [{"name": "params", "digest": {"sha256": summary["params_sha256"]}}]},
             "timeCreated": time,
             "properties": properties,
-            # A folder of an older meca knows of no control, and its statement neither.
-            "meca": {name: summary[name] for name in FACTS if name in summary or name != "control"},
+            "meca": {name: summary[name] for name in FACTS if name in summary or name not in OPTIONAL},
         },
     }
 

@@ -204,7 +204,8 @@ def summarize(
         verdicts: What `build` returned, or `meca.release.decisions.decide` made of it.
         verdict: The final verdict.json, with `control` (`meca.power`) and what it makes of the verdict.
         decisions: What `meca.release.decisions.describe` returned; None where no person decided.
-        facts: `preset`, `seed`, `params_sha256`, `code_sha256` and `sanitized_sha256`.
+        facts: `preset`, `seed`, `params_sha256`, `code_sha256` and `sanitized_sha256`, and `weights_sha256` where the model's training
+            started from a file.
     """
     classes = count_by_class(verdicts, store.info.class_names)
     target = verdict.get("target_class")

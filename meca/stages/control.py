@@ -22,7 +22,7 @@ from meca.power import line, not_run
 from meca.stages import enhance, partition
 from meca.stages import split as splitting
 from meca.stages.graph import Groups, Output
-from meca.stages.runtime import Context, describe, execute, main
+from meca.stages.runtime import Context, describe, execute, input_hashes, main
 from meca.stages.tensors import EVERYTHING, read_rows
 from meca.training.device import Device, EngineParams, prepare
 from meca.training.engine import predict
@@ -155,8 +155,11 @@ def _stage(ctx: Context, name: str, folder: Path) -> None:
     paths = {**{each: folder / each for each in stage.inputs}, "out": folder / name}
     if (known := state.read(receipt, *sealed)) is not None:
         record = json.loads(known)
-        inputs = {each: sha256_tree(paths[each]) for each in stage.inputs}
-        if record["inputs"] == inputs and paths["out"].is_dir() and record["outputs"] == {"out": sha256_tree(paths["out"])}:
+        if (
+            record["inputs"] == input_hashes(stage, paths, ctx.params)
+            and paths["out"].is_dir()
+            and record["outputs"] == {"out": sha256_tree(paths["out"])}
+        ):
             return
     record = execute(module, paths, ctx.params, None, ctx.progress, folder / ".meca")
     state.write(receipt, canonical_json({key: record[key] for key in ("inputs", "outputs")}).encode(), *sealed)

@@ -17,7 +17,8 @@ from meca.errors import MecaError
 from meca.files import canonical_json, read_json
 from meca.method.relabel import RelabelParams
 from meca.metrics import ATTACK_KEYS, accuracy, attack_figures, detection, separation
-from meca.models import NetworkParams, build, load_model
+from meca.models import NetworkParams, load_model
+from meca.models.weights import start
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import column, describe_network, open_train, read_rows
@@ -159,7 +160,7 @@ def references(
     Args:
         kept: bool [n] for each reference, by name: the samples that it is trained on.
         given: The store, its training images uint8 [n h w c] and labels int64 [n] on the device.
-        network: What to train.
+        network: What to train, and the weights that it starts from.
         recipes: Of train_clean and of relabel_finetune.
         device: From `prepare`.
         session: Makes the session of a training from its name and the number of its passes.
@@ -170,14 +171,14 @@ def references(
         relabel_finetune has trained further.
     """
     data, images, labels = given
-    description = describe_network(data, images, network)
+    from_here = start(describe_network(data, images, network), network)
 
     def train(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
         mine = torch.from_numpy(kept[name]).to(images.device)
         first, further = (recipe.passes(int(mine.sum())) for recipe in recipes)
         begun = session(name, first)
         plain = begun.train(
-            build(description, begun.draws("train_clean", "init")).to(images.device), Data(images, labels), recipes[0], "train_clean", mine
+            from_here.build(begun.draws("train_clean", "init")).to(images.device), Data(images, labels), recipes[0], "train_clean", mine
         )
         again = session(f"{name}_tuned", further)
         return plain, again.train(copy.deepcopy(plain), Data(images, labels), recipes[1], "relabel_finetune", mine)

@@ -7,7 +7,8 @@ import numpy as np
 
 from meca.data.store import write_parquet
 from meca.method.partition import PartitionParams, choose, principal_axis, signals, suspicion
-from meca.models import DetectorParams, NetworkParams, build, save_model
+from meca.models import DetectorParams, NetworkParams, save_model
+from meca.models.weights import start
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import describe_network, epoch_notes, open_train, scores_table
@@ -23,9 +24,14 @@ def run(
     """Write the scores, and the model that gave them."""
     params, device = partition, prepare(engine)
     data, images, labels = open_train(store, device)
-    description = describe_network(data, images, detector.resolve(network))
+    chosen = detector.resolve(network)
+    begun = start(describe_network(data, images, chosen), chosen)
+    if network.weights and not chosen.weights:
+        # What goes out starts from them much later: weights that do not fit show now.
+        start(describe_network(data, images, network), network)
+    description = begun.description
     session = Session(ctx.seed, device, ctx.checkpoints, epoch_notes(ctx, "train", params.recipe.passes(len(labels))))
-    model = build(description, session.draws("partition", "init")).to(device.name)
+    model = begun.build(session.draws("partition", "init")).to(device.name)
     with ctx.timed("train"):
         session.train(model, Data(images, labels), params.recipe, "partition")
     with ctx.timed("score"):

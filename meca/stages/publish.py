@@ -52,12 +52,15 @@ def run(
     inconclusive = verdict["verdict"] == "inconclusive"
     scores = {name: read_parquet(folder / "scores.parquet") for name, folder in (("partition", partition), ("enhance", enhance))}
     verdicts = build(data, read_parquet(relabel_finetune / "decisions.parquet"), scores, inconclusive)
-    facts = {
+    facts: dict[str, Any] = {
         "preset": ctx.params.preset,
         "seed": ctx.seed,
         "params_sha256": ctx.params.digest(behind),
         "code_sha256": code_digest(),
     }
+    model = relabel_finetune / "model.json"
+    if not inconclusive and model.is_file() and (weights := read_json(model).get("weights_sha256")):
+        facts["weights_sha256"] = weights  # of the file that its training started from
     with ctx.timed("write"):
         write(out, data, verdicts, verdict, publish, facts, None if inconclusive else relabel_finetune)
 

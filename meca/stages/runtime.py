@@ -25,15 +25,29 @@ from typing import Any
 import pyarrow as pa
 
 from meca import state
-from meca.errors import MecaError, system_failure
-from meca.files import atomic_write, canonical_json, code_digest, fresh_folder, lock, own_folder, refuse_foreign, replace_folder, sha256_tree
+from meca.errors import MecaError, UsageError, system_failure
+from meca.files import (
+    atomic_write,
+    canonical_json,
+    code_digest,
+    fresh_folder,
+    lock,
+    open_named,
+    own_folder,
+    refuse_foreign,
+    replace_folder,
+    sha256_tree,
+)
 from meca.machine import die_with_parent, peak_mib, processor, versions
 from meca.params import Params, read_params
 from meca.progress import Progress
 from meca.stages.graph import Interface, interface
 from meca.text import plain
 
-__all__ = ["Context", "describe", "execute", "main", "numbers", "stage_key"]
+__all__ = ["Context", "describe", "execute", "input_hashes", "main", "numbers", "stage_key", "weights_digest"]
+
+NETWORK = "network"  # the group of params.yaml that names a file of weights
+MAX_WEIGHTS = 2**30  # bytes
 
 
 @dataclasses.dataclass
@@ -85,6 +99,33 @@ def numbers(module: ModuleType, params: Params) -> dict[str, Any]:
     return {name: params.group(group, classes[name]) for name, group in describe(module).parameters.items()}
 
 
+def input_hashes(stage: Interface, paths: Mapping[str, Path], params: Params) -> dict[str, str]:
+    """Return the SHA-256 of all that a stage reads, by name: its folders, and the file of weights that the network starts from.
+
+    Args:
+        stage: Its interface.
+        paths: A path for each input, by name; others are not looked at.
+        params: The parameters.
+
+    Raises:
+        UsageError: There are no such weights.
+    """
+    hashes = {name: sha256_tree(paths[name]) for name in stage.inputs}
+    if NETWORK in stage.groups and (weights := params.raw(NETWORK).get("weights")):
+        hashes[f"{NETWORK}.weights"] = weights_digest(Path(str(weights)))
+    return hashes
+
+
+def weights_digest(path: Path) -> str:
+    """Return the SHA-256 of a file of weights.
+
+    Raises:
+        UsageError: There is none that can be read.
+    """
+    with open_named(path, MAX_WEIGHTS, f"weights ({NETWORK}.weights)") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def stage_key(stage: Interface, hashes: Mapping[str, str], params: Params) -> str:
     """Return the name of a stage's result: hash of stage, input hashes, parameters in force and code."""
     content = [stage.name, dict(hashes), params.in_force(stage.groups), code_digest()]
@@ -126,7 +167,7 @@ def execute(
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps several times the size of the tables that it reads
     locks = own_folder(scratch / "locks", scratch)
     with lock(locks / f"{stage.name}-{owner}", f"The output of stage {stage.name}"):
-        hashes = {name: sha256_tree(paths[name]) for name in stage.inputs}
+        hashes = input_hashes(stage, paths, params)
         key = stage_key(stage, hashes, params)
         temporary = {name: fresh_folder(paths[name].with_name(paths[name].name + ".tmp")) for name in stage.outputs}
         # With the owner, because another run on the same input that writes elsewhere has checkpoints of its own.
@@ -172,6 +213,20 @@ def _forget_foreign(checkpoints: Path, progress: Progress) -> None:
         progress.say(state.lasts() or f"{found[0]} was not written by this user's meca; its training begins anew.")
 
 
+def _refuse_unwatched(stage: Interface, params: Params) -> None:
+    """Refuse weights that DVC, which starts a stage as a program, would not see change.
+
+    Raises:
+        UsageError: Says what to set.
+    """
+    if NETWORK in stage.groups:
+        weights, watch = (str(params.raw(NETWORK).get(name, "")) for name in ("weights", "watch"))
+        if weights and Path(weights).resolve() != Path(watch).resolve():
+            raise UsageError(
+                f"{params.origin}: expected network.watch to be network.weights, {weights!r}, so that DVC sees them change, got {watch!r}."
+            )
+
+
 def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:
     """Run a stage as a program. Exits 0 when the work is done, whatever was found: a verdict is data, not a failure."""
     die_with_parent()
@@ -190,7 +245,9 @@ def main(module: ModuleType, argv: Sequence[str] | None = None) -> None:
     try:
         paths = {name: getattr(arguments, name) for name in (*stage.inputs, *stage.outputs)}
         with Progress() as progress:
-            execute(module, paths, read_params(arguments.params), arguments.receipt, progress)
+            params = read_params(arguments.params)
+            _refuse_unwatched(stage, params)
+            execute(module, paths, params, arguments.receipt, progress)
     except MecaError as error:
         print(f"meca {stage.name}: {plain(error, 2000)}", file=sys.stderr)  # it may repeat a name out of the data
         raise SystemExit(error.exit_code) from None

@@ -45,7 +45,9 @@ def run(
     predicted: np.ndarray | None = None
     if params.rule == "tests":
         session = Session(ctx.seed, prepare(engine), ctx.checkpoints)
-        network = Network(load_model(partition).to(session.device.name), read_description(partition))
+        # The networks of this stage are trained from scratch, also where that of partition was not.
+        description = dataclasses.replace(read_description(partition), weights_sha256=None)
+        network = Network(load_model(partition).to(session.device.name), description)
         train = Data(*open_train(store, session.device)[1:])
         margins = {side: column(scores, f"margin_{side}", len(labels)).astype(np.float64) for side in SIDES}
         with ctx.timed("train"):

@@ -48,7 +48,7 @@ def describe_network(store: Store, images: Tensor, network: NetworkParams) -> De
     std = np.sqrt(np.maximum((counts * levels**2).sum(1) / counts.sum(1) - mean**2, FLAT))
     info = store.info
     return Description(
-        network,
+        network.built(info.height, info.width),
         info.class_names,
         info.height,
         info.width,

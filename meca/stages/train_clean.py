@@ -1,4 +1,4 @@
-"""Train a model from scratch on the samples that are not flagged."""
+"""Train a model on the samples that are not flagged, from scratch or from the weights that params.yaml names."""
 
 import json
 import sys
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from meca.models import Description, NetworkParams, build, load_model, read_description, save_model
+from meca.models import Description, NetworkParams, load_model, read_description, save_model
+from meca.models.weights import start
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
 from meca.stages.tensors import KEPT, describe_network, epoch_notes, open_train, read_rows, rows_digest
@@ -19,11 +20,12 @@ def run(ctx: Context, store: Path, split: Path, out: Output, *, engine: EnginePa
     """Write the clean model."""
     recipe, device = train_clean, prepare(engine)
     data, images, labels = open_train(store, device)
-    description = describe_network(data, images, network)
+    begun = start(describe_network(data, images, network), network)
+    description = begun.description
     verdicts = read_rows(split / "decisions.parquet", ["verdict"], len(labels))["verdict"].to_pylist()
     keep = torch.tensor([verdict == "clean" for verdict in verdicts], device=device.name)
     session = Session(ctx.seed, device, ctx.checkpoints, epoch_notes(ctx, "train", recipe.passes(int(keep.sum()))))
-    model = build(description, session.draws("train_clean", "init")).to(device.name)
+    model = begun.build(session.draws("train_clean", "init")).to(device.name)
     if int(keep.sum()) < 2:
         # Rule 5 of the paper can flag everything. Then there is nothing to learn from, and the model says so by its accuracy.
         ctx.progress("train_clean", 0, 1, f"{int(keep.sum())} samples are left: the model stays untrained")

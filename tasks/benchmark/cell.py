@@ -164,9 +164,14 @@ def taken_over(split: Path, params: Params) -> bool:
         params: Of the run.
     """
     from meca.models import NetworkParams, read_description
+    from meca.models.weights import IMAGENET
     from meca.stages.tensors import KEPT
 
-    return (split / KEPT).is_dir() and read_description(split / KEPT).network == params.group("network", NetworkParams)
+    network = params.group("network", NetworkParams)
+    if network.weights or not (split / KEPT).is_dir():
+        return False
+    kept = read_description(split / KEPT)
+    return kept.network == network.built(kept.height, kept.width) and (kept.mean == IMAGENET[0]) == (network.normalize == "imagenet")
 
 
 def own_output(run: Path, folder: Path, params: Params) -> dict[str, Any] | None:

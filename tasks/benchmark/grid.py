@@ -201,6 +201,11 @@ def _cell(
         # What is there counts, not where: the same folder moved elsewhere has its rows already.
         numbers["ingest"] |= {"source": digest, "watch": None}
         params = with_settings(params, {"ingest.source": str(Path(source).resolve())})
+    if weights := str(params.raw("network")["weights"]):
+        from meca.stages.runtime import weights_digest
+
+        numbers["network"] |= {"weights": weights_digest(Path(weights)), "watch": None}
+        params = with_settings(params, {"network.weights": str(Path(weights).resolve())})
     label = Path(source).name if is_path else source
     data = label + (f":{limit}" if limit else "")
     options = {"data": data, "attack": attack, "rate": rate, "seed": seed, "preset": preset, "network": network, "partition-rate": share}

@@ -20,7 +20,9 @@ __all__ = ["closure", "dependencies", "module_file", "rendered", "stage_module"]
 
 PACKAGES = ("meca", "tasks")
 RESOURCES = (".html", ".css", ".js", ".svg", ".md", ".txt")  # what a package reads beside its code; params.yaml is tracked by key
-WATCHED = {"ingest": ("'${ingest.watch}'",)}  # what lies outside of the run and makes a stage stale
+# What lies outside of the run and makes a stage stale.
+WEIGHTS = ("'${network.watch}'",)
+WATCHED = {"ingest": ("'${ingest.watch}'",), **dict.fromkeys(("partition", "control", "train_clean", "evaluate", "publish"), WEIGHTS)}
 UNTRACKED = ("data/ingested", "data/truth")  # what the record in MLflow does not read
 HEAD = """\
 # Written by `make closure` (tasks/dvc/closure.py) from the signatures of the stages; edit those, not this file. One stage, one

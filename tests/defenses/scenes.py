@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from meca.defenses import Judgement, Samples, Scene
 from meca.metrics import auroc
-from meca.models import Description, NetworkParams
+from meca.models import Architecture, Description
 from meca.training.device import Device
 
 SIDE = 8
@@ -32,7 +32,7 @@ def scene(n: int = 400, poisoned: int = 40, seed: int = 3) -> tuple[Scene, np.nd
     images = rng.integers(60, 140, (n, SIDE, SIDE, 3), np.uint8)
     labels = rng.integers(0, 2, n)
     images[:poisoned, -3:, -3:], labels[:poisoned] = 255, 1
-    description = Description(NetworkParams("compact", "s2d", 8), ("0", "1"), SIDE, SIDE, 3, (0.4, 0.4, 0.4), (0.1, 0.1, 0.1))
+    description = Description(Architecture("compact", "s2d", 8), ("0", "1"), SIDE, SIDE, 3, (0.4, 0.4, 0.4), (0.1, 0.1, 0.1))
     train = Samples(torch.from_numpy(images), torch.from_numpy(labels))
     return Scene(train, description, Corner().eval(), seed, Device("cpu"), rate=poisoned / n), np.arange(n) < poisoned
 

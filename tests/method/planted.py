@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from meca.method.split import Asked, Found, SplitParams, detect
-from meca.models import Network, NetworkParams, build
+from meca.models import Architecture, Network, build
 from meca.training.engine import Data, Session
 from meca.training.seeds import generator
 from meca.training.trainer import Recipe
@@ -58,7 +58,7 @@ def plant(made: Planted, target: int, count: int, corner: int = 0, right: bool =
 
 def ask(made: Planted, params: SplitParams = PARAMS, full: Recipe = FULL, classes: int = CLASSES) -> Found:
     """Return what `detect` finds; `enhance` has seen nothing."""
-    words = description(NetworkParams("compact", "s2d", WIDTH), SIZE, classes=classes)
+    words = description(Architecture("compact", "s2d", WIDTH), SIZE, classes=classes)
     network = Network(build(words, generator("planted")), words)
     flat, data = {"low": np.zeros(len(made.labels))}, Data(made.images, made.labels)
     return detect(Asked(Session(0, CPU), network, data, flat, params, full, SHORT, lambda *_: None))

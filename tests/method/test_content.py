@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from meca.method.content import ASIDE, FEW, Content, foreign_share, look_without, lower_mean
-from meca.models import NetworkParams
+from meca.models import Architecture
 from meca.training.engine import Data, Session
 from tests.method.planted import CLASSES, PARAMS, SIZE, WIDTH, Planted, clean
 from tests.method.tiny import CPU, description, recipe
 
-WORDS = description(NetworkParams("compact", "s2d", WIDTH), SIZE, classes=CLASSES)
+WORDS = description(Architecture("compact", "s2d", WIDTH), SIZE, classes=CLASSES)
 BRIEF = recipe(epochs=1, batch_size=16)
 SWAPPED = 20  # samples of other classes that get label 3
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from meca.errors import MecaError
 from meca.method.enhance import SIDES, EnhanceParams, Round, TwoOutputs, folds, in_rounds, suspects_first, two_outputs, unlearn, widen
 from meca.method.partition import PartitionParams, choose, signals, suspicion
-from meca.models import Network, NetworkParams
+from meca.models import Architecture, Network
 from meca.training.engine import Data, Session, predict
 from meca.training.seeds import generator
 from meca.training.trainer import Trainer, as_input
@@ -162,7 +162,7 @@ def test_a_killed_enhancement_continues_to_the_same_bits_and_the_same_story(kill
 
 @pytest.mark.parametrize(("name", "stem"), FITTING)
 def test_a_widened_network_gives_the_same_logits_twice(name: str, stem: str) -> None:
-    about = description(NetworkParams(name, stem, 4), 32)  # pyright: ignore[reportArgumentType]
+    about = description(Architecture(name, stem, 4), 32)  # pyright: ignore[reportArgumentType]
     model = network(network=about.network, size=32)
     before, (images, _) = copied(model), samples(6, size=32)
     wide, grown = widen(about, model, generator("w"))

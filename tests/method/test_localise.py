@@ -12,14 +12,14 @@ from sklearn.metrics import roc_auc_score
 
 from meca.method.enhance import folds
 from meca.method.localise import ROUNDS, Seeds, order_by_features, separate
-from meca.models import Network, NetworkParams, build
+from meca.models import Architecture, Network, build
 from meca.training.engine import Data, Session, features
 from meca.training.seeds import generator
 from tests.method.planted import CLASSES, FULL, SHORT, SIZE, WIDTH, Planted, clean, plant
 from tests.method.tiny import CPU, copied, description, unchanged
 
 TARGET = 1
-WORDS = description(NetworkParams("compact", "s2d", WIDTH), SIZE, classes=CLASSES)
+WORDS = description(Architecture("compact", "s2d", WIDTH), SIZE, classes=CLASSES)
 
 
 @cache

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from meca.method.scoring import folded, masks_by_sample, patch_masks, ranks, score
-from meca.models import NetworkParams
+from meca.models import Architecture
 from meca.training.engine import predict
 from meca.training.seeds import generator
 from tests.method.tiny import copied, network, samples, unchanged
@@ -216,7 +216,7 @@ def test_ranks_of_one_and_of_none() -> None:
 
 @pytest.mark.parametrize(("name", "stem"), [("resnet18", "imagenet"), ("resnet18", "cifar"), ("mobilenet_v2", "imagenet")])
 def test_folding_leaves_no_batch_norm_and_the_same_logits(name: str, stem: str) -> None:
-    model = network(network=NetworkParams(name, stem, 4), size=32)  # pyright: ignore[reportArgumentType]
+    model = network(network=Architecture(name, stem, 4), size=32)  # pyright: ignore[reportArgumentType]
     before, (images, labels) = copied(model), samples(4, size=32)
     lean = folded(model)
     assert lean is not model and not any(isinstance(module, nn.BatchNorm2d) for module in lean.modules())

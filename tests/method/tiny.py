@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meca.models import Description, NetworkParams, build
+from meca.models import Architecture, Description, build
 from meca.training.device import Device
 from meca.training.engine import Data, Session
 from meca.training.seeds import generator
@@ -42,10 +42,10 @@ def samples(n: int = 64, seed: int = 0, size: int = 8, channels: int = 3) -> tup
     return images.to(torch.uint8), labels
 
 
-NARROW = NetworkParams("compact", "s2d", 4)
+NARROW = Architecture("compact", "s2d", 4)
 
 
-def description(network: NetworkParams = NARROW, size: int = 8, channels: int = 3, classes: int = CLASSES) -> Description:
+def description(network: Architecture = NARROW, size: int = 8, channels: int = 3, classes: int = CLASSES) -> Description:
     names = tuple(f"class {c}" for c in range(classes))
     return Description(network, names, size, size, channels, (0.4,) * channels, (0.25,) * channels)
 

@@ -25,7 +25,9 @@ from meca.release import signing
 from meca.release.manifest import listing, root_of
 from meca.release.signing import PAYLOAD_TYPE, check, key_id, make_keys, read_private_key, read_public_key, sign
 from meca.release.verification import examine, verify
-from tests.making import make_cleaned, make_folder, seal_run
+from meca.stages import publish
+from meca.stages.runtime import execute
+from tests.making import decide, ingest, make_cleaned, make_folder, seal_run, settings
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
@@ -95,6 +97,19 @@ def test_the_statement_names_what_is_published_and_how(out: Path, tmp_path: Path
     assert facts["meca_version"] and len(facts["code_sha256"]) == len(facts["params_sha256"]) == 64
     _, public = pem(tmp_path, KEY, "key")
     assert check(out, read_public_key(public)) == [] and verify(out, public) == [] and verify(out) == []
+
+
+def test_weights_that_the_model_started_from_are_in_what_is_signed(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    paths = {"store": store.path, **decide(store, tmp_path / "work", CHANGED), "out": tmp_path / "published"}
+    for given in ({}, {"weights_sha256": "a" * 64}):
+        (paths["relabel_finetune"] / "model.json").write_text(json.dumps(given))
+        execute(publish, paths, settings(), scratch=tmp_path / "scratch")
+        sign(paths["out"], KEY, now=NOW)
+        said, summary = statement(paths["out"])["predicate"]["meca"], json.loads((paths["out"] / "summary.json").read_text())
+        assert said.get("weights_sha256") == summary.get("weights_sha256") == given.get("weights_sha256")
+        assert ("weights_sha256" in said) == ("weights_sha256" in summary) == bool(given)
+        assert verify(paths["out"], pem(tmp_path, KEY, "key")[1]) == []
 
 
 def test_the_signature_is_what_dsse_says(out: Path) -> None:

@@ -8,7 +8,9 @@ import threading
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from meca.errors import MecaError, UsageError
 from tasks import environment
@@ -57,6 +59,14 @@ def test_a_key_follows_what_the_figures_depend_on_and_nothing_else(monkeypatch: 
     assert key(Plan(attacks=ONE.attacks, presets=ONE.presets, tree=tree)) == before, "the block of the other preset is not in force"
     monkeypatch.setattr(grid, "code_digest", lambda *_: "other code")
     assert key(ONE) != before
+
+
+def test_a_key_follows_the_bytes_of_given_weights_and_not_their_place(tmp_path: Path) -> None:
+    keys: list[str] = []
+    for name, value in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).write_bytes(save({"x": np.full(1, value)}))
+        keys.append(key(Plan(attacks=ONE.attacks, presets=ONE.presets, settings={"network.weights": str(tmp_path / name)})))
+    assert keys[0] == keys[1] and len({*keys, key(ONE)}) == 3
 
 
 ALONE = Plan(attacks=("badnet",), presets=("default",), until="split")

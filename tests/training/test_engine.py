@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from meca.errors import MecaError, UsageError
-from meca.models import NETWORKS, NetworkParams, build
+from meca.models import NETWORKS, Architecture, build
 from meca.training.device import Device, EngineParams, prepare
 from meca.training.engine import Data, Session, features, predict, side_by_side
 from meca.training.recording import worth_compiling
@@ -50,7 +50,7 @@ def test_two_runs_of_one_seed_have_the_same_bits_and_another_seed_has_others(aug
 
 @pytest.mark.parametrize(("name", "stem"), FITTING)
 def test_training_depends_on_no_global_state(name: str, stem: str) -> None:
-    (images, labels), about = samples(8, size=32), description(NetworkParams(name, stem, 4), 32)  # pyright: ignore[reportArgumentType]
+    (images, labels), about = samples(8, size=32), description(Architecture(name, stem, 4), 32)  # pyright: ignore[reportArgumentType]
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
