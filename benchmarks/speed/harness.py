@@ -6,6 +6,7 @@ machine with a GPU and little else can run it.
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import statistics
@@ -91,7 +92,7 @@ class Bench:
     @cached_property
     def machine(self) -> Device:
         """The device, the threads and the precision, as the stages choose them in mode `fast`."""
-        return prepare(EngineParams("fast", "auto"))
+        return prepare(EngineParams("fast", "auto", math.inf, 1.0))
 
     @property
     def exactly(self) -> Device:

@@ -29,6 +29,11 @@ one large product, convolution or copy; in the unit of its line, so for a rate i
 operations over time, as part of that ceiling. **Target** is what we set out to reach, before measuring. **Cold** is the first run of
 a process, **warm** the runs after it.
 
+**Sets that stay in their files.** Training pixels beyond `engine.resident` (params.yaml) are not held in memory: a batch is read from the file when
+it is used, and the next ones meanwhile. The figure is how far the anonymous memory of a process rises during a part of the work (the page cache does
+not count: the system takes it back), the ratio is the speed against the same set in memory. A part that computes gradients works on some of the
+images, spread over the whole set; on the largest sets only what reads every pixel and is cheap is measured.
+
 ‡ other programs used the cores: the process got less than 90 % of its threads' time.
 """
 MARK = "‡"
@@ -87,6 +92,10 @@ TABLES: dict[str, tuple[str, Columns]] = {
         "limit": _limit, "sweeps": _of("n"), "seconds at each size": lambda row: ", ".join(f"{number(x)}: {number(y)}" for x, y in row["points"]),
     }),
     "memory": ("Memory", {"what": _name, "measured": _value, "limit": _limit, "grown by MiB": _of("peak_mib")}),
+    "streaming": ("Sets that stay in their files, against sets in memory", {
+        "what": _name, "peak": _value, "set in memory, MiB": _of("resident_mib"), "pixels, MiB": _of("pixels_mib"),
+        "images a second": _of("samples_per_s"), "speed against the set in memory": _interval, "limit": _limit, "worked on": _of("handled"),
+    }),
     "correctness": ("The same results", {"what": _name, "measured": _value, "limit": _limit}),
     "ceiling": ("What the machine reaches", {"what": _name, "measured": _value}),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from meca.attacks import ATTACKS, Draws
-from meca.attacks.planting import BLOCK
+from meca.attacks.planting import together
 from meca.attacks.poisoning import Selection, select
 from meca.data.store import Store
 from meca.errors import check_fields
@@ -164,8 +164,8 @@ def draw(copies: Sequence[Sequence[Planting]], labels: np.ndarray, classes: int,
         yield tuple(found)
 
 
-def planted(store: Store, rows: np.ndarray, drawn: Drawn, params: ControlParams, seed: int) -> np.ndarray | None:
-    """Return the carriers with the trigger, uint8 [b h w c]; None where it changes no pixel of them.
+def planted(store: Store, rows: np.ndarray, drawn: Drawn, params: ControlParams, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """Yield blocks of the carriers: their rows in the copy, they with the trigger, uint8 [b h w c], and whether it changes a pixel of them.
 
     Args:
         store: The set.
@@ -174,14 +174,11 @@ def planted(store: Store, rows: np.ndarray, drawn: Drawn, params: ControlParams,
         params: The control.
         seed: Of the run.
     """
-    attack, chosen, images = ATTACKS[drawn.planting.kind], drawn.chosen, list[np.ndarray]()
-    changes = False
-    for start in range(0, len(chosen.rows), BLOCK):
-        part = slice(start, start + BLOCK)
+    attack, chosen, size = ATTACKS[drawn.planting.kind], drawn.chosen, together(store.images.shape[1:])
+    for part in (slice(start, start + size) for start in range(0, len(chosen.rows), size)):
         pixels = np.asarray(store.images[rows[chosen.rows[part]]])
-        images.append(attack.planted(pixels, params.trigger, Draws(seed, chosen.rows[part], chosen.ranks[part])))
-        changes |= not np.array_equal(images[-1], pixels)
-    return np.concatenate(images) if changes else None
+        images = attack.planted(pixels, params.trigger, Draws(seed, chosen.rows[part], chosen.ranks[part]))
+        yield chosen.rows[part], images, not np.array_equal(images, pixels)
 
 
 def shown(images: np.ndarray, kind: Kind, params: ControlParams, seed: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from meca.errors import InputRefused
 
 __all__ = ["nearest", "split_kin"]
 
-TOGETHER = 1000  # images that are brought to one light together
+TOGETHER = 1000  # images of 32 pixels, or as many bytes of larger ones, that are brought to one light together
 SHARE = 3  # one of so many other classes is poisoned
 
 
@@ -34,8 +34,9 @@ def nearest(images: np.ndarray, rows: np.ndarray, labels: np.ndarray, classes: i
     sums, counts = np.zeros((classes, *images.shape[1:])), np.bincount(labels, minlength=classes)
     if not counts[target]:
         raise InputRefused(f"Expected images of class {target} for attack 'kin', found none: no class is like it; change poison.target_class.")
-    for start in range(0, len(rows), TOGETHER):
-        part = slice(start, start + TOGETHER)
+    size = max(1, min(TOGETHER, TOGETHER * 32 * 32 * 3 // int(np.prod(images.shape[1:]))))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
         pixels = np.asarray(images[rows[part]], dtype=np.float64)
         mean, deviation = (fold(pixels, axis=(1, 2, 3), keepdims=True) for fold in (np.mean, np.std))
         np.add.at(sums, labels[part], (pixels - mean) / np.where(deviation > 0, deviation, 1))

@@ -1,5 +1,6 @@
 """The files of a planted attack: images with triggers, the truth, the record."""
 
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,22 @@ from meca.attacks import Draws
 from meca.attacks.draws import SIGN
 from meca.attacks.poisoning import Plan, PoisonParams, Selection, attack_names
 from meca.attacks.wanet import control_grid
-from meca.data.store import Store, write_array
+from meca.data.store import Store, write_blocks
 from meca.errors import InputRefused
 
-__all__ = ["BLOCK", "counted", "in_light", "recorded", "signed", "triggered", "truth_table", "view_names", "write_views"]
+__all__ = ["Changed", "counted", "in_light", "recorded", "signed", "together", "triggered", "truth_table", "view_names", "write_views"]
 
 
-BLOCK = 1000  # images that are triggered together; what happens to one depends on itself alone
+BLOCK = 1000  # images of 32 pixels, or as many bytes of larger ones, that are triggered together; what happens to one depends on itself alone
+Changed = MutableMapping[int, tuple[np.ndarray, int]]
 
 
-def triggered(clean: Store, rows: np.ndarray, planned: Plan, params: PoisonParams, seed: int) -> dict[int, tuple[np.ndarray, int]]:
+def together(shape: Sequence[int]) -> int:
+    """Return how many images of [h w c] are triggered together, one at least."""
+    return max(1, min(BLOCK, BLOCK * 32 * 32 * 3 // int(np.prod(shape))))
+
+
+def triggered(clean: Store, rows: np.ndarray, planned: Plan, params: PoisonParams, seed: int, changed: Changed | None = None) -> Changed:
     """Return the new pixels and label of every poisoned sample and every cover, by row of the new store.
 
     Args:
@@ -28,33 +35,34 @@ def triggered(clean: Store, rows: np.ndarray, planned: Plan, params: PoisonParam
         planned: What becomes of every sample.
         params: The attack.
         seed: Of the run.
+        changed: They are added to these; to none where it is None.
 
     Raises:
         InputRefused: The trigger changes nothing.
     """
-    changed: dict[int, tuple[np.ndarray, int]] = {}
+    changed = {} if changed is None else changed
     labels = np.asarray(clean.labels[rows])
     light = _lights(clean, rows, labels, planned) if params.match_light else None
     for each in planned.planted:
         for chosen, view in ((each.poison, each.attack.planted), (each.kept, each.attack.planted), (each.covers, each.cover)):
             if view is None or len(chosen.rows) == 0:
                 continue
-            pixels = np.asarray(clean.images[rows[chosen.rows]])
-            parts = [slice(start, start + BLOCK) for start in range(0, len(pixels), BLOCK)]
-            images = []
-            for part in parts:
+            changes, size = False, together(clean.images.shape[1:])
+            led = None if light is None or chosen is each.covers else light[each.led(labels, chosen)]
+            for part in (slice(start, start + size) for start in range(0, len(chosen.rows), size)):
+                pixels = np.asarray(clean.images[rows[chosen.rows[part]]])
                 draws = Draws(seed, chosen.rows[part], chosen.ranks[part], len(each.leads))
-                planted = view(pixels[part], params, draws)
-                images.append(signed(pixels[part], planted, draws) if params.random_sign else planted)
-            planted = np.concatenate(images)
-            if np.array_equal(planted, pixels):
+                planted = view(pixels, params, draws)
+                planted = signed(pixels, planted, draws) if params.random_sign else planted
+                changes |= not np.array_equal(planted, pixels)
+                planted = planted if led is None else in_light(planted, led[part])
+                for row, image in zip(chosen.rows[part], planted, strict=True):
+                    changed[int(row)] = image, int(planned.given[row])
+            if not changes:
                 # As a sine of 6 periods does over 12 pixels: it is zero at each of them.
                 raise InputRefused(
                     f"The trigger of attack {each.name!r} changes no pixel of these images; change its fields in params.yaml: [poison]."
                 )
-            if light is not None and chosen is not each.covers:
-                planted = in_light(planted, light[each.led(labels, chosen)])
-            changed |= {int(row): (image, int(planned.given[row])) for row, image in zip(chosen.rows, planted, strict=True)}
     return changed
 
 
@@ -100,9 +108,9 @@ def _lights(clean: Store, rows: np.ndarray, labels: np.ndarray, planned: Plan) -
             raise InputRefused(
                 f"Expected images of class {target} for poison.match_light, found none: it has no light; set it to false in params.yaml."
             )
-        told = []
-        for start in range(0, len(mine), BLOCK):
-            pixels = np.asarray(clean.images[mine[start : start + BLOCK]], dtype=np.float64)
+        told, size = [], together(clean.images.shape[1:])
+        for start in range(0, len(mine), size):
+            pixels = np.asarray(clean.images[mine[start : start + size]], dtype=np.float64)
             told.append(np.stack([pixels.mean((1, 2, 3)), pixels.std((1, 2, 3))], axis=1))
         light[target] = np.concatenate(told).mean(0)
     return light
@@ -110,11 +118,11 @@ def _lights(clean: Store, rows: np.ndarray, labels: np.ndarray, planned: Plan) -
 
 def write_views(clean: Store, truth: Path, planned: Plan, params: PoisonParams, seed: int) -> None:
     """Write the test images with each trigger."""
-    pixels = clean.images[clean.test]
+    pixels, size = clean.images[clean.test], together(clean.images.shape[1:])
     views = [view for each in planned.planted for view in each.attack.tests(len(each.leads))]
     for name, view in zip(_files(planned), views, strict=True):
-        parts = [np.asarray(pixels[start : start + BLOCK]) for start in range(0, max(len(pixels), 1), BLOCK)]
-        write_array(truth / name, np.concatenate([view(part, params, seed) for part in parts]))
+        parts = (np.asarray(pixels[start : start + size]) for start in range(0, len(pixels), size))
+        write_blocks(truth / name, pixels.shape, (view(part, params, seed) for part in parts))
 
 
 def view_names(views: int) -> list[str]:

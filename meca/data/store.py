@@ -15,7 +15,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from meca.files import canonical_json, read_json, sha256_file
 
 __all__ = [
     "SCHEMA",
+    "Changes",
     "Lines",
     "Store",
     "StoreInfo",
@@ -42,6 +44,7 @@ __all__ = [
     "read_parquet",
     "rewrite",
     "write_array",
+    "write_blocks",
     "write_parquet",
     "write_store",
 ]
@@ -212,10 +215,24 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
     `np.save` gives the data to the C library, and when that fails to write what it still holds at the end, nobody hears of it.
     """
+    array = np.ascontiguousarray(array)
+    write_blocks(path, array.shape, [array], array.dtype)
+
+
+def write_blocks(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray], dtype: np.dtype | type = np.uint8) -> None:
+    """Write an array that comes in blocks of its first axis, as `write_array` does.
+
+    Raises:
+        ValueError: The blocks are not the array.
+    """
+    whole = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), dtype)) | {"shape": shape}
     with open(path, "wb") as file:
-        array = np.ascontiguousarray(array)
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.data)
+        np.lib.format.write_array_header_1_0(file, whole)
+        begun = file.tell()
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).data)
+        if file.tell() - begun != np.dtype(dtype).itemsize * int(np.prod(shape)):
+            raise ValueError(f"Expected blocks that make {list(shape)}, got {file.tell() - begun} bytes of {np.dtype(dtype)}.")
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -228,6 +245,57 @@ def pixel_id(image: np.ndarray) -> str:
     """Return the id of a sample without an encoding: SHA-256 of dtype, shape and pixel bytes."""
     head = f"{image.dtype.str}{list(image.shape)}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+class Changes(MutableMapping[int, tuple[np.ndarray, int]]):
+    """New pixels, uint8 [h w c], and label by row, as `rewrite` wants them. The pixels wait in a file without a name, which ends with the process."""
+
+    def __init__(self, folder: Path, shape: Sequence[int]) -> None:
+        """Take the folder whose disk holds them, and the shape of an image."""
+        self._file = tempfile.TemporaryFile(dir=folder)
+        self._shape, self._each = tuple(shape), int(np.prod(shape))
+        self._at: dict[int, tuple[int, int]] = {}  # by row: place in the file, label
+
+    def __setitem__(self, row: int, value: tuple[np.ndarray, int]) -> None:
+        """Take the pixels and label of a row."""
+        end = self._file.seek(0, os.SEEK_END)
+        self._file.write(np.ascontiguousarray(value[0], np.uint8).reshape(self._shape).data)
+        self._at[row] = end // self._each, value[1]
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+        """Return the pixels and label of a row."""
+        at, label = self._at[row]
+        self._file.seek(at * self._each)
+        return np.frombuffer(self._file.read(self._each), np.uint8).reshape(self._shape), label
+
+    def __delitem__(self, row: int) -> None:
+        """Forget a row."""
+        del self._at[row]
+
+    def __iter__(self) -> Iterator[int]:
+        """The rows, in the order in which they came."""
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._at)
+
+    def __contains__(self, row: object) -> bool:
+        """Whether a row changes; asks for no pixels."""
+        return row in self._at
+
+    def moved(self, rows: np.ndarray) -> "Changes":
+        """Return the same with other numbers: row i becomes rows[i]."""
+        self._at = {int(rows[row]): value for row, value in self._at.items()}
+        return self
+
+    def __enter__(self) -> "Changes":
+        """Give the file back at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the file back."""
+        self._file.close()
 
 
 def png_bytes(image: np.ndarray) -> bytes:
@@ -264,7 +332,7 @@ def rewrite(
     scratch, payload = out / "images.tmp", out / "payload.tmp"
     with open(scratch, "wb") as file:  # not a writable mapping: on a full disk that ends the process without a word
         for row in np.flatnonzero(keep):
-            pixels, _ = changed.get(int(row), (store.images[row], 0))
+            pixels = changed[int(row)][0] if int(row) in changed else store.images[row]
             file.write(np.ascontiguousarray(pixels, np.uint8).reshape(store.images.shape[1:]).data)
     images = np.memmap(scratch, np.uint8, "r", shape=(int(keep.sum()), *store.images.shape[1:]))
     stays = store.samples["row"].to_numpy()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from meca.models import Description, build
 from meca.training.engine import Data, Session, predict, side_by_side
+from meca.training.images import chosen
 from meca.training.trainer import Recipe
 
 __all__ = ["Content", "foreign_share", "look_without", "lower_mean"]
@@ -80,13 +81,13 @@ def _look(
         return nothing, nothing, np.zeros(0), nothing, nothing
     place = torch.zeros(len(sizes), dtype=torch.int64)
     place[known] = torch.arange(len(known))
-    device = data.images.device
+    device = data.device
     fewer = dataclasses.replace(description, class_names=tuple(description.class_names[int(c)] for c in known))
     model = build(fewer, session.draws("split", "without", number)).to(device)
     numbered = dataclasses.replace(data, labels=place[labels].to(device))
     session.train(model, numbered, recipe, f"split without {number}", keep.to(device))
     held = torch.nonzero(is_known & aside)[:, 0]
-    mine, theirs = (predict(model, data.images[r.to(device)]).double().log_softmax(1).cpu().numpy() for r in (rows, held))
+    mine, theirs = (predict(model, chosen(data.images, r.to(device))).double().log_softmax(1).cpu().numpy() for r in (rows, held))
     seen = mine.argmax(1)
     own = place[labels[held]].numpy()
     of_own = theirs[np.arange(len(held)), own]

@@ -28,6 +28,7 @@ from meca.errors import check_fields
 from meca.method.partition import PartitionParams, choose, signals, suspicion
 from meca.models import Description, Network, build
 from meca.training.engine import Data, Session, predict
+from meca.training.images import chosen
 from meca.training.trainer import Recipe
 
 __all__ = ["SIDES", "TAILS", "EnhanceParams", "Round", "TwoOutputs", "folds", "in_rounds", "suspects_first", "two_outputs", "unlearn", "widen"]
@@ -143,7 +144,7 @@ def two_outputs(session: Session, network: Network, data: Data, order_by: Tensor
         held = half if number % 2 == 0 else ~half
         target = _targets(labels, order_by, ~held, classes, params, first=number < 2)
         wide, grown = widen(network.description, network.model, session.draws("enhance", side, number))
-        grown = grown.to(data.images.device)
+        grown = grown.to(data.device)
         last = [0.0, 0.0]
 
         def note(epoch: int, loss: float, accuracy: float, last: list[float] = last) -> None:
@@ -155,7 +156,7 @@ def two_outputs(session: Session, network: Network, data: Data, order_by: Tensor
             dataclasses.replace(session, note=note).train(grown, taught, params.recipe, f"enhance {side} {number}", target >= 0)
         grown.eval()
         rows = torch.nonzero(held)[:, 0]
-        logits = predict(grown, data.images[rows])
+        logits = predict(grown, chosen(data.images, rows))
         each = torch.arange(len(rows), device=rows.device)
         margin[rows] = logits[each, labels[rows] + classes] - logits[each, labels[rows]]
         called[rows] = logits.argmax(1) == labels[rows] + classes
@@ -201,8 +202,9 @@ def in_rounds(session: Session, model: nn.Module, data: Data, suspicious: Tensor
         clean = choose(torch.where(settled, -1, suspicious), data.labels, share, scoring.alpha_of)
         loss = unlearn(session, model, data, clean, params, number)
         if params.rescore != "never":
-            asked = ~clean if params.rescore == "rest" else slice(None)  # a slice copies no image
-            rescored = signals(model, data.images[asked], data.labels[asked], scoring, session.draws("enhance", "masks", number))
+            asked = ~clean if params.rescore == "rest" else torch.ones_like(clean)
+            images = chosen(data.images, asked) if params.rescore == "rest" else data.images  # where all are asked none is copied
+            rescored = signals(model, images, data.labels[asked], scoring, session.draws("enhance", "masks", number))
             suspicious = torch.zeros(len(data), dtype=torch.float64, device=clean.device)  # of what is settled
             suspicious[asked] = suspicion(rescored, scoring.signals)
         fitted = float((predict(model, data.images).argmax(1) == data.labels).float().mean())

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from meca.method.content import lower_mean
 from meca.method.enhance import TAILS
+from meca.training.images import Images, chosen
 from meca.training.trainer import as_input
 
 __all__ = ["LEAST", "REACHES", "SURE", "Flips", "Light", "Part", "Probes", "flips_of_parts", "light_of", "mean_in_light", "parts_of", "probes_of"]
@@ -73,14 +74,12 @@ class Flips:
     source: int  # class that the part of reach `source` looks like, and the images are of; -1 where no part looks like one
 
 
-def light_of(images: Tensor) -> Light:
+def light_of(images: Images) -> Light:
     """Return what brings images, uint8 [n h w c], to the median mean and contrast of all."""
-    means, deviations = [], []
-    for chunk in images.split(CHUNK):
-        flat = chunk.float().flatten(1) / 255
-        means.append(flat.mean(1))
-        deviations.append(flat.std(1, correction=0).clamp(min=DARK))
-    mean, deviation = torch.cat(means), torch.cat(deviations)
+    mean, deviation = torch.empty(2, len(images), device=images.device)  # small results between scratch memory would split the heap
+    for i, chunk in enumerate(images.split(CHUNK)):
+        flat, here = chunk.float().flatten(1) / 255, slice(i * CHUNK, (i + 1) * CHUNK)
+        mean[here], deviation[here] = flat.mean(1), flat.std(1, correction=0).clamp(min=DARK)
     scale = deviation.median() / deviation
     return Light(scale, mean.median() - mean * scale)
 
@@ -119,18 +118,18 @@ def parts_of(features: Floats, margins: Mapping[str, Floats], end: float, seed: 
 class Probes:
     """Images of all classes that differences are added to."""
 
-    images: Tensor  # uint8 [b h w c]
+    images: Images  # uint8 [b h w c]
     sources: Ints  # [b], their classes
     before: Tensor  # float32 [b classes], what the model sees in them
 
-    def take(self, chosen: Bools) -> "Probes":
+    def take(self, some: Bools) -> "Probes":
         """Return some of them."""
-        rows = torch.from_numpy(np.flatnonzero(chosen)).to(self.images.device)
-        return Probes(self.images[rows], self.sources[chosen], self.before[rows])
+        rows = torch.from_numpy(np.flatnonzero(some)).to(self.before.device)
+        return Probes(chosen(self.images, rows), self.sources[some], self.before[rows])
 
 
 @torch.inference_mode()
-def _see(model: nn.Module, images: Tensor, added: Tensor | None = None) -> Tensor:
+def _see(model: nn.Module, images: Images, added: Tensor | None = None) -> Tensor:
     seen = []
     for chunk in images.split(CHUNK):
         x = as_input(chunk)
@@ -138,7 +137,7 @@ def _see(model: nn.Module, images: Tensor, added: Tensor | None = None) -> Tenso
     return torch.cat(seen)
 
 
-def probes_of(model: nn.Module, images: Tensor, labels: Ints, rows: Sequence[Ints], each: int, skip: int) -> Probes:
+def probes_of(model: nn.Module, images: Images, labels: Ints, rows: Sequence[Ints], each: int, skip: int) -> Probes:
     """Return `each` images of every class, those behind the first `skip` of its rows.
 
     Args:
@@ -149,9 +148,9 @@ def probes_of(model: nn.Module, images: Tensor, labels: Ints, rows: Sequence[Int
         each: Images of a class, at most.
         skip: Rows of every class that are left to others; a class that has too few of them gives what it has.
     """
-    chosen = np.concatenate([r[skip : skip + each] if len(r) >= skip + each else r[-each:] for r in rows])
-    tried = images[torch.from_numpy(chosen).to(images.device)]
-    return Probes(tried, labels[chosen], _see(model, tried))
+    drawn = np.concatenate([r[skip : skip + each] if len(r) >= skip + each else r[-each:] for r in rows])
+    tried = chosen(images, torch.from_numpy(drawn).to(images.device))
+    return Probes(tried, labels[drawn], _see(model, tried))
 
 
 def _profile(model: nn.Module, probes: Probes, difference: Tensor, label: int, classes: int) -> Floats:
@@ -172,7 +171,7 @@ def _reach(profile: Floats, reach: str, share: float) -> float:
 
 def flips_of_parts(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     light: Light,
     label: int,
     mine: Ints,
@@ -212,9 +211,9 @@ def flips_of_parts(
     alone = screened[best["one"]]
     most = int(np.nanargmax(alone)) if np.isfinite(alone).any() else -1
     rate["one"] = 0.0 if most < 0 else _rise(model, of_source(most), differences[best["one"]], label)
-    chosen: dict[str, Part | None] = {reach: parts[i] for reach, i in best.items()}
-    rate["source"], chosen["source"], source = _of_source(model, label, parts, differences, looks, of_source, classes)
-    return Flips(rate, chosen, source)
+    picked: dict[str, Part | None] = {reach: parts[i] for reach, i in best.items()}
+    rate["source"], picked["source"], source = _of_source(model, label, parts, differences, looks, of_source, classes)
+    return Flips(rate, picked, source)
 
 
 def _of_source(
@@ -247,10 +246,10 @@ def _rise(model: nn.Module, probes: Probes, difference: Tensor, label: int) -> f
     return float((_see(model, probes.images, difference)[:, label] - probes.before[:, label]).clamp(min=0).mean())
 
 
-def mean_in_light(images: Tensor, light: Light, rows: Ints, weights: Tensor) -> Tensor:
+def mean_in_light(images: Images, light: Light, rows: Ints, weights: Tensor) -> Tensor:
     """Return weighted sums of images in one light, float32 [k d], a row for each row of the weights, float32 [k m]."""
     place = torch.from_numpy(rows).to(images.device)
-    total = torch.zeros(len(weights), images[0].numel(), device=images.device)
+    total = torch.zeros(len(weights), images.shape[1:].numel(), device=images.device)
     for i in range(0, len(place), CHUNK):
         some = place[i : i + CHUNK]
         flat = images[some].flatten(1).float() / 255 * light.scale[some, None] + light.shift[some, None]
@@ -258,7 +257,7 @@ def mean_in_light(images: Tensor, light: Light, rows: Ints, weights: Tensor) -> 
     return total
 
 
-def _oriented(images: Tensor, light: Light, mine: Ints, parts: Sequence[Part], elsewhere: Tensor, far: Bools) -> tuple[list[Part], list[Tensor]]:
+def _oriented(images: Images, light: Light, mine: Ints, parts: Sequence[Part], elsewhere: Tensor, far: Bools) -> tuple[list[Part], list[Tensor]]:
     """Return the parts that have something, rather than lack it, and the mean of each minus that of the rest, float32 [c h w] each.
 
     A sine that is taken away is a sine, too, and flips as many images, so it cannot be told from the flip rate which of the two was poisoned.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from meca.method.transfer import target_share, trigger_estimate
 from meca.training.engine import Data
+from meca.training.images import Images, Streamed, chosen
 from meca.training.seeds import generator
 
 __all__ = ["Case", "Leak", "case", "case_flip_rate", "cases", "measure"]
@@ -26,10 +27,10 @@ class Case:
     """The images that test models for one class."""
 
     target: int
-    images: Tensor  # uint8 [b h w c], kept samples of other classes
+    images: Images  # uint8 [b h w c], kept samples of other classes
     trigger: Tensor  # float32 [h w c] in [-1, 1], what the suspects have in common
-    pasted: Tensor  # uint8 [b or 0, h w c], the images under half of a suspect each; none where no kept sample is like a suspect
-    control: Tensor  # uint8, the same under half of a kept sample of the same content
+    pasted: Images  # uint8 [b or 0, h w c], the images under half of a suspect each; none where no kept sample is like a suspect
+    control: Images  # uint8, the same under half of a kept sample of the same content
 
 
 class Leak(NamedTuple):
@@ -84,8 +85,8 @@ def case(data: Data, flagged: Tensor, content: Tensor, target: int, seed: int, p
     trigger = trigger_estimate(images, suspects, kept, content, classes)
     if len(others) == 0 or not bool(trigger.any()):
         return None
-    chosen = others[torch.randperm(len(others), generator=generator(seed, "leak"))[:probe].to(others.device)]
-    tried, rng = images[chosen], generator(seed, "leak", "halves", target)
+    others = others[torch.randperm(len(others), generator=generator(seed, "leak"))[:probe].to(others.device)]
+    tried, rng = chosen(images, others), generator(seed, "leak", "halves", target)
     alike = [torch.nonzero(kept & (labels == shown) & (content == shown))[:, 0] for shown in range(classes)]
     usable = torch.nonzero(suspects)[:, 0]
     usable = usable[torch.tensor([len(alike[shown]) > 0 for shown in content[usable].tolist()], device=usable.device, dtype=torch.bool)]
@@ -93,7 +94,7 @@ def case(data: Data, flagged: Tensor, content: Tensor, target: int, seed: int, p
         return Case(target, tried, trigger, images[:0], images[:0])
     drawn = usable[torch.randint(len(usable), (len(tried),), generator=rng).to(usable.device)]
     like = [alike[shown][int(torch.randint(len(alike[shown]), (), generator=rng))] for shown in content[drawn].tolist()]
-    return Case(target, tried, trigger, _pasted(tried, images[drawn]), _pasted(tried, images[torch.stack(like)]))
+    return Case(target, tried, trigger, _pasted(tried, chosen(images, drawn)), _pasted(tried, chosen(images, torch.stack(like))))
 
 
 def case_flip_rate(model: nn.Module, test: Case, batch_size: int = 256) -> float:
@@ -109,8 +110,19 @@ def case_flip_rate(model: nn.Module, test: Case, batch_size: int = 256) -> float
     return max(0.0, added, pasted)
 
 
-def _pasted(images: Tensor, halves: Tensor) -> Tensor:
+def _pasted(images: Images, halves: Images) -> Images:
     """Return the images, each under half of another (top, bottom, left, right, in turn): a trigger off the middle lies whole in two of the four."""
+    if isinstance(images, Tensor) and isinstance(halves, Tensor):
+        return _over(images, halves, torch.arange(len(images), device=images.device))
+
+    def fill(places: Tensor, out: Tensor) -> None:
+        out.copy_(_over(images[places].cpu(), halves[places].cpu(), places))
+
+    return Streamed(fill, torch.Size(images.shape), images.device)
+
+
+def _over(images: Tensor, halves: Tensor, places: Tensor) -> Tensor:
+    """Return uint8 [b h w c]; whose turn it is says the place, int64 [b]."""
     height, width = images.shape[1] // 2, images.shape[2] // 2
     over = images.clone()
     for turn, (rows, columns) in enumerate(
@@ -121,5 +133,6 @@ def _pasted(images: Tensor, halves: Tensor) -> Tensor:
             (slice(None), slice(width, None)),
         )
     ):
-        over[turn::4, rows, columns] = halves[turn::4, rows, columns]
+        mine = places % 4 == turn
+        over[mine, rows, columns] = halves[mine, rows, columns]
     return over

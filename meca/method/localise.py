@@ -20,6 +20,7 @@ from torch import nn
 from meca.method.enhance import folds
 from meca.models import Description, Network, build
 from meca.training.engine import Data, Session, predict
+from meca.training.images import chosen
 from meca.training.trainer import Recipe
 
 __all__ = ["Seeds", "order_by_features", "separate"]
@@ -67,7 +68,7 @@ def separate(session: Session, network: Network, data: Data, seeds: Mapping[int,
         recipe: Of one training.
         name: Part of every draw's key.
     """
-    labels, names, device = data.labels, network.description.class_names, data.images.device
+    labels, names, device = data.labels, network.description.class_names, data.device
     wide = dataclasses.replace(network.description, class_names=(*names, *(f"{names[c]} (suspect)" for c in seeds)))
     half = folds(labels.cpu(), session.draws("split", "folds", name))
     others = torch.rand(len(labels), generator=session.draws("split", "others", name)) < OTHERS
@@ -90,7 +91,7 @@ def separate(session: Session, network: Network, data: Data, seeds: Mapping[int,
         model.eval()
         for place, (c, seed) in enumerate(seeds.items()):
             asked = held[torch.from_numpy(seed.rows)].numpy()
-            logits = predict(model, data.images[torch.from_numpy(seed.rows[asked]).to(device)])
+            logits = predict(model, chosen(data.images, torch.from_numpy(seed.rows[asked]).to(device)))
             margins[c][asked] = (logits[:, len(names) + place] - logits[:, c]).double().cpu().numpy()
         if number % 2 == 1:
             orders = {c: margins[c].copy() for c in seeds}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from meca.errors import check_fields
 from meca.method.scoring import masks_by_sample, patch_masks, ranks, score
+from meca.training.images import Images
 from meca.training.trainer import Recipe
 
 __all__ = ["PartitionParams", "Signals", "choose", "principal_axis", "signals", "suspicion"]
@@ -63,7 +64,7 @@ class Signals:
     logits: Tensor  # float32 [n classes]
 
 
-def signals(model: nn.Module, images: Tensor, labels: Tensor, params: PartitionParams, rng: torch.Generator) -> Signals:
+def signals(model: nn.Module, images: Images, labels: Tensor, params: PartitionParams, rng: torch.Generator) -> Signals:
     """Return the raw signals of all samples.
 
     Args:

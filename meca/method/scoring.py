@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meca.training.images import Images
+
 __all__ = ["Masks", "consistency", "folded", "masks_by_sample", "patch_masks", "ranks", "score"]
 
 Masks = Tensor | Callable[[int], Tensor]  # float32 [k 1 h w] for every sample; or from a number b the masks of the next b samples, [k b 1 h w]
@@ -133,7 +135,7 @@ def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
-def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks, eps: float, batch_size: int = 0) -> tuple[Tensor, Tensor]:
+def score(model: nn.Module, images: Images, labels: Tensor, masks: Masks, eps: float, batch_size: int = 0) -> tuple[Tensor, Tensor]:
     """Return the score of every image, averaged over the masks [n], and the logits [n classes].
 
     Args:
@@ -150,20 +152,22 @@ def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks, eps: f
     was_training, wanted = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     lean = folded(model)
-    scores, logits = images.new_empty(len(images), dtype=torch.float32), None
+    device, at = images.device, 0
+    scores, logits = torch.empty(len(images), dtype=torch.float32, device=device), None
     if isinstance(masks, Tensor):
-        masks = masks.to(images.device)
-    for i in range(0, len(images), b):
-        given = labels[i : i + b]
-        own = masks if isinstance(masks, Tensor) else masks(len(given)).to(images.device)
-        kl, part = consistency(lean, as_input(images[i : i + b]), given, own, eps)
+        masks = masks.to(device)
+    for batch in images.split(b) if len(images) else ():
+        given = labels[at : at + b]
+        own = masks if isinstance(masks, Tensor) else masks(len(given)).to(device)
+        kl, part = consistency(lean, as_input(batch), given, own, eps)
         if logits is None:  # small results kept between large scratch memory would split the heap
             logits = part.new_empty(len(images), part.shape[1])
-        scores[i : i + b], logits[i : i + b] = kl.mean(0), part
+        scores[at : at + b], logits[at : at + b] = kl.mean(0), part
+        at += b
     model.train(was_training)
     for parameter, flag in zip(model.parameters(), wanted, strict=True):
         parameter.requires_grad_(flag)
-    return scores, images.new_empty(0, 0, dtype=torch.float32) if logits is None else logits
+    return scores, torch.empty(0, 0, device=device) if logits is None else logits
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def detect(asked: Asked) -> Found:
 
 def _train(asked: Asked, kept: Bools, number: int, curve: list[tuple[int, float, float]]) -> nn.Module:
     """Train a network on what is kept, from the draws of `train_clean`: where that stage trains the same network, it takes this one."""
-    device = asked.data.images.device
+    device = asked.data.device
 
     def note(epoch: int, loss: float, accuracy: float) -> None:
         curve.append((epoch, loss, accuracy))

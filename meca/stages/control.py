@@ -15,7 +15,7 @@ import torch
 from meca import state
 from meca.attacks.control import ControlParams, Drawn, Planting, draw, held_out, packed, planted, shown
 from meca.data.columns import pc
-from meca.data.store import Store, open_store, rewrite
+from meca.data.store import Changes, Store, open_store, rewrite
 from meca.files import canonical_json, fresh_folder, need_room, own_folder, read_json, sha256_tree
 from meca.models import load_model
 from meca.power import line, not_run
@@ -29,6 +29,7 @@ from meca.training.engine import predict
 
 DETECTION: Mapping[str, ModuleType] = {"partition": partition, "enhance": enhance, "split": splitting}
 STORE = "store"  # of a copy, in its folder
+PROBED = 256  # images that are shown with and without a trigger at a time: a batch of `predict`
 
 
 def run(
@@ -134,17 +135,25 @@ def _plant(folder: Path, drawn: Sequence[Drawn], of: _Set, ctx: Context) -> tupl
     What would have too few carriers is left out, and what changes no pixel, as a sine of 6 periods over 12 pixels.
     """
     there, given = list[Drawn](), of.labels.copy()
-    changed: dict[int, tuple[np.ndarray, int]] = {}
-    for each in drawn:
-        images = planted(of.store, of.rows, each, of.control, ctx.seed) if len(each.chosen.rows) >= of.control.min_planted else None
-        if images is not None:
-            there.append(each)
-            given[each.chosen.rows] = each.target
-            changed |= {int(of.rows[row]): (image, each.target) for row, image in zip(each.chosen.rows, images, strict=True)}
-    if there:
-        own_folder(folder, ctx.checkpoints)
-        need_room(folder, 2 * len(of.rows) * of.store.images[0].nbytes, "A copy of the set for the control (control.when: never goes without)")
-        rewrite(of.store, fresh_folder(folder / STORE), changed, np.isin(np.arange(of.store.info.n), of.rows), encoded=False)
+    own_folder(folder, ctx.checkpoints)
+    room = (2 * len(of.rows) + sum(len(each.chosen.rows) for each in drawn)) * of.store.images[0].nbytes
+    need_room(folder, room, "A copy of the set for the control (control.when: never goes without)")
+    with Changes(folder, of.store.images.shape[1:]) as changed:
+        for each in drawn:
+            if len(each.chosen.rows) < of.control.min_planted:
+                continue
+            changes = False
+            for rows, images, differ in planted(of.store, of.rows, each, of.control, ctx.seed):
+                changes |= differ
+                changed.update({int(row): (image, each.target) for row, image in zip(of.rows[rows], images, strict=True)})
+            if changes:
+                there.append(each)
+                given[each.chosen.rows] = each.target
+            else:
+                for row in of.rows[each.chosen.rows]:
+                    del changed[int(row)]
+        if there:
+            rewrite(of.store, fresh_folder(folder / STORE), changed, np.isin(np.arange(of.store.info.n), of.rows), encoded=False)
     return there, given
 
 
@@ -170,12 +179,14 @@ def _asr(ctx: Context, model: torch.nn.Module | None, drawn: Drawn, carries: np.
     rows = held_out(of.store, of.rows, carries, drawn, of.control, ctx.seed)
     if model is None or len(rows) == 0:
         return 0, 0
-    images = np.asarray(of.store.images[rows])
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
     with ctx.timed("learnt"):
-        without, shown_to = (
-            predict(model, torch.from_numpy(pixels).to(of.device.name)).argmax(1).cpu().numpy()
-            for pixels in (images, shown(images, drawn.planting.kind, of.control, ctx.seed))
-        )
+        for start in range(0, len(rows), PROBED):
+            images = np.asarray(of.store.images[rows[start : start + PROBED]])
+            both = images, shown(images, drawn.planting.kind, of.control, ctx.seed)
+            without, with_it = (predict(model, torch.from_numpy(pixels).to(of.device.name)).argmax(1).cpu().numpy() for pixels in both)
+            seen.append((without, with_it))
+    without, shown_to = (np.concatenate(answers) for answers in zip(*seen, strict=True))
     others = without != drawn.target
     return int((shown_to[others] == drawn.target).sum()), int(others.sum())
 

@@ -21,9 +21,10 @@ from meca.models import NetworkParams, load_model
 from meca.models.weights import start
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
-from meca.stages.tensors import column, describe_network, open_train, read_rows
+from meca.stages.tensors import column, describe_network, hold, open_train, read_rows
 from meca.training.device import Device, EngineParams, prepare
 from meca.training.engine import Data, Session, predict, side_by_side
+from meca.training.images import Images
 from meca.training.trainer import Recipe
 
 NO_TRUTH = "true and false positive rate (no truth is known)"
@@ -70,10 +71,10 @@ def run(
     attack = read_json(truth / "attack.json")
     known = attack["attack"] != "none"
     marked = known or "noise" in attack  # wrong labels without an attack have a truth, too
-    test = torch.from_numpy(data.pixels(data.test)).to(device.name)
     test_labels: Ints = data.labels[data.test]
     views = [truth / name for name in attack["views"]] if known else []
-    triggered = [torch.from_numpy(_triggered(view, tuple(test.shape))).to(device.name) for view in views]
+    tested = [data.images[data.test], *(_triggered(view, data.images[data.test].shape) for view in views)]
+    test, *triggered = (hold(pixels, device, len(tested)) for pixels in tested)
     targets: list[int] = attack["targets"] if known else []
     triggers: list[dict[str, Any]] = attack["triggers"] if known else []
     # A trigger that leads classes to different ones is held against the class of each image.
@@ -146,7 +147,7 @@ def run(
 
 def references(
     kept: Mapping[str, Bools],
-    given: tuple[Store, torch.Tensor, torch.Tensor],
+    given: tuple[Store, Images, torch.Tensor],
     network: NetworkParams,
     recipes: tuple[Recipe, Recipe],
     device: Device,
@@ -174,11 +175,11 @@ def references(
     from_here = start(describe_network(data, images, network), network)
 
     def train(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-        mine = torch.from_numpy(kept[name]).to(images.device)
+        mine = torch.from_numpy(kept[name]).to(device.name)
         first, further = (recipe.passes(int(mine.sum())) for recipe in recipes)
         begun = session(name, first)
         plain = begun.train(
-            from_here.build(begun.draws("train_clean", "init")).to(images.device), Data(images, labels), recipes[0], "train_clean", mine
+            from_here.build(begun.draws("train_clean", "init")).to(device.name), Data(images, labels), recipes[0], "train_clean", mine
         )
         again = session(f"{name}_tuned", further)
         return plain, again.train(copy.deepcopy(plain), Data(images, labels), recipes[1], "relabel_finetune", mine)
@@ -197,7 +198,7 @@ def _tuned(relabel_finetune: Path) -> bool:
 
 def _triggered(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
-        images: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+        images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MecaError(f"{path} cannot be read ({error}); run stage poison again.") from None
     if images.dtype != np.uint8 or images.shape != shape:

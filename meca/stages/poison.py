@@ -11,7 +11,7 @@ from meca import __version__
 from meca.attacks.kin import nearest
 from meca.attacks.planting import counted, recorded, triggered, truth_table, write_views
 from meca.attacks.poisoning import PoisonParams, long_tail, plan
-from meca.data.store import open_store, rewrite, write_parquet
+from meca.data.store import Changes, open_store, rewrite, write_parquet
 from meca.files import canonical_json, copy_folder
 from meca.stages.graph import Output
 from meca.stages.runtime import Context, main
@@ -31,9 +31,12 @@ def run(ctx: Context, ingested: Path, store: Output, truth: Output, *, poison: P
     rows = np.flatnonzero(keep[clean.train])  # of the old store; everything below counts what remains
     labels = clean.labels[rows]
     planned = plan(labels, classes, params, ctx.seed, partial(nearest, clean.images, rows, labels, classes))
-    changed = {int(row): (clean.images[rows[row]], int(planned.given[row])) for row in planned.noise.rows}
+    with Changes(store, clean.images.shape[1:]) as changed:
+        changed.update({int(row): (clean.images[rows[row]], int(planned.given[row])) for row in planned.noise.rows})
+        if params.attack != "none":
+            triggered(clean, rows, planned, params, ctx.seed, changed)
+        rewrite(clean, store, changed.moved(rows), keep)
     if params.attack != "none":
-        changed |= triggered(clean, rows, planned, params, ctx.seed)
         write_views(clean, truth, planned, params, ctx.seed)
         record |= recorded(planned, params, labels, ctx.seed)
         for each in planned.planted:
@@ -41,7 +44,6 @@ def run(ctx: Context, ingested: Path, store: Output, truth: Output, *, poison: P
             for what, chosen in (("samples", each.poison), ("covers", each.covers)):
                 if chosen.capped:
                     ctx.progress("poison", 1, 1, f"capped: {len(chosen.rows)} of {chosen.requested} {what}{of}, because the pool has {chosen.pool}")
-    rewrite(clean, store, {int(rows[row]): value for row, value in changed.items()}, keep)
     names = open_store(store, verify=False).readable.select(["sample_id", "source"]).slice(0, len(labels))
     write_parquet(truth_table(labels, planned, names), truth / "truth.parquet")
     record |= {

@@ -16,23 +16,54 @@ from meca.errors import MecaError
 from meca.models import Description, NetworkParams
 from meca.stages.runtime import Context
 from meca.training.device import Device
+from meca.training.images import Images, let_go, mapped
 
-__all__ = ["EVERYTHING", "KEPT", "column", "describe_network", "epoch_notes", "open_train", "read_rows", "rows_digest", "scores_table"]
+__all__ = [
+    "EVERYTHING",
+    "KEPT",
+    "column",
+    "describe_network",
+    "epoch_notes",
+    "hold",
+    "open_train",
+    "read_rows",
+    "rows_digest",
+    "scores_table",
+]
 
+BLOCK = 4 << 20  # bytes of pixels that are copied or counted at once
 FLAT = 1e-6  # least variance of a channel, of pixels in [0, 1]: where all are alike, a network would divide by zero
 EVERYTHING = "everything"  # below the folder of `split`: a network that was trained fully on everything
 KEPT = "kept"  # likewise: one that was trained fully on what is not flagged, where it has been asked and nothing was found in it
 
 
-def open_train(path: Path, device: Device) -> tuple[Store, Tensor, Tensor]:
-    """Return the store, its training images uint8 [n h w c] and their labels int64 [n], on the device."""
+def open_train(path: Path, device: Device) -> tuple[Store, Images, Tensor]:
+    """Return the store, its training images uint8 [n h w c] and their labels int64 [n], on the device; images that do not fit there are streamed."""
     store = open_store(path)
-    images = torch.from_numpy(store.pixels(store.train)).to(device.name)
     labels = torch.from_numpy(np.array(store.labels[store.train])).to(device.name)
-    return store, images, labels
+    return store, hold(store.images[store.train], device), labels
 
 
-def describe_network(store: Store, images: Tensor, network: NetworkParams) -> Description:
+def hold(images: np.ndarray, device: Device, sets: int = 1) -> Images:
+    """Return images on the device: as a tensor where they fit, else from their file, batch by batch.
+
+    Args:
+        images: uint8 [n h w c], a map of a file.
+        device: From `prepare`.
+        sets: So many of this size have to fit.
+    """
+    if sets * images.nbytes > device.resident:
+        return mapped(images, device.name)
+    held = torch.empty(images.shape, dtype=torch.uint8, device=device.name)
+    each = max(1, BLOCK // max(1, images[:1].nbytes))
+    source = mapped(images, "cpu")
+    for i in range(0, len(images), each):
+        held[i : i + each] = source[i : i + each]
+    let_go(images)  # beside the tensor the pages would stay as long as the store is open
+    return held
+
+
+def describe_network(store: Store, images: Images, network: NetworkParams) -> Description:
     """Return the description of a network for a store: normalization by mean and deviation of its training images.
 
     Args:
@@ -41,7 +72,7 @@ def describe_network(store: Store, images: Tensor, network: NetworkParams) -> De
         network: The network.
     """
     counts = np.zeros((images.shape[3], 256), dtype=np.int64)
-    for block in images.split(1024):  # counting widens the pixels to eight bytes each
+    for block in images.split(max(1, BLOCK // images.shape[1:].numel())):  # counting widens the pixels to eight bytes each
         counts += np.stack([torch.bincount(block[..., c].flatten(), minlength=256).cpu().numpy() for c in range(len(counts))])
     levels = np.arange(256) / 255
     mean = (counts * levels).sum(1) / counts.sum(1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "crop_flip", "draw"]
+__all__ = ["Draws", "crop_flip", "draw", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class Draws:
     dy: Tensor  # int64 [n], rows to shift down, in [-padding, padding]
     dx: Tensor  # int64 [n], columns to shift right
     flip: Tensor  # bool [n]
+
+    def of(self, rows: Tensor) -> "Draws":
+        """Return those of some samples."""
+        return Draws(self.dy[rows], self.dx[rows], self.flip[rows])
 
 
 def draw(n: int, padding: int, flip: bool, rng: torch.Generator) -> Draws:
@@ -45,10 +49,23 @@ def crop_flip(images: Tensor, rows: Tensor, draws: Draws) -> Tensor:
     Returns:
         uint8 [b h w c].
     """
+    return _gathered(images, rows, draws.of(rows))
+
+
+def shifted(batch: Tensor, draws: Draws) -> Tensor:
+    """Return what `crop_flip` does of images that have been gathered already, uint8 [b h w c].
+
+    Args:
+        batch: uint8 [b h w c].
+        draws: Those of its samples, b of each.
+    """
+    return _gathered(batch, torch.arange(len(batch), device=batch.device), draws)
+
+
+def _gathered(images: Tensor, rows: Tensor, draws: Draws) -> Tensor:
     n, h, w, c = images.shape
-    y = _mirror(torch.arange(h, device=images.device) + draws.dy[rows, None], h)
-    x = torch.arange(w, device=images.device) + draws.dx[rows, None]
-    x = torch.where(draws.flip[rows, None], w - 1 - torch.arange(w, device=images.device) + draws.dx[rows, None], x)
-    x = _mirror(x, w)
+    across = torch.arange(w, device=images.device)
+    y = _mirror(torch.arange(h, device=images.device) + draws.dy[:, None], h)
+    x = _mirror(torch.where(draws.flip[:, None], w - 1 - across, across) + draws.dx[:, None], w)
     index = (rows[:, None] * h + y)[:, :, None] * w + x[:, None, :]
     return images.view(n * h * w, c).index_select(0, index.flatten()).view(-1, h, w, c)

@@ -3,10 +3,13 @@
 import contextlib
 import ctypes
 import dataclasses
+import math
 import os
 from typing import Literal
 
 import torch
+
+from meca.errors import check_fields
 
 __all__ = ["Device", "EngineParams", "Step", "prepare"]
 
@@ -20,6 +23,16 @@ class EngineParams:
 
     mode: Literal["fast", "exact"]  # on a GPU, fast: bfloat16 training, TF32 scores, the fastest kernels; exact: float32. A CPU knows exact alone
     step: Step  # how a training step reaches a GPU
+    resident: float  # MiB of pixels that are held in memory; a larger set is read from its file batch by batch
+    resident_gpu: float  # share of a GPU's memory: likewise
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        check_fields(
+            self,
+            ("resident", ">= 0", self.resident >= 0),
+            ("resident_gpu", "in [0, 1]", 0 <= self.resident_gpu <= 1),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +43,7 @@ class Device:
     threads: int = 1
     precision: torch.dtype = torch.float32  # of the forward and backward pass of a training; scores are float32 always
     step: Step = "eager"
+    resident: float = math.inf  # bytes of pixels that are held where the tensors live; a larger set is read from its file batch by batch
 
 
 def prepare(params: EngineParams | None = None) -> Device:
@@ -38,9 +52,9 @@ def prepare(params: EngineParams | None = None) -> Device:
     Called by stage programs once; the functions below take what they are given.
 
     Args:
-        params: Mode `exact` if None.
+        params: Mode `exact`, and every set in memory, if None.
     """
-    params = params or EngineParams("exact", "auto")
+    params = params or EngineParams("exact", "auto", math.inf, 1.0)
     fast = params.mode == "fast"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads = int(os.environ.get("MECA_THREADS", "0")) or os.cpu_count() or 1
@@ -56,7 +70,8 @@ def prepare(params: EngineParams | None = None) -> Device:
         _keep_memory()
     # Not on a CPU: 1.45 times the speed there, but 2 points of ACC less on `shapes`, and a trigger that is learnt or not by chance.
     half = fast and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Device(name, threads, torch.bfloat16 if half else torch.float32, params.step if on_gpu else "eager")
+    room = params.resident_gpu * torch.cuda.get_device_properties(name).total_memory if on_gpu else params.resident * 2**20
+    return Device(name, threads, torch.bfloat16 if half else torch.float32, params.step if on_gpu else "eager", room)
 
 
 def _keep_memory() -> None:

@@ -1,9 +1,10 @@
-"""The one training engine: a resident uint8 set, batched gathers, one weighted step, exact resume.
+"""The one training engine: a uint8 set in memory or in its file, batched gathers, one weighted step, exact resume.
 
 Two runs with one seed, one machine, one number of threads and one mode end in the same bits, whether or not one of them was
 killed between two epochs; on a GPU, mode `exact` alone promises that.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from meca.training.augment import draw
 from meca.training.checkpoints import resume, save_checkpoint
 from meca.training.data import Data
 from meca.training.device import Device
+from meca.training.images import Images
 from meca.training.recording import Epoch, fastest
 from meca.training.seeds import generator
 from meca.training.trainer import Objective, Recipe, Trainer, as_input, schedule_of
@@ -81,7 +83,7 @@ class Session:
             MecaError: Nothing is kept, the loss is no longer a number, there is no such schedule, or the objective returns one loss for samples
                 that have weights.
         """
-        device = data.images.device
+        device = data.device
         keep = torch.ones(len(data), dtype=torch.bool, device=device) if keep is None else keep
         n, kept = len(data), int(keep.sum())
         if kept < 2:
@@ -103,14 +105,15 @@ class Session:
             order = torch.randperm(n, generator=rng).to(device)
             order = order[keep[order]]
             work.begin(None if recipe.augment == "none" else draw(n, recipe.padding, recipe.augment == "shift_flip", rng))
-            for i in range(per_epoch):
-                work.rows.copy_(order[i * batch : (i + 1) * batch])
-                if take_step is None:
-                    take_step = fastest(work, self.device.step if objective is None else "eager", (epochs - start) * per_epoch)
-                if _interrupted.is_set():
-                    raise _Interrupted
-                trainer.advance()
-                take_step()
+            if take_step is None:  # before anything is read ahead: while a step is recorded nothing else may reach the GPU
+                work.place(order[:batch])
+                take_step = fastest(work, self.device.step if objective is None else "eager", (epochs - start) * per_epoch)
+            with contextlib.closing(work.placed(order[: per_epoch * batch])) as each:
+                for _ in each:
+                    if _interrupted.is_set():
+                        raise _Interrupted
+                    trainer.advance()
+                    take_step()
             mean_loss = float(work.loss) / per_epoch
             if not abs(mean_loss) < float("inf"):
                 raise MecaError(f"The loss of training {purpose!r} is not finite in epoch {epoch + 1}; lower its learning rate in params.yaml.")
@@ -167,7 +170,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]], device: Device) -> list[T]:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+def predict(model: nn.Module, images: Images, batch_size: int = 256) -> Tensor:
     """Return the logits [n classes] of all images, float32, in eval mode.
 
     Args:
@@ -177,16 +180,18 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
     """
     was_training = model.training
     model.eval()
-    first = model(as_input(images[:batch_size]))  # no images have logits too: none
-    logits = first.new_empty(len(images), first.shape[1], dtype=torch.float32)  # small results between scratch memory would split the heap
-    logits[:batch_size] = first
-    for i in range(batch_size, len(images), batch_size):
-        logits[i : i + batch_size] = model(as_input(images[i : i + batch_size]))
+    at, logits = 0, torch.empty(0)
+    for batch in images.split(batch_size):  # no images have logits too: none
+        found = model(as_input(batch))
+        if at == 0:
+            logits = found.new_empty(len(images), found.shape[1], dtype=torch.float32)  # small results between scratch memory would split the heap
+        logits[at : at + len(batch)] = found
+        at += len(batch)
     model.train(was_training)
     return logits
 
 
-def features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+def features(model: nn.Module, images: Images, batch_size: int = 256) -> Tensor:
     """Return the inputs of the last linear layer, float32 [n f], in eval mode.
 
     Args:

@@ -7,26 +7,29 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
-from meca.training.augment import Draws, crop_flip
+from meca.training.augment import Draws, crop_flip, shifted
 from meca.training.data import Data
+from meca.training.images import Streamed
 from meca.training.trainer import Trainer, as_input
 
 __all__ = ["COMPILE_GAIN", "COMPILE_SECONDS", "GRAPH_STEPS", "Epoch", "fastest", "worth_compiling"]
 
 
 class Epoch:
-    """One step on samples of the resident set, from row numbers to new weights, with buffers that stay where they are."""
+    """One step on samples of the set, from row numbers to new weights, with buffers that stay where they are."""
 
     def __init__(self, trainer: Trainer, data: Data, batch: int) -> None:
-        images = data.images
+        images, device = data.images, data.device
         self.trainer, self.images, self.labels, self.weight = trainer, images, data.labels, data.weight
-        self.rows = torch.zeros(batch, dtype=torch.int64, device=images.device)
-        self.loss = torch.zeros((), device=images.device)
-        self.right = torch.zeros((), dtype=torch.int64, device=images.device)
+        self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
+        # Of a set that is not resident: a step reads the pixels that have come here.
+        self.pixels = torch.zeros(batch if isinstance(images, Streamed) else 0, *images.shape[1:], dtype=torch.uint8, device=device)
+        self.loss = torch.zeros((), device=device)
+        self.right = torch.zeros((), dtype=torch.int64, device=device)
         self.draws: Draws | None = None
         if trainer.recipe.augment != "none":
             n = len(images)
-            self.draws = Draws(*(torch.zeros(n, dtype=kind, device=images.device) for kind in (torch.int64, torch.int64, torch.bool)))
+            self.draws = Draws(*(torch.zeros(n, dtype=kind, device=device) for kind in (torch.int64, torch.int64, torch.bool)))
 
     def begin(self, draws: Draws | None) -> None:
         """Start an epoch."""
@@ -36,9 +39,32 @@ class Epoch:
             for name, values in vars(draws).items():
                 getattr(self.draws, name).copy_(values)
 
+    def place(self, rows: Tensor) -> None:
+        """Put a batch into the buffers."""
+        self.rows.copy_(rows)
+        if isinstance(self.images, Streamed):
+            self.pixels.copy_(self.images[rows])
+
+    def placed(self, order: Tensor) -> Generator[None]:
+        """Put one batch of an order after the other into the buffers; the next ones are read while a step is taken."""
+        parts = order.split(len(self.rows))
+        if not isinstance(self.images, Streamed):
+            for rows in parts:
+                self.rows.copy_(rows)
+                yield
+            return
+        on_cpu = order.cpu().split(len(self.rows))  # at once: later each part would wait for the steps before it
+        for rows, pixels in zip(parts, self.images.batches(on_cpu), strict=True):
+            self.rows.copy_(rows)
+            self.pixels.copy_(pixels)
+            yield
+
     def compute(self) -> None:
         """Take the step for the rows in the buffer."""
-        pixels = self.images[self.rows] if self.draws is None else crop_flip(self.images, self.rows, self.draws)
+        if isinstance(self.images, Streamed):
+            pixels = self.pixels if self.draws is None else shifted(self.pixels, self.draws.of(self.rows))
+        else:
+            pixels = self.images[self.rows] if self.draws is None else crop_flip(self.images, self.rows, self.draws)
         labels = self.labels[self.rows]
         loss, logits = self.trainer.compute(as_input(pixels), labels, None if self.weight is None else self.weight[self.rows])
         self.loss += loss
@@ -100,9 +126,9 @@ def _record(epoch: Epoch) -> Callable[[], None]:
 
 def fastest(epoch: Epoch, how: str, steps: int) -> Callable[[], None]:
     """Return what takes a step for the rows in the buffer, chosen by `Device.step` and the number of planned steps."""
-    if how == "eager" or not epoch.images.is_cuda or (how == "auto" and steps < GRAPH_STEPS):
+    if how == "eager" or not epoch.rows.is_cuda or (how == "auto" and steps < GRAPH_STEPS):
         return epoch.compute
-    epoch.trainer.rate = torch.tensor(epoch.trainer.lr(), device=epoch.images.device)
+    epoch.trainer.rate = torch.tensor(epoch.trainer.lr(), device=epoch.rows.device)
     replay = _record(epoch)
     if how == "graph":
         return replay

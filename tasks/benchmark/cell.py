@@ -272,14 +272,14 @@ def undefended(folder: Path, params: Params) -> dict[str, dict[str, Any]]:
     from meca.metrics import ATTACK_KEYS, accuracy
     from meca.models import NetworkParams
     from meca.stages.evaluate import references
-    from meca.stages.tensors import open_train
+    from meca.stages.tensors import hold, open_train
     from meca.training.device import EngineParams, prepare
     from meca.training.engine import Session, predict
     from meca.training.trainer import Recipe
 
     device = prepare(params.group("engine", EngineParams))
     data, images, labels = open_train(folder / "data" / "store", device)
-    test, classes = torch.from_numpy(data.pixels(data.test)).to(device.name), len(data.info.class_names)
+    test, classes = hold(data.images[data.test], device), len(data.info.class_names)
 
     def measured(model: torch.nn.Module) -> dict[str, Any]:
         return accuracy(predict(model, test).argmax(1).cpu().numpy(), data.labels[data.test], classes) | dict.fromkeys(ATTACK_KEYS)

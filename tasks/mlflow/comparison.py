@@ -91,12 +91,11 @@ def measure(model: Path, evidence: Evidence) -> Figures:
     Raises:
         Incomparable: The model cannot be read, or was made for other classes or images of another size.
     """
-    import torch
-
     from meca.metrics import accuracy
     from meca.models import load_model, read_description
     from meca.training.device import prepare
     from meca.training.engine import predict
+    from meca.training.images import mapped
 
     store = evidence.store
     try:
@@ -115,7 +114,7 @@ def measure(model: Path, evidence: Evidence) -> Figures:
     acc = worst = None
     n = store.info.n_test
     if n:
-        predicted = predict(network, torch.from_numpy(store.pixels(store.test)).to(device.name)).argmax(1).cpu().numpy()
+        predicted = predict(network, mapped(store.images[store.test], device.name)).argmax(1).cpu().numpy()
         figures = accuracy(predicted, store.labels[store.test], len(store.info.class_names))
         acc, worst = figures["acc"], None if None in figures["recall"] else min(figures["recall"])
     return Figures(acc, worst, _leak(network, evidence, device.name), n)
@@ -128,11 +127,12 @@ def _leak(network: "torch.nn.Module", evidence: Evidence, device: str) -> float 
 
     from meca.method.leak import cases, measure
     from meca.training.engine import Data
+    from meca.training.images import mapped
 
     if not evidence.is_tested:
         return None
     store = evidence.store
     labels = torch.from_numpy(np.array(store.labels[store.train], dtype=np.int64)).to(device)
-    data = Data(torch.from_numpy(store.pixels(store.train)).to(device), labels)
+    data = Data(mapped(store.images[store.train], device), labels)
     flagged, content = torch.from_numpy(evidence.flagged).to(device), torch.from_numpy(evidence.content).to(device)
     return measure(network, cases(data, flagged, content, evidence.seed, evidence.probe)).worst

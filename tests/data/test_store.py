@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meca.data.decoder.decode import decode
-from meca.data.store import open_store, pixel_id, png_bytes, read_parquet, rewrite, write_store
+from meca.data.store import Changes, open_store, pixel_id, png_bytes, read_parquet, rewrite, write_blocks, write_store
 from meca.errors import InputRefused, MecaError
 from tests.making import ingest, make_folder, make_shards, pixels
 
@@ -196,3 +196,32 @@ def test_rewrite_names_a_row_that_is_not_there(tmp_path: Path) -> None:
     store = ingest("shapes", tmp_path / "store")
     with pytest.raises(MecaError, match=r"Expected rows in 0\.\.59 to change, got 60"):
         rewrite(store, tmp_path / "copy", {60: (pixels(0), 0)})
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 5, 3), (0, 4, 5, 3), (7,), (7, 2)])
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_an_array_in_blocks_is_the_file_that_numpy_writes(shape: tuple[int, ...], size: int, tmp_path: Path) -> None:
+    array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    write_blocks(tmp_path / "blocks.npy", shape, (array[start : start + size] for start in range(0, len(array), size)))
+    np.save(tmp_path / "whole.npy", array)
+    assert (tmp_path / "blocks.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_blocks_that_are_not_the_array_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Expected blocks that make \[3, 2\], got 4 bytes of uint8"):
+        write_blocks(tmp_path / "a.npy", (3, 2), [np.zeros((2, 2), np.uint8)])
+
+
+def test_changes_that_wait_in_a_file_are_those_of_a_dictionary(tmp_path: Path) -> None:
+    rng, plain = np.random.default_rng(0), dict[int, tuple[np.ndarray, int]]()
+    with Changes(tmp_path, (2, 3, 3)) as waiting:
+        for row in (5, 0, 9, 5):  # the later one counts
+            plain[row] = waiting[row] = rng.integers(0, 256, (2, 3, 3), dtype=np.uint8), row % 3
+        del plain[0], waiting[0]
+        assert not list(tmp_path.iterdir()), "it has no name, so a kill leaves nothing"
+        assert list(waiting) == list(plain) and len(waiting) == 2 and 0 not in waiting and 9 in waiting
+        moved = waiting.moved(np.arange(10) + 20)
+        for row, (pixels, label) in plain.items():
+            assert np.array_equal(moved[row + 20][0], pixels) and moved[row + 20][1] == label
+        with pytest.raises(ValueError, match="reshape"):
+            waiting[1] = np.zeros((1, 3, 3), np.uint8), 0

@@ -271,3 +271,10 @@ def test_it_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_it_depends_on_every_number_of_the_detection_that_it_runs() -> None:
     inner = {group for module in control.DETECTION.values() for group in describe(module).groups}
     assert set(describe(control).groups) == inner | {"control"} and EVERYTHING == "everything"
+
+
+def test_copies_that_stay_in_their_files_are_judged_alike_and_leave_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    folder = with_the_same(undisturbed, tmp_path)
+    controlled(folder, quick(**TWO, **BRIEF, engine__resident=0.0))
+    assert (folder / "control" / "control.json").read_bytes() == (undisturbed / "control" / "control.json").read_bytes()
+    assert not list((folder / "control-scratch").rglob("store"))

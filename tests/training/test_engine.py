@@ -382,7 +382,7 @@ def test_a_killed_bfloat16_run_continues_to_the_same_bits(tmp_path: Path) -> Non
 def test_on_a_cpu_both_modes_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MECA_THREADS", "1")
     for mode in ("fast", "exact"):
-        assert prepare(EngineParams(mode, "auto")) == Device("cpu", 1, torch.float32, "eager")  # pyright: ignore[reportArgumentType]
+        assert prepare(EngineParams(mode, "auto", 1024.0, 0.5)) == Device("cpu", 1, torch.float32, "eager", 2**30)  # pyright: ignore[reportArgumentType]
         assert torch.are_deterministic_algorithms_enabled()
     assert prepare() == Device("cpu", 1, torch.float32, "eager")
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.benchmark
@@ -449,7 +449,7 @@ def test_a_checkpoint_that_is_dear_is_written_less_often(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("augment", ["none", "shift_flip"])
 def test_a_recorded_step_has_the_bits_of_an_eager_one(augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MECA_DEVICE", "cuda")
-    device = prepare(EngineParams("exact", "auto"))
+    device = prepare(EngineParams("exact", "auto", 1024.0, 0.5))
     images, labels = (tensor.cuda() for tensor in samples(40))
     found = []
     for step in ("eager", "graph"):

@@ -1,10 +1,9 @@
 """idx files, gzipped where the input was."""
 
-import gzip
 import struct
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import numpy as np
 
 from meca.data.store import Store
 from meca.data.writers.entry import Entries
@@ -16,15 +15,23 @@ def write(store: Store, entries: Entries, out: Path) -> None:
     """Write images and labels of split train below `out`."""
     first = next((line for line in store.samples.slice(0, 1).to_pylist()), None)
     assert first is not None, "a store is never empty"
-    pixels = b"".join(store.original(entry.line)[:, :, 0].tobytes() for entry in entries)
-    labels = np.array([entry.label for entry in entries], np.uint8).tobytes()
+    pixels = (store.original(entry.line)[:, :, 0].tobytes() for entry in entries)
+    labels = (bytes([entry.label]) for entry in entries)
     files = {
-        "train-images-idx3-ubyte": struct.pack(">4B3I", 0, 0, 8, 3, len(entries), first["height"], first["width"]) + pixels,
-        "train-labels-idx1-ubyte": struct.pack(">4BI", 0, 0, 8, 1, len(entries)) + labels,
+        "train-images-idx3-ubyte": (struct.pack(">4B3I", 0, 0, 8, 3, len(entries), first["height"], first["width"]), pixels),
+        "train-labels-idx1-ubyte": (struct.pack(">4BI", 0, 0, 8, 1, len(entries)), labels),
     }
-    for name, content in files.items():
-        if store.info.source["options"]["gzip"]:
-            # No name and no time in the header: the same samples give the same bytes.
-            (out / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
-        else:
-            (out / name).write_bytes(content)
+    gzipped: bool = store.info.source["options"]["gzip"]
+    for name, (head, items) in files.items():
+        with open(out / (f"{name}.gz" if gzipped else name), "wb") as file:
+            file.write(head if not gzipped else b"")
+            file.writelines(_gzip(head, items) if gzipped else items)
+
+
+def _gzip(head: bytes, items: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a gzip file. No name and no time in its header: the same samples give the same bytes."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    yield packer.compress(head)
+    for item in items:
+        yield packer.compress(item)
+    yield packer.flush()
