@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Finding", "adjusted", "combined", "findings", "tail"]
+__all__ = ["Finding", "adjusted", "combined", "findings", "of_view", "tail"]
 
 NORMAL = 1.4826  # deviations of a normal distribution in its median absolute deviation
 SMALL = 1e-6  # p-values that are not combined, but counted
@@ -86,7 +86,7 @@ def findings(views: Mapping[str, Floats], least: Mapping[str, Floats], rate: flo
     again = np.zeros(classes, dtype=bool) if again is None else again
     proven = again.copy()
     while True:
-        ps = {name: _of_view(values, proven, least[name], spread) for name, values in views.items()}
+        ps = {name: of_view(values, proven, least[name], spread) for name, values in views.items()}
         asked = np.any([~np.isnan(values) for values in views.values()], axis=0)
         p = np.array([combined(np.array([of[c] for of in ps.values()])) for c in range(classes)])
         q = np.ones(classes)
@@ -108,7 +108,15 @@ def findings(views: Mapping[str, Floats], least: Mapping[str, Floats], rate: flo
     ]
 
 
-def _of_view(values: Floats, proven: Bools, least: Floats, spread: float) -> Floats:
+def of_view(values: Floats, proven: Bools, least: Floats, spread: float) -> Floats:
+    """Return what one view says of each class: p, float64 [classes], NaN where it could not be asked.
+
+    Args:
+        values: float64 [classes], NaN where a class could not be asked.
+        proven: bool [classes], those that are no null for others.
+        least: float64 [classes], see `tail`.
+        spread: See `tail`.
+    """
     p = np.full(len(values), np.nan)
     for c in np.flatnonzero(np.isfinite(values)):
         others = np.isfinite(values) & ~proven

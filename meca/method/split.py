@@ -30,7 +30,7 @@ from torch import nn
 
 from meca.errors import check_fields
 from meca.method.content import Content, foreign_share, look_without, lower_mean
-from meca.method.evidence import Finding, findings
+from meca.method.evidence import Finding, findings, of_view
 from meca.method.flips import LEAST, REACHES, SURE, Flips, Light, Part, Probes, flips_of_parts, light_of, mean_in_light, parts_of, probes_of
 from meca.method.localise import Seeds, order_by_features, separate
 from meca.method.proofs import Proof
@@ -43,7 +43,7 @@ __all__ = ["UNFLAGGED", "Asked", "Class", "Decision", "Found", "SplitParams", "b
 ASKED = 20  # samples of a class, below which it is not asked: a part of so few is single images
 FIRST = 0.5  # of the probes: so many choose the part, as many as all of them measure it
 SUSPECTED = 0.7  # quantile of how typical samples are of other classes, above which they are suspects to begin with
-SHOWS = 0.05  # p of a view of flips, up to which its part is where to begin in a class that content proves
+SHOWS = 0.05  # p of a view, up to which it says where to begin in a class that is proven, and whether content tells which part has a trigger
 MOSTLY = 0.5  # share of a class that is poisoned, from which clean samples are as typical of others as poison is, but never of far ones
 NOTHING_LEFT = 0.1  # least share of a class that is taken to be poisoned, where it is proven
 EVERYTHING_BUT = 0.95  # and the largest
@@ -231,7 +231,7 @@ class _Round:
             views[name] = np.array([lower_mean(row, params.lower_content) if each else np.nan for each, row in zip(asked, shares, strict=True)])
             # One sample more in the classes that count: of few samples, by chance some look typical of a far class.
             least[name] = np.maximum(params.least_content, 1 / (params.lower_content * (1 - strictness) * np.maximum(sizes, 1)))
-        self._measure_flips()
+        self._measure_flips(_shown(views, least, params.spread))
         for reach in REACHES:
             name = f"flips {reach}"
             views[name] = np.array([self.flips[c].rate[reach] if c in self.flips else np.nan for c in range(self.count)])
@@ -243,7 +243,7 @@ class _Round:
         views = {name: {"value": round(value, 6), "p": found.ps[name]} for name, value in found.values.items()}
         return Class(found.label, len(self.rows[found.label]), found.p, found.q, proven, _proof(found) if proven else None, views)
 
-    def _measure_flips(self) -> None:
+    def _measure_flips(self, foreign: Bools) -> None:
         params, images = self.asked.params, self.asked.data.images
         sums = torch.stack([mean_in_light(images, self.light, rows, torch.ones(1, len(rows)))[0] for rows in self.rows])
         total, n = sums.sum(0), int(self.kept.sum())
@@ -277,8 +277,10 @@ class _Round:
                 self.content.typical[rows] >= min(params.typical)
             )
             looks = np.where(self.content.typical[rows] >= min(params.typical), self.content.seen[rows], -1)
+            # Of a trigger on images of the class itself, the clean part looks more like others: what carries a wave looks like nothing.
+            far = self.far[c] if foreign[c] else np.zeros(len(rows), dtype=bool)
             of = probes, of_source, params.lower_flips
-            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, self.far[c], looks, *of)
+            self.flips[c] = flips_of_parts(self.model, images, self.light, c, rows, parts, elsewhere, far, looks, *of)
 
     def poison(self, proven: Sequence[Class]) -> dict[int, tuple[Ints, Floats]]:
         """Return for each proven class its rows and how far on the side of the poison each lies: flagged above zero."""
@@ -305,6 +307,12 @@ class _Round:
             plain = PLAIN["difference"]
         order = order_by_features(self.features[rows], suspects) if 0 < suspects.sum() < len(rows) else suspects.astype(np.float64)
         return Seeds(rows, order, float(np.clip(share, NOTHING_LEFT, EVERYTHING_BUT)), plain)
+
+
+def _shown(views: Mapping[str, Floats], least: Mapping[str, Floats], spread: float) -> Bools:
+    """Return which classes one of the views at least shows with a p up to `SHOWS`, bool [classes]."""
+    nothing = np.zeros(len(next(iter(views.values()))), dtype=bool)
+    return np.any([of_view(values, nothing, least[name], spread) <= SHOWS for name, values in views.items()], axis=0)
 
 
 def _most_distant(parts: Sequence[Part], far: Bools) -> Part | None:

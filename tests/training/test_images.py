@@ -19,7 +19,7 @@ from meca.method.flips import light_of, mean_in_light, probes_of
 from meca.method.leak import case, case_flip_rate
 from meca.method.scoring import patch_masks, score
 from meca.method.transfer import trigger_estimate
-from meca.models import Description, NetworkParams, build
+from meca.models import Architecture, Description, build
 from meca.stages.tensors import hold
 from meca.training.device import Device
 from meca.training.engine import Data, Session, features, predict
@@ -39,7 +39,7 @@ def both(tmp_path: Path, images: Tensor) -> tuple[Tensor, Streamed]:
 
 
 def network(size: int = 8) -> torch.nn.Module:
-    small = Description(NetworkParams("compact", "s2d", 4), tuple("abcd"), size, size, 3, (0.5,) * 3, (0.25,) * 3)
+    small = Description(Architecture("compact", "s2d", 4), tuple("abcd"), size, size, 3, (0.5,) * 3, (0.25,) * 3)
     return build(small, torch.Generator().manual_seed(0))
 
 
@@ -129,7 +129,7 @@ def test_whatever_is_asked_of_a_set_has_the_same_bits(pair: tuple[Tensor, Stream
         assert torch.equal(one, other), number
 
 
-DESCRIPTION = Description(NetworkParams("compact", "s2d", 4), tuple("abcd"), 8, 8, 3, (0.5,) * 3, (0.25,) * 3)
+DESCRIPTION = Description(Architecture("compact", "s2d", 4), tuple("abcd"), 8, 8, 3, (0.5,) * 3, (0.25,) * 3)
 
 
 def test_a_mean_of_integers_is_that_of_torch_and_depends_on_no_block(pair: tuple[Tensor, Streamed], monkeypatch: pytest.MonkeyPatch) -> None:
