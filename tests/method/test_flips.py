@@ -187,8 +187,8 @@ def test_the_part_is_chosen_on_other_images_than_it_is_measured_on() -> None:
     model = Bright()
     first, second = probes_of(model, images, labels, rows, 6, 0), probes_of(model, images, labels, rows, 12, 6)
     assert np.bincount(first.sources).tolist() == [6] * CLASSES and np.bincount(second.sources).tolist() == [12] * CLASSES
-    seen = {image.numpy().tobytes() for image in first.images}
-    assert not seen & {image.numpy().tobytes() for image in second.images}
+    seen = {image.numpy().tobytes() for image in first.images[:]}
+    assert not seen & {image.numpy().tobytes() for image in second.images[:]}
     few = probes_of(model, images, labels, [r[:3] for r in rows], 12, 6)
     assert np.bincount(few.sources).tolist() == [3] * CLASSES, "a class that has too few gives what it has"
 

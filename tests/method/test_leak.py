@@ -72,7 +72,7 @@ def test_a_trigger_for_one_class_is_tried_on_images_of_that_class(moving: bool) 
     test = shown(images, labels, flagged, content)
     assert 2 * int((content[flagged] == 2).sum()) > int(flagged.sum()) > int((content[flagged] == 2).sum()), "most, not all"
     from_two = {tuple(image.flatten().tolist()) for image in images[~flagged & (labels == 2) & (content == 2)]}
-    assert all(tuple(image.flatten().tolist()) in from_two for image in test.images)
+    assert all(tuple(image.flatten().tolist()) in from_two for image in test.images[:])
     assert case_flip_rate(OneSource(True), test) > 0.3 > 0.04 > case_flip_rate(OneSource(False), test)
     everyone = shown(*planted(moving))
     assert {int(content[(images == image).flatten(1).all(1)][0]) for image in everyone.images[:100]} == {0, 2, 3}
@@ -106,14 +106,14 @@ def test_every_half_is_pasted_in_turn() -> None:
     images, labels, flagged, content = planted(moving=False)
     images[flagged], images[~flagged] = 200, 100
     test = shown(images, labels, flagged, content, probe=8)
-    under = (test.pasted == 200).all(3)
+    under = (test.pasted[:] == 200).all(3)
     for i, (rows, columns) in enumerate(
         [(slice(0, 4), slice(0, 8)), (slice(4, 8), slice(0, 8)), (slice(0, 8), slice(0, 4)), (slice(0, 8), slice(4, 8))] * 2
     ):
         expected = torch.zeros(8, 8, dtype=torch.bool)
         expected[rows, columns] = True
         assert torch.equal(under[i], expected)
-    assert (test.control == 100).all()
+    assert (test.control[:] == 100).all()
 
 
 def test_the_controls_show_what_the_suspects_show_and_are_kept_samples() -> None:
