@@ -77,9 +77,12 @@ for read in (lambda: read_capped(here, 10**6), lambda: read_below(here.parent, P
 
 def test_a_run_that_the_disk_cannot_hold_is_refused_at_its_first_image(tmp_path: Path) -> None:
     sample = Found("a", 0, pixels=np.zeros((8, 8, 3), np.uint8))
-    with _Collector(tmp_path, ("a",), 0, 10, (10, 1000)) as collector:
+    with _Collector(tmp_path, ("a",), None, "squash", 10, (10, 1000)) as collector:
         collector.add(sample, None, "train")
-    with pytest.raises(MecaError, match="A run on this data needs about 5"), _Collector(tmp_path, ("a",), 0, 10, (10**12, 0)) as collector:
+    with (
+        pytest.raises(MecaError, match="A run on this data needs about 5"),
+        _Collector(tmp_path, ("a",), None, "squash", 10, (10**12, 0)) as collector,
+    ):
         collector.add(sample, None, "train")
     assert not list(tmp_path.iterdir())
 

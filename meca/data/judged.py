@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from meca.data.columns import pc
-from meca.data.sizing import AUTO, FIRST, FITS, GIVEN, size_record
+from meca.data.decoder import FITS
+from meca.data.sizing import AUTO, FIRST, GIVEN, size_record
 from meca.text import plain
 
 if TYPE_CHECKING:

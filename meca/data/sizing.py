@@ -19,7 +19,6 @@ __all__ = [
     "AUTO",
     "FEWEST",
     "FIRST",
-    "FITS",
     "GIVEN",
     "LADDER",
     "LARGEST",
@@ -33,7 +32,6 @@ __all__ = [
 ]
 
 AUTO, FIRST, GIVEN = "auto", "first", "given"  # where a size comes from
-FITS = ("squash", "pad")  # how an image of another shape comes to a size: each side for itself; or as a whole, with borders
 LADDER = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)  # pixels: the sides that auto chooses among
 LARGEST = 1024  # pixels: the largest side that may be given
 FEWEST = 500  # training images that the budget reckons with at least: a smaller set takes as many steps of training (min_steps)

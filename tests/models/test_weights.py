@@ -176,7 +176,7 @@ def test_another_stem_and_another_size_are_named(tmp_path: Path) -> None:
     ):
         start(description(RESNET, 32), asked(file, "imagenet", "resnet18", "cifar"))
     with pytest.raises(UsageError, match=r"images of 224 x 224 pixels in 3 channels"):
-        start(description(size=224), asked(ours(tmp_path / "small")))
+        start(description(Architecture("compact", "s2d", 4, blocks=3), 224), asked(ours(tmp_path / "small")))
 
 
 class Trap:

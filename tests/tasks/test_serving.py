@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meca.models import NetworkParams, build, read_description, save_model
+from meca.models import Architecture, build, read_description, save_model
 from meca.training.seeds import generator
 from tasks.mlflow.serving import Classifier
 from tests.making import encode, ingest, pixels
@@ -17,7 +17,7 @@ HIGH, WIDE = 12, 20
 
 
 def model(folder: Path, fit: str = "squash") -> Path:
-    made = dataclasses.replace(description(NetworkParams("compact", "s2d", 4)), height=HIGH, width=WIDE, fit=fit)  # pyright: ignore[reportArgumentType]
+    made = dataclasses.replace(description(Architecture("compact", "s2d", 4)), height=HIGH, width=WIDE, fit=fit)  # pyright: ignore[reportArgumentType]
     save_model(build(made, generator("test", 1)), made, folder)
     return folder
 

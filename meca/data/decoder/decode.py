@@ -142,7 +142,7 @@ def resize(pixels: Pixels, height: int, width: int, fit: str = "squash") -> Pixe
         pixels: uint8 [h w c] with 1 or 3 channels.
         height: Of the result, in pixels.
         width: Likewise.
-        fit: One of `meca.data.sizing.FITS`. squash: height and width are scaled each for itself; pad: both alike, and the rest is `BORDER`.
+        fit: One of `meca.data.decoder.FITS`. squash: height and width are scaled each for itself; pad: both alike, and the rest is `BORDER`.
     """
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)

@@ -22,10 +22,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import PIL
 
+from meca.data.decoder import FITS
 from meca.data.decoder.decode import CONVERSIONS, FORMATS, MAX_PIXELS, MAX_RATIO, Decoded
 from meca.data.decoder.starter import start
 from meca.data.decoder.worker import REPLY, REQUEST
-from meca.data.sizing import FITS
 from meca.errors import MecaError, system_failure
 
 __all__ = ["Decoder", "Outcome"]

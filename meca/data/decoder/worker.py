@@ -26,9 +26,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, MpoImagePlugin, TiffImagePlugin
 
+from meca.data.decoder import FITS
 from meca.data.decoder.confinement import confine
 from meca.data.decoder.decode import ORIENTATION, Decoded, Unreadable, decode, resize
-from meca.data.sizing import FITS
 
 __all__ = ["CODE", "GRACE", "REPLY", "REQUEST", "main", "samples", "serve", "work"]
 

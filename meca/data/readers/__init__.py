@@ -9,13 +9,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from meca.data.decoder import FITS
 from meca.data.readers import cifar, idx, webdataset
 from meca.data.readers.detect import NAMES, detect
 from meca.data.readers.files import text
 from meca.data.readers.formats import BY_NAME, FORMATS, LABELLED
 from meca.data.readers.source import Source
 from meca.data.readers.splits import quoted, seeming
-from meca.data.sizing import FITS, LADDER, given_side
+from meca.data.sizing import LADDER, given_side
 from meca.errors import InputRefused, UsageError, check_choice
 
 __all__ = ["BY_NAME", "FORMATS", "LABELLED", "IngestParams", "Source", "open_format", "open_source"]

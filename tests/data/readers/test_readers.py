@@ -75,7 +75,9 @@ def test_a_folder_is_read_in_the_order_of_its_names(split_folders: bool, tmp_pat
         assert store.payload(line["offset"], line["bytes"]) == data and line["sample_id"] == hashlib.sha256(data).hexdigest()
         assert line["notes"] == [f"resized:{line['width']}x{line['height']}"]
         assert store.images[line["row"]].shape == (8, 8, 3)
-    assert store.info.source == {"kind": "imagefolder", "format": "imagefolder", "name": "in", "options": {"split_folders": split_folders}}
+    size = {"chosen": "given", "fit": "squash", "reason": "ingest.size is 8."}
+    options = {"split_folders": split_folders}
+    assert store.info.source == {"kind": "imagefolder", "format": "imagefolder", "name": "in", "options": options, "size": size}
 
 
 def test_size_zero_keeps_the_size_of_the_first_image(tmp_path: Path) -> None:
