@@ -133,8 +133,16 @@ def unpacked(path: Path, place: Path) -> Path:
     """Do what the question asks for first: unpack an archive."""
     if path.is_dir():
         return path
-    with zipfile.ZipFile(path) if path.suffix == ".zip" else tarfile.open(path) as archive:  # of our own making
-        archive.extractall(place, **({} if path.suffix == ".zip" else {"filter": "data"}))
+    # Of our own making, and by hand: `extractall` of a tar file has no `filter` before Python 3.11.4, and complains without one later.
+    with zipfile.ZipFile(path) if path.suffix == ".zip" else tarfile.open(path) as archive:
+        if isinstance(archive, zipfile.ZipFile):
+            archive.extractall(place)
+            return place
+        for member in archive:
+            if member.isfile() and (found := archive.extractfile(member)) is not None:
+                file = place / member.name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(found.read())
     return place
 
 
