@@ -266,9 +266,12 @@ def _found(store: Store, verdicts: pa.Table, verdict: Mapping[str, Any], decided
     waiting = int(_true(held).sum())
     waits = f"; {waiting} of them wait for a person" if waiting else ""
     flagged += waiting
+    # The reason of the verdict counts what `split` flagged, and a reader would miss them.
+    back = _times(pc.list_flatten(verdicts.filter(pc.equal(verdicts["action"], "keep"))["reasons"]), "confirmed")
+    taken = f"; {back} more {'was' if back == 1 else 'were'} flagged and kept, since the clean model confirms the label" if back else ""
     return (
         f"Poison was found: {flagged} of {n} training samples ({flagged / n:.1%}){how} carry signs of a backdoor{leads}; some of them may be clean"
-        f"{waits}."
+        f"{waits}{taken}."
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -63,6 +64,21 @@ def test_the_sentence_says_how_many_classes_a_trigger_leads_to(flagged: tuple[in
     rows = {int((store.labels[: store.info.n_train] == label).argmax()): ("poisoned", "remove", None) for label in flagged}
     summary = read_json(publish_store(store, tmp_path, rows) / "summary.json")
     assert f"leading to class {leads}" in summary["sentence"], summary["sentence"]
+
+
+def test_a_flag_that_was_taken_back_is_told_and_counted_apart(tmp_path: Path) -> None:
+    store = ingest(make_folder(tmp_path / "in"), tmp_path / "store")
+    for k, words in ((0, ""), (1, "; 1 more was flagged and kept, since"), (2, "; 2 more were flagged and kept, since")):
+        paths = {"store": store.path, **decide(store, tmp_path / str(k) / "work", CHANGED), "out": tmp_path / str(k) / "published"}
+        file = paths["relabel_finetune"] / "decisions.parquet"
+        table = pq.read_table(file)
+        reasons = [["confirmed"] if 5 <= row < 5 + k else said for row, said in enumerate(table["reasons"].to_pylist())]
+        at = table.column_names.index("reasons")
+        pq.write_table(table.set_column(at, table.field(at), pa.array(reasons, table.field(at).type)), file)
+        execute(publish, paths, settings(), scratch=tmp_path / str(k) / "scratch")
+        summary = read_json(paths["out"] / "summary.json")
+        assert summary["sentence"].startswith("Poison was found: 2 of 12") and words in summary["sentence"], summary["sentence"]
+        assert ("flagged and kept" in summary["sentence"]) == (k > 0) and verify(paths["out"]) == []
 
 
 def test_what_is_held_of_a_class_is_counted_and_named_and_waits_for_a_person(tmp_path: Path) -> None:
